@@ -1,0 +1,1 @@
+"""How the gateway talks to nodes: one small interface, a factory per kind."""

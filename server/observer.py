@@ -1,0 +1,60 @@
+"""What happened, told once: the facts that metrics and the request log are made of.
+
+`dispatch` tells an `Observer`; it does not know who listens. Prompts and answers never pass through here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from server.exchange import AskRequest, CacheOutcome, NodeShare, Timings, Usage
+from server.nodes import NodeId
+
+HomecomingOutcome = Literal["home", "elsewhere", "new"]
+RequestOutcome = Literal["done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request, when it is over. `error_code` is a `GatewayError.code`."""
+
+    request: AskRequest
+    outcome: RequestOutcome
+    model: str
+    node: str
+    attempts: int
+    nodes: tuple[NodeShare, ...]
+    usage: Usage
+    timings: Timings
+    tokens_per_second: float | None
+    cache: CacheOutcome
+    homecoming: HomecomingOutcome
+    error_code: str | None = None
+    error: str | None = None
+
+
+class Observer(Protocol):
+    def request_finished(self, record: RequestRecord) -> None: ...
+
+    def attempt_started(self, node: NodeId, model: str) -> None: ...
+
+    def attempt_failed(self, node: NodeId, model: str, reason: str) -> None:
+        """`reason` is the class of the NodeError in snake case without `node_`: unreachable, busy, broken …"""
+        ...
+
+    def answer_resumed(self, node: NodeId, way: str) -> None:
+        """A half-told answer goes on at `node` by `way`: chat, raw or replay."""
+        ...
+
+
+class SilentObserver:
+    """Listens to nothing: for tests and embedding."""
+
+    def request_finished(self, record: RequestRecord) -> None: ...
+
+    def attempt_started(self, node: NodeId, model: str) -> None: ...
+
+    def attempt_failed(self, node: NodeId, model: str, reason: str) -> None: ...
+
+    def answer_resumed(self, node: NodeId, way: str) -> None: ...

@@ -1,0 +1,181 @@
+"""The state of all nodes: a fleet value, replaced whole by events, and the load of each node beside it.
+
+`apply(fleet, event)` is pure; `Registry` holds the current fleet, its epoch and the loads, and tells listeners. Only loops
+(health, fleet file, discovery, embedded node) emit events; requests touch `Load` alone. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from server.breaker import on_renewed
+from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeSpec, NodeStatus, ProbeReport, model_key
+
+FAILED_PROBES_TO_SILENT = 3  # with a probe a second after the first failure: silent within 10 s
+
+
+@dataclass(frozen=True, slots=True)
+class NodeListed:
+    """The owner (or discovery) names a node, new or changed."""
+
+    spec: NodeSpec
+    now: float  # wall clock
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUnlisted:
+    """The node was taken from the list: it drains, then it is `NodeGone`."""
+
+    id: NodeId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProbed:
+    id: NodeId
+    report: ProbeReport
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    id: NodeId
+    error: str
+    now: float
+
+
+RegistryEvent = NodeListed | NodeUnlisted | NodeGone | NodeProbed | ProbeFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All nodes at one moment. `epoch` grows with every change that could matter to routing."""
+
+    epoch: int = 0
+    nodes: Mapping[NodeId, Node] = field(default_factory=dict)
+
+
+def apply(fleet: Fleet, event: RegistryEvent) -> Fleet:
+    """The fleet after the event; the same object when nothing changes."""
+    match event:
+        case NodeListed(spec, now):
+            return _put(fleet, _listed(fleet.nodes.get(spec.id), spec, now))
+        case NodeGone(node_id):
+            nodes = {key: node for key, node in fleet.nodes.items() if key != node_id}
+            return Fleet(fleet.epoch + 1, nodes) if len(nodes) != len(fleet.nodes) else fleet
+    node = fleet.nodes.get(event.id)
+    if node is None:
+        return fleet  # a probe's answer may come after the node left
+    match event:
+        case NodeUnlisted(_, now):
+            return _put(fleet, _with_status(node, NodeStatus.DRAINING, now))
+        case NodeProbed(_, report, now):
+            return _put(fleet, _probed(node, report, now))
+        case ProbeFailed(_, error, now):
+            return _put(fleet, _probe_failed(node, error, now))
+
+
+def _put(fleet: Fleet, node: Node) -> Fleet:
+    if fleet.nodes.get(node.id) == node:
+        return fleet
+    return Fleet(fleet.epoch + 1, {**fleet.nodes, node.id: node})
+
+
+def _with_status(node: Node, status: NodeStatus, now: float) -> Node:
+    return node if node.status is status else replace(node, status=status, since=now)
+
+
+def _listed(known: Node | None, spec: NodeSpec, now: float) -> Node:
+    status = NodeStatus.UNKNOWN if spec.enabled else NodeStatus.DISABLED
+    if known is None or (known.spec.host, known.spec.port, known.spec.kind) != (spec.host, spec.port, spec.kind):
+        return Node(spec, status, now)
+    if spec.enabled and known.status not in (NodeStatus.DISABLED, NodeStatus.DRAINING):
+        status = known.status  # what probes found out stays true
+    elif spec.enabled and known.report is not None:
+        status = NodeStatus.READY
+    models = servable(spec, known.report)
+    return _with_status(replace(known, spec=spec, models=models), status, now)
+
+
+def _probed(node: Node, report: ProbeReport, now: float) -> Node:
+    found = replace(
+        node,
+        report=report,
+        models=servable(node.spec, report),
+        resident={model_key(model.name): model for model in report.resident},
+        failed_probes=0,
+        last_error=None,
+    )
+    if node.status in (NodeStatus.DRAINING, NodeStatus.DISABLED):
+        return found
+    return _with_status(found, NodeStatus.READY, now)
+
+
+def _probe_failed(node: Node, error: str, now: float) -> Node:
+    failed = replace(node, failed_probes=node.failed_probes + 1, last_error=error)
+    if node.status in (NodeStatus.DRAINING, NodeStatus.DISABLED):
+        return failed
+    silent = failed.failed_probes >= FAILED_PROBES_TO_SILENT
+    return _with_status(failed, NodeStatus.SILENT, now) if silent else failed
+
+
+def servable(spec: NodeSpec, report: ProbeReport | None) -> Mapping[ModelKey, ModelCopy]:
+    """The models a node may serve: what it lists, narrowed to what its owner named (in the owner's order)."""
+    listed = {model_key(copy.name): copy for copy in report.models} if report else {}
+    if not spec.models:
+        return listed
+    named = [model_key(name) for name in spec.models]
+    return {key: listed[key] for key in named if key in listed}
+
+
+class Registry:
+    """The current fleet and the load of each node. Lives on one event loop; `emit` is the only way to change the fleet."""
+
+    def __init__(self) -> None:
+        self.fleet = Fleet()
+        self.loads: dict[NodeId, Load] = {}
+        self._listeners: list[Callable[[RegistryEvent], None]] = []
+
+    def listen(self, listener: Callable[[RegistryEvent], None]) -> None:
+        """`listener` is called after every event that changed the fleet."""
+        self._listeners.append(listener)
+
+    def emit(self, event: RegistryEvent) -> None:
+        before = self.fleet
+        self.fleet = apply(before, event)
+        if self.fleet is before:
+            return
+        self._follow(before, event)
+        for listener in self._listeners:
+            listener(event)
+
+    def node(self, node_id: NodeId) -> Node | None:
+        return self.fleet.nodes.get(node_id)
+
+    def _follow(self, before: Fleet, event: RegistryEvent) -> None:
+        """Keep loads in step: one per node, judged anew where the node is a new one."""
+        if isinstance(event, NodeGone):
+            self.loads.pop(event.id, None)
+            return
+        node_id = event.spec.id if isinstance(event, NodeListed) else event.id
+        load = self.loads.setdefault(node_id, Load())
+        if is_renewed(before.nodes.get(node_id), self.fleet.nodes[node_id]):
+            load.breaker = on_renewed(load.breaker)
+            load.shunned_until = load.busy_until = 0.0
+
+
+def is_renewed(before: Node | None, after: Node) -> bool:
+    """Is the node a new one, as far as judging it goes? (new address, other version, back after silence)"""
+    if before is None:
+        return False
+    if (before.spec.host, before.spec.port) != (after.spec.host, after.spec.port):
+        return True
+    if before.report is not None and after.report is not None and before.report.version != after.report.version:
+        return True
+    return before.status is NodeStatus.SILENT and after.status is NodeStatus.READY
