@@ -102,6 +102,7 @@ class Node:
     models: Mapping[ModelKey, ModelCopy] = field(default_factory=dict)  # only those it may serve
     resident: Mapping[ModelKey, ResidentModel] = field(default_factory=dict)
     failed_probes: int = 0
+    refused_probe: bool = False  # since the last good probe, one found nobody listening: a restart
     last_error: str | None = None
 
     @property

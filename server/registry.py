@@ -45,9 +45,12 @@ class NodeProbed:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
+    """`refused`: nobody listened at the port, which a node that is merely slow never shows."""
+
     id: NodeId
     error: str
     now: float
+    refused: bool = False
 
 
 RegistryEvent = NodeListed | NodeUnlisted | NodeGone | NodeProbed | ProbeFailed
@@ -77,8 +80,8 @@ def apply(fleet: Fleet, event: RegistryEvent) -> Fleet:
             return _put(fleet, _with_status(node, NodeStatus.DRAINING, now))
         case NodeProbed(_, report, now):
             return _put(fleet, _probed(node, report, now))
-        case ProbeFailed(_, error, now):
-            return _put(fleet, _probe_failed(node, error, now))
+        case ProbeFailed():
+            return _put(fleet, _probe_failed(node, event))
 
 
 def _put(fleet: Fleet, node: Node) -> Fleet:
@@ -93,7 +96,11 @@ def _with_status(node: Node, status: NodeStatus, now: float) -> Node:
 
 def _listed(known: Node | None, spec: NodeSpec, now: float) -> Node:
     status = NodeStatus.UNKNOWN if spec.enabled else NodeStatus.DISABLED
-    if known is None or (known.spec.host, known.spec.port, known.spec.kind) != (spec.host, spec.port, spec.kind):
+    if known is None or (known.spec.host, known.spec.port, known.spec.kind) != (
+        spec.host,
+        spec.port,
+        spec.kind,
+    ):
         return Node(spec, status, now)
     if spec.enabled and known.status not in (NodeStatus.DISABLED, NodeStatus.DRAINING):
         status = known.status  # what probes found out stays true
@@ -110,6 +117,7 @@ def _probed(node: Node, report: ProbeReport, now: float) -> Node:
         models=servable(node.spec, report),
         resident={model_key(model.name): model for model in report.resident},
         failed_probes=0,
+        refused_probe=False,
         last_error=None,
     )
     if node.status in (NodeStatus.DRAINING, NodeStatus.DISABLED):
@@ -117,12 +125,17 @@ def _probed(node: Node, report: ProbeReport, now: float) -> Node:
     return _with_status(found, NodeStatus.READY, now)
 
 
-def _probe_failed(node: Node, error: str, now: float) -> Node:
-    failed = replace(node, failed_probes=node.failed_probes + 1, last_error=error)
+def _probe_failed(node: Node, event: ProbeFailed) -> Node:
+    failed = replace(
+        node,
+        failed_probes=node.failed_probes + 1,
+        refused_probe=node.refused_probe or event.refused,
+        last_error=event.error,
+    )
     if node.status in (NodeStatus.DRAINING, NodeStatus.DISABLED):
         return failed
     silent = failed.failed_probes >= FAILED_PROBES_TO_SILENT
-    return _with_status(failed, NodeStatus.SILENT, now) if silent else failed
+    return _with_status(failed, NodeStatus.SILENT, event.now) if silent else failed
 
 
 def servable(spec: NodeSpec, report: ProbeReport | None) -> Mapping[ModelKey, ModelCopy]:
@@ -171,11 +184,15 @@ class Registry:
 
 
 def is_renewed(before: Node | None, after: Node) -> bool:
-    """Is the node a new one, as far as judging it goes? (new address, other version, back after silence)"""
+    """Is the node a new one, as far as judging it goes? (new address, other version, back after nobody listened)"""
     if before is None:
         return False
     if (before.spec.host, before.spec.port) != (after.spec.host, after.spec.port):
         return True
-    if before.report is not None and after.report is not None and before.report.version != after.report.version:
+    if (
+        before.report is not None
+        and after.report is not None
+        and before.report.version != after.report.version
+    ):
         return True
-    return before.status is NodeStatus.SILENT and after.status is NodeStatus.READY
+    return before.refused_probe and not after.refused_probe

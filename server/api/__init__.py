@@ -1,0 +1,1 @@
+"""The HTTP surface: parse, dispatch, encode. No decisions about nodes are made here."""
