@@ -1,8 +1,8 @@
 """The circuit breaker of one node, as a pure table of three states.
 
-Only the outcomes of requests drive it; probes never do (a phone that answers `/api/tags` and stalls on every prompt must
-leave). Three failures in a row open it for 30 s, then exactly one request tries; each further opening doubles the rest, up
-to five minutes. A sign that the node is a new one (restart, replug, new address) ends the rest at once. Has no clock.
+Only the outcomes of requests drive it; probes never do (a phone that answers `/api/tags` and stalls on every prompt
+must leave). Three failures in a row open it for 30 s, then exactly one request tries; each further opening doubles the
+rest, up to five minutes. A sign that the node is a new one (restart, replug, new address) ends the rest at once.
 """
 
 from __future__ import annotations

@@ -52,9 +52,7 @@ class RequestInvalid(GatewayError):
     status = 422
     code = "invalid_request"
 
-    def __init__(
-        self, message: str, *, field: str | None = None, hint: str | None = None, status: int = 422
-    ) -> None:
+    def __init__(self, message: str, *, field: str | None = None, hint: str | None = None, status: int = 422) -> None:
         super().__init__(message, hint=hint, field=field)
         self._status = status
 

@@ -24,8 +24,8 @@ Message = Mapping[str, Any]  # {"role", "content", "images"?, "tool_calls"?, "th
 class AskRequest:
     """What a caller wants, independent of the dialect it came in.
 
-    `model` is None for "whatever the node has". `fields` holds the rest of Ollama's body under Ollama's names: format,
-    tools, think, keep_alive, raw, system, template, suffix, context, images, logprobs, top_logprobs, truncate,
+    `model` is None for "whatever the node has". `fields` holds the rest of Ollama's body under Ollama's names:
+    format, tools, think, keep_alive, raw, system, template, suffix, context, images, logprobs, top_logprobs, truncate,
     input and dimensions (embed). Values have been checked; nothing is None in it.
     """
 
@@ -46,6 +46,13 @@ class AskRequest:
     def deterministic(self) -> bool:
         """Would the same request give the same answer? (temperature 0 or a seed)"""
         return self.options.get("temperature") == 0 or "seed" in self.options
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First event of every stream: whether the answer comes from the cache, joins another, or is made anew."""
+
+    cache: CacheOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,5 +152,5 @@ class Failed:
     error: GatewayError
 
 
-Event = Queued | Token | Embedding | Done | Failed
+Event = Started | Queued | Token | Embedding | Done | Failed
 NodeEvent = Token | Embedding | NodeDone

@@ -1,7 +1,7 @@
 """The core types of the gateway: what a node is, what we know of it, and what it is doing. Read this first.
 
-`NodeSpec` is what the owner wrote, `Node` adds what probes found out; both are values, replaced whole. `Load` is the one
-mutable thing: the hot counters and learned speeds that change with every request. Knows nothing of HTTP, files or time.
+`NodeSpec` is what the owner wrote, `Node` adds what probes found out; both are values, replaced whole. `Load` is the
+one mutable thing: the hot counters and learned speeds that change with every request. Knows nothing of HTTP or files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state of all nodes: a fleet value, replaced whole by events, and the load of each node beside it.
 
-`apply(fleet, event)` is pure; `Registry` holds the current fleet, its epoch and the loads, and tells listeners. Only loops
-(health, fleet file, discovery, embedded node) emit events; requests touch `Load` alone. Knows nothing of HTTP.
+`apply(fleet, event)` is pure; `Registry` holds the current fleet, its epoch and the loads, and tells listeners. Only
+loops (health, fleet file, discovery, embedded node) emit events; requests touch `Load` alone. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def servable(spec: NodeSpec, report: ProbeReport | None) -> Mapping[ModelKey, Mo
 
 
 class Registry:
-    """The current fleet and the load of each node. Lives on one event loop; `emit` is the only way to change the fleet."""
+    """The current fleet and the load of each node. On one event loop; `emit` is the only way to change the fleet."""
 
     def __init__(self) -> None:
         self.fleet = Fleet()
@@ -189,10 +189,6 @@ def is_renewed(before: Node | None, after: Node) -> bool:
         return False
     if (before.spec.host, before.spec.port) != (after.spec.host, after.spec.port):
         return True
-    if (
-        before.report is not None
-        and after.report is not None
-        and before.report.version != after.report.version
-    ):
+    if before.report is not None and after.report is not None and before.report.version != after.report.version:
         return True
     return before.refused_probe and not after.refused_probe

@@ -1,7 +1,7 @@
 """The gateway's settings: one frozen value, read once at start. Nobody else reads the environment.
 
-Sources, strongest first: arguments, environment (`POTLUCK_…`), `potluck.toml`, defaults. A wrong value or an unknown
-`POTLUCK_` name stops the start with the name and the nearest known one.
+Sources, strongest first: arguments, environment (`POTLUCK_…`), `potluck.toml`, defaults. A wrong value or an
+unknown `POTLUCK_` name stops the start with the name and the nearest known one.
 """
 
 from __future__ import annotations

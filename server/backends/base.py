@@ -1,7 +1,7 @@
 """The interface between dispatch and the nodes: one backend per kind of node, one stream per attempt.
 
-A backend translates: our calls to the node's bytes, the node's answers to events, every foreign exception to a `NodeError`.
-It keeps no state about nodes, decides nothing and never retries.
+A backend translates: our calls to the node's bytes, the node's answers to events, every foreign exception to a
+`NodeError`. It keeps no state about nodes, decides nothing and never retries.
 """
 
 from __future__ import annotations
