@@ -1,0 +1,194 @@
+"""The Python clients of a gateway: `Gateway` and, for asyncio, `AsyncGateway`.
+
+Both carry out the calls of `calls.py`; what is written twice here is I/O and nothing else. Every error is a
+`PotluckError`. Knows nothing of terminals and reads no environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
+
+import httpx
+
+from .answers import Answer, BatchItem
+from .asking import AskOptions, Message
+from .calls import (
+    DEFAULT_URL,
+    Call,
+    ask_call,
+    batch_call,
+    batch_stream_call,
+    client_settings,
+    health_call,
+    models_call,
+    nodes_call,
+    stream_call,
+)
+from .fleet import Health, NodeHealth
+from .records import AnswerReading, BatchReading
+from .seam import translated
+from .streams import AsyncBatchStream, AsyncStream, BatchStream, Stream
+from .timeouts import Timeouts
+
+Result = TypeVar("Result")
+BatchRequest = str | Mapping[str, Any]
+
+__all__ = ["DEFAULT_URL", "AsyncGateway", "Gateway"]
+
+
+class Gateway:
+    """One gateway. Keeps connections open between calls: use it in a `with` block or `close()` it.
+
+    Safe to use from several threads. `transport` replaces the network, for tests and for special TLS settings.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeouts: Timeouts | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = base_url.rstrip("/")
+        self._timeouts = timeouts or Timeouts()
+        self._client = httpx.Client(transport=transport, **client_settings(self.url, api_key))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections, also those of streams that are still read."""
+        self._client.close()
+
+    def ask(
+        self, prompt: str | None = None, *, messages: Sequence[Message] | None = None, **options: Unpack[AskOptions]
+    ) -> Answer:
+        """The whole answer to a prompt, or to a chat given as `messages`."""
+        return self._call(ask_call(prompt, messages, options, self._timeouts))
+
+    def stream(
+        self, prompt: str | None = None, *, messages: Sequence[Message] | None = None, **options: Unpack[AskOptions]
+    ) -> Stream:
+        """The tokens of an answer as they come. Nothing is sent before the first one is asked for."""
+        call = stream_call(prompt, messages, options, self._timeouts)
+        return Stream(lambda: self._open(call), AnswerReading(), self.url)
+
+    @overload
+    def batch(
+        self, requests: Sequence[BatchRequest], *, stream: Literal[False] = False, **options: Unpack[AskOptions]
+    ) -> list[BatchItem]: ...
+    @overload
+    def batch(
+        self, requests: Sequence[BatchRequest], *, stream: Literal[True], **options: Unpack[AskOptions]
+    ) -> BatchStream: ...
+    def batch(
+        self, requests: Sequence[BatchRequest], *, stream: bool = False, **options: Unpack[AskOptions]
+    ) -> list[BatchItem] | BatchStream:
+        """Many requests, spread over the fleet: texts, or mappings with their own options.
+
+        The results come in the order of the requests; with `stream=True` as they finish, each with its `index`.
+        """
+        if not stream:
+            return self._call(batch_call(requests, options, self._timeouts)) if requests else []
+        call = batch_stream_call(requests, options, self._timeouts)
+        return BatchStream(lambda: self._open(call), BatchReading(len(requests)), self.url)
+
+    def health(self) -> Health:
+        """The gateway's state and that of every node; also when no node can answer."""
+        return self._call(health_call(self._timeouts))
+
+    def nodes(self) -> tuple[NodeHealth, ...]:
+        return self._call(nodes_call(self._timeouts))
+
+    def models(self) -> list[str]:
+        """The names of all models in the fleet."""
+        return self._call(models_call(self._timeouts))
+
+    def _call(self, call: Call[Result]) -> Result:
+        with translated(self.url):
+            return call.read(self._client.request(call.method, call.path, json=call.body, timeout=call.timeout))
+
+    def _open(self, call: Call[Any]) -> Any:
+        return self._client.stream(call.method, call.path, json=call.body, timeout=call.timeout)
+
+
+class AsyncGateway:
+    """The same for asyncio: use it in an `async with` block or `aclose()` it."""
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeouts: Timeouts | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = base_url.rstrip("/")
+        self._timeouts = timeouts or Timeouts()
+        self._client = httpx.AsyncClient(transport=transport, **client_settings(self.url, api_key))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections, also those of streams that are still read."""
+        await self._client.aclose()
+
+    async def ask(
+        self, prompt: str | None = None, *, messages: Sequence[Message] | None = None, **options: Unpack[AskOptions]
+    ) -> Answer:
+        """The whole answer to a prompt, or to a chat given as `messages`."""
+        return await self._call(ask_call(prompt, messages, options, self._timeouts))
+
+    def stream(
+        self, prompt: str | None = None, *, messages: Sequence[Message] | None = None, **options: Unpack[AskOptions]
+    ) -> AsyncStream:
+        """The tokens of an answer as they come. Nothing is sent before the first one is asked for."""
+        call = stream_call(prompt, messages, options, self._timeouts)
+        return AsyncStream(lambda: self._open(call), AnswerReading(), self.url)
+
+    @overload
+    def batch(
+        self, requests: Sequence[BatchRequest], *, stream: Literal[False] = False, **options: Unpack[AskOptions]
+    ) -> Awaitable[list[BatchItem]]: ...
+    @overload
+    def batch(
+        self, requests: Sequence[BatchRequest], *, stream: Literal[True], **options: Unpack[AskOptions]
+    ) -> AsyncBatchStream: ...
+    def batch(
+        self, requests: Sequence[BatchRequest], *, stream: bool = False, **options: Unpack[AskOptions]
+    ) -> Awaitable[list[BatchItem]] | AsyncBatchStream:
+        """`await` it for the results in order; with `stream=True` iterate it as they finish."""
+        if not stream:
+            return self._batch(requests, options)
+        call = batch_stream_call(requests, options, self._timeouts)
+        return AsyncBatchStream(lambda: self._open(call), BatchReading(len(requests)), self.url)
+
+    async def health(self) -> Health:
+        """The gateway's state and that of every node; also when no node can answer."""
+        return await self._call(health_call(self._timeouts))
+
+    async def nodes(self) -> tuple[NodeHealth, ...]:
+        return await self._call(nodes_call(self._timeouts))
+
+    async def models(self) -> list[str]:
+        """The names of all models in the fleet."""
+        return await self._call(models_call(self._timeouts))
+
+    async def _batch(self, requests: Sequence[BatchRequest], options: Mapping[str, Any]) -> list[BatchItem]:
+        return await self._call(batch_call(requests, options, self._timeouts)) if requests else []
+
+    async def _call(self, call: Call[Result]) -> Result:
+        with translated(self.url):
+            return call.read(await self._client.request(call.method, call.path, json=call.body, timeout=call.timeout))
+
+    def _open(self, call: Call[Any]) -> Any:
+        return self._client.stream(call.method, call.path, json=call.body, timeout=call.timeout)
