@@ -11,7 +11,7 @@ import json
 from typing import Protocol, TypeVar
 
 from .answers import Answer, BatchItem, Queued, Record, Token, as_record, read_answer, read_count
-from .errors import AnswerCutShort, PotluckError, UnexpectedAnswer
+from .errors import AnswerCutShort, GatewayUnreachable, PotluckError, UnexpectedAnswer
 from .refusals import refusal
 
 # A token's line has some hundred bytes, a batch's line a whole answer; beyond this it is no gateway that speaks.
@@ -24,8 +24,8 @@ class Reading(Protocol[Event]):
     """What a stream of either client needs to know of the records in it."""
 
     @property
-    def finished(self) -> bool:
-        """The last record was there, or what came makes the rest worthless: read no further."""
+    def failed(self) -> bool:
+        """What came makes the rest worthless: read no further, `end` raises."""
         ...
 
     def receive_data(self, data: bytes) -> list[Event]: ...
@@ -34,8 +34,8 @@ class Reading(Protocol[Event]):
         """Raise unless the stream came to its own end."""
         ...
 
-    def broken(self, reason: str) -> PotluckError | None:
-        """The error for a connection that broke here; None where something was missing only after the end."""
+    def broken(self, error: PotluckError) -> PotluckError | None:
+        """What a connection that broke here means for the stream; nothing (None) after its last record."""
         ...
 
 
@@ -90,7 +90,11 @@ class AnswerReading:
         return self._answer
 
     @property
-    def finished(self) -> bool:
+    def failed(self) -> bool:
+        return self._failure is not None
+
+    @property
+    def _finished(self) -> bool:
         return self._answer is not None or self._failure is not None
 
     def receive_data(self, data: bytes) -> list[Token | Queued]:
@@ -104,20 +108,20 @@ class AnswerReading:
 
     def end(self) -> None:
         rest = self._lines.flush()
-        if rest and not self.finished:
+        if rest and not self._finished:
             self._last_line(rest)
         if self._failure is not None:
             raise self._failure
         if self._answer is None:
             raise self._cut("the answer stopped before its end")
 
-    def broken(self, reason: str) -> PotluckError | None:
-        if self._failure is not None or self._answer is not None:
+    def broken(self, error: PotluckError) -> PotluckError | None:
+        if self._finished:
             return self._failure
-        return self._cut(reason)
+        return self._cut(error.message) if isinstance(error, GatewayUnreachable) else error
 
     def _take(self, record: Record, events: list[Token | Queued]) -> None:
-        if self.finished:
+        if self._finished:
             raise UnexpectedAnswer("the stream went on after its last record")
         if "error" in record:
             self._take_error(as_record(record["error"], "an object as 'error'"))
@@ -159,11 +163,15 @@ class BatchReading:
     def __init__(self, size: int) -> None:
         self._lines = LineDecoder()
         self._awaited = set(range(size))
-        self._done = size == 0  # nothing asked, nothing awaited
+        self._done = False
         self._failure: PotluckError | None = None
 
     @property
-    def finished(self) -> bool:
+    def failed(self) -> bool:
+        return self._failure is not None
+
+    @property
+    def _finished(self) -> bool:
         return self._done or self._failure is not None
 
     def receive_data(self, data: bytes) -> list[BatchItem]:
@@ -177,7 +185,7 @@ class BatchReading:
 
     def end(self) -> None:
         rest = self._lines.flush()
-        if rest and not self.finished:
+        if rest and not self._finished:
             try:
                 self._take(read_line(rest), [])
             except UnexpectedAnswer:
@@ -187,11 +195,13 @@ class BatchReading:
         if not self._done or self._awaited:
             raise self._cut("the batch stopped before its end")
 
-    def broken(self, reason: str) -> PotluckError | None:
-        return self._failure if self.finished else self._cut(reason)
+    def broken(self, error: PotluckError) -> PotluckError | None:
+        if self._finished:
+            return self._failure
+        return self._cut(error.message) if isinstance(error, GatewayUnreachable) else error
 
     def _take(self, record: Record, items: list[BatchItem]) -> None:
-        if self.finished:
+        if self._finished:
             raise UnexpectedAnswer("the stream went on after its last record")
         if record.get("done") is True and "index" not in record:
             self._done = True

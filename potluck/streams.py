@@ -7,13 +7,13 @@ gateway then stops the work on the node. All that is decided about records is in
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Generic, Self, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
+from typing import Generic, Self, TypeVar, cast
 
 import httpx
 
 from .answers import Answer, BatchItem, Queued, Token
-from .errors import GatewayUnreachable, PotluckError
+from .errors import AnswerTimeout, GatewayUnreachable, PotluckError
 from .records import AnswerReading, BatchReading, Reading
 from .refusals import read_refusal
 from .seam import translated
@@ -43,15 +43,13 @@ class _Flow(Generic[Event]):
         self._events.close()
 
     def _flow(self) -> Generator[Event]:
-        if self._reading.finished:
-            return
         with translated(self._url), self._opening() as response:
             if response.status_code != 200:
                 raise read_refusal(response.status_code, response.headers, response.read())
             chunks = response.iter_bytes()
             while (data := self._next_chunk(chunks)) is not None:
                 yield from self._reading.receive_data(data)
-                if self._reading.finished:
+                if self._reading.failed:
                     break
         self._reading.end()
 
@@ -59,8 +57,10 @@ class _Flow(Generic[Event]):
         try:
             with translated(self._url):
                 return next(chunks, None)
-        except GatewayUnreachable as error:
-            raise _broken(self._reading, error) from error
+        except (GatewayUnreachable, AnswerTimeout) as error:
+            if (failure := self._reading.broken(error)) is not None:
+                raise failure from error
+            return None  # after the last record nothing can be missing
 
 
 class _AsyncFlow(Generic[Event]):
@@ -83,30 +83,27 @@ class _AsyncFlow(Generic[Event]):
         await self._events.aclose()
 
     async def _flow(self) -> AsyncGenerator[Event]:
-        if self._reading.finished:
-            return
         with translated(self._url):
             async with self._opening() as response:
                 if response.status_code != 200:
                     raise read_refusal(response.status_code, response.headers, await response.aread())
-                chunks = response.aiter_bytes()
-                while (data := await self._next_chunk(chunks)) is not None:
-                    for event in self._reading.receive_data(data):
-                        yield event
-                    if self._reading.finished:
-                        break
+                # httpx promises an iterator only, but it is a generator, and one that wants to be closed.
+                async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
+                    while (data := await self._next_chunk(chunks)) is not None:
+                        for event in self._reading.receive_data(data):
+                            yield event
+                        if self._reading.failed:
+                            break
         self._reading.end()
 
-    async def _next_chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+    async def _next_chunk(self, chunks: AsyncGenerator[bytes]) -> bytes | None:
         try:
             with translated(self._url):
                 return await anext(chunks, None)
-        except GatewayUnreachable as error:
-            raise _broken(self._reading, error) from error
-
-
-def _broken(reading: Reading[Event], error: GatewayUnreachable) -> PotluckError:
-    return reading.broken(error.message) or error
+        except (GatewayUnreachable, AnswerTimeout) as error:
+            if (failure := self._reading.broken(error)) is not None:
+                raise failure from error
+            return None  # after the last record nothing can be missing
 
 
 def _whole(reading: AnswerReading) -> Answer:
