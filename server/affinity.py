@@ -1,0 +1,273 @@
+"""Which node holds which conversation, and what coming back or going elsewhere costs. Pure data, `now` is an argument.
+
+A conversation is known by chained hashes over what its prompt is made of (template-relevant fields, then each message);
+every prefix that ends in an assistant message is a key. A node's memory is a bounded, ordered set of conversations; how
+many of them the node really still holds is learned from how fast it reads a prompt that came home, never assumed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from server.exchange import AskRequest, Message
+from server.nodes import ModelKey, NodeId
+
+HELD_PER_NODE = 64  # more than any phone holds; bounds memory with thousands of one-question callers
+KEYS_PER_CONVERSATION = 64  # older prefixes of a long conversation are not worth their bytes
+TEMPLATE_FIELDS = ("system", "template", "tools", "think")
+CHARACTERS_PER_TOKEN = 4.0  # before a node has counted for us; English text in common tokenizers
+MESSAGE_OVERHEAD_TOKENS = 5  # role markers around each message
+WARM_SHARE = 0.5  # read in less than half the cold time: the prefix was held
+LEARNING_RATE = 1 / 32  # share of later turns: follows a change of load within some dozens of requests
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a request's prompt has in common with earlier ones.
+
+    `prefixes`: keys of the prefixes that end in an assistant message, longest first, each with its estimated tokens.
+    `whole`: the hash of everything, the link that the answer's own key continues.
+    """
+
+    prefixes: tuple[tuple[int, int], ...]
+    whole: int
+    tokens: int
+
+    @property
+    def later_turn(self) -> bool:
+        return bool(self.prefixes)
+
+
+def conversation(request: AskRequest) -> Conversation:
+    """Read the keys off a request. Without messages, Ollama's `context` stands for the history."""
+    link = hash(tuple(_canonical(request.fields.get(name)) for name in TEMPLATE_FIELDS))
+    if request.operation != "chat":
+        return _from_context(request, link)
+    prefixes: list[tuple[int, int]] = []
+    tokens = 0
+    last = len(request.messages) - 1
+    for index, message in enumerate(request.messages):
+        link = _next_link(link, message)
+        tokens += _message_tokens(message)
+        if message.get("role") == "assistant" and index != last:
+            prefixes.append((link, tokens))
+    prefixes.reverse()
+    return Conversation(tuple(prefixes[:KEYS_PER_CONVERSATION]), link, tokens)
+
+
+def _from_context(request: AskRequest, link: int) -> Conversation:
+    context = request.fields.get("context") or ()
+    tokens = round(len(request.prompt) / CHARACTERS_PER_TOKEN) + len(context)
+    whole = hash((link, tuple(context), request.prompt))
+    return Conversation(((hash(tuple(context)), len(context)),) if context else (), whole, tokens)
+
+
+def answer_key(whole: int, text: str, context: tuple[int, ...] = ()) -> int:
+    """The key under which the next turn will ask for this conversation."""
+    if context:
+        return hash(context)
+    return _next_link(whole, {"role": "assistant", "content": text})
+
+
+def _next_link(link: int, message: Message) -> int:
+    # clients often strip what they send back, and drop the thinking; both must not hide a homecoming
+    content = message.get("content")
+    text = content.strip() if isinstance(content, str) else ""
+    extras = _canonical(message.get("images")), _canonical(message.get("tool_calls"))
+    return hash((link, message.get("role"), text, extras))
+
+
+def _canonical(value: Any) -> Any:
+    if not value:
+        return None
+    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _message_tokens(message: Message) -> int:
+    content = message.get("content")
+    length = len(content) if isinstance(content, str) else 0
+    return round(length / CHARACTERS_PER_TOKEN) + MESSAGE_OVERHEAD_TOKENS
+
+
+@dataclass(slots=True)
+class Held:
+    """One conversation a node read or told last; `tokens` counts prompt and answer."""
+
+    keys: tuple[int, ...]
+    model: ModelKey
+    digest: str
+    tokens: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A request finds (part of) its conversation at a node: `depth` conversations were there since."""
+
+    tokens: int
+    depth: int
+    certain: bool  # the node has shown that it holds conversations this deep
+
+
+@dataclass(slots=True)
+class NodeMemory:
+    """What one node holds, as far as the gateway can know. Newest conversation last."""
+
+    node_id: NodeId
+    holders: dict[int, set[NodeId]]  # of all nodes: see `Memories`
+    held: OrderedDict[int, Held] = field(default_factory=OrderedDict)  # by newest key
+    by_key: dict[int, Held] = field(default_factory=dict)
+    warm_depth: int = 0  # deepest return that was read warm
+    cold_depth: int | None = None  # shallowest return that was read cold
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    @property
+    def capacity(self) -> int:
+        """How many conversations it has shown to hold at once."""
+        return self.warm_depth + 1
+
+    def find(self, prefixes: Iterable[tuple[int, int]], digest: str) -> Match | None:
+        """The longest prefix held here, for the model copy with this digest."""
+        for key, estimated in prefixes:
+            entry = self.by_key.get(key)
+            if entry is None or entry.digest != digest:
+                continue
+            depth = self._depth(entry)
+            if self.cold_depth is not None and 0 < self.cold_depth <= depth:
+                return None
+            certain = depth <= self.warm_depth and self.cold_depth != 0
+            whole = key == entry.keys[0]
+            return Match(entry.tokens if whole else min(estimated, entry.tokens), depth, certain)
+        return None
+
+    def _depth(self, entry: Held) -> int:
+        depth = 0
+        for other in reversed(self.held.values()):
+            if other is entry:
+                return depth
+            depth += 1
+        return depth
+
+    def write(self, entry: Held, continued: Iterable[tuple[int, int]] = ()) -> None:
+        """The node has just told this. An older state of the same conversation (`continued`) is replaced by it."""
+        for key, _ in continued:
+            older = self.by_key.get(key)
+            if older is not None:
+                self._drop(older)
+                break
+        self.held[entry.keys[0]] = entry
+        self.held.move_to_end(entry.keys[0])
+        for key in entry.keys:
+            self.by_key[key] = entry
+            self.holders.setdefault(key, set()).add(self.node_id)
+        while len(self.held) > HELD_PER_NODE:
+            self._drop(next(iter(self.held.values())))
+
+    def learn(self, match: Match, warm: bool) -> None:
+        """A conversation came home from `match.depth` and was read warm or cold."""
+        if warm:
+            self.warm_depth = max(self.warm_depth, match.depth)
+            if self.cold_depth is not None and self.cold_depth <= match.depth:
+                self.cold_depth = None
+        else:
+            self.cold_depth = match.depth if self.cold_depth is None else min(self.cold_depth, match.depth)
+            self.warm_depth = min(self.warm_depth, max(0, match.depth - 1))
+
+    def next_lost(self, model: ModelKey) -> Held | None:
+        """The conversation that one more would push out; None while there is room."""
+        mine = [entry for entry in reversed(self.held.values()) if entry.model == model][: self.capacity]
+        return mine[-1] if len(mine) >= self.capacity else None
+
+    def forget(self, model: ModelKey | None = None) -> None:
+        """The model left the node's memory (None: the node itself restarted): nothing of it is held any more."""
+        for entry in [e for e in self.held.values() if model is None or e.model == model]:
+            self._drop(entry)
+
+    def forget_key(self, key: int) -> None:
+        entry = self.by_key.get(key)
+        if entry is not None:
+            self._drop(entry)
+
+    def _drop(self, entry: Held) -> None:
+        self.held.pop(entry.keys[0], None)
+        for key in entry.keys:
+            if self.by_key.get(key) is entry:
+                del self.by_key[key]
+                holders = self.holders[key]
+                holders.discard(self.node_id)
+                if not holders:
+                    del self.holders[key]
+
+
+@dataclass(slots=True)
+class Memories:
+    """The memories of all nodes, and who holds which key: finding a home must not ask a thousand nodes."""
+
+    by_node: dict[NodeId, NodeMemory] = field(default_factory=dict)
+    holders: dict[int, set[NodeId]] = field(default_factory=dict)
+
+    def of(self, node_id: NodeId) -> NodeMemory:
+        memory = self.by_node.get(node_id)
+        if memory is None:
+            memory = self.by_node[node_id] = NodeMemory(node_id, self.holders)
+        return memory
+
+    def forget_elsewhere(self, node_id: NodeId, prefixes: Iterable[tuple[int, int]]) -> None:
+        """The conversation went on at `node_id`: what others hold of it will not be asked for again."""
+        for key, _ in prefixes:
+            for other in [holder for holder in self.holders.get(key, ()) if holder != node_id]:
+                self.by_node[other].forget_key(key)
+            return  # the longest prefix names the conversation; shorter ones may belong to its siblings
+
+    def remove(self, node_id: NodeId) -> None:
+        memory = self.by_node.pop(node_id, None)
+        if memory is not None:
+            memory.forget()
+
+
+def was_warm(match: Match, prompt_tokens: int, prompt_seconds: float, cold_tokens_per_second: float) -> bool | None:
+    """Did the node still hold it, by how fast it read? None when the prompt says too little about it."""
+    if prompt_tokens <= 0 or match.tokens < prompt_tokens * WARM_SHARE:
+        return None
+    return prompt_seconds < WARM_SHARE * prompt_tokens / cold_tokens_per_second
+
+
+@dataclass(slots=True)
+class ReturnRate:
+    """How likely a conversation comes back, and how soon: learned from the share of later turns in the traffic."""
+
+    share: float = 0.0
+    gap_seconds: float = 30.0
+    seen: int = 0
+
+    def observe(self, later_turn: bool) -> None:
+        self.seen += 1
+        rate = max(LEARNING_RATE, 1 / self.seen)
+        self.share += rate * (float(later_turn) - self.share)
+
+    def observe_gap(self, seconds: float) -> None:
+        self.gap_seconds += LEARNING_RATE * 4 * (max(seconds, 0.001) - self.gap_seconds)
+
+    def probability(self, idle_seconds: float) -> float:
+        """Falls with the square of the idle time: a conversation silent for many usual gaps has ended."""
+        return self.share / (1.0 + (idle_seconds / (3.0 * self.gap_seconds)) ** 2)
+
+
+def loss_seconds(lost: Held | None, prompt_tokens_per_second: float, rate: ReturnRate, now: float) -> float:
+    """Expected seconds of reading anew if this conversation is pushed out of its node."""
+    if lost is None:
+        return 0.0
+    return rate.probability(now - lost.at) * lost.tokens / prompt_tokens_per_second
+
+
+def continued_keys(conversation: Conversation, text: str, context: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """All keys of a conversation after its answer, newest first: regenerating an earlier turn comes home as well."""
+    older = (key for key, _ in conversation.prefixes)
+    return (answer_key(conversation.whole, text, context), *older)[:KEYS_PER_CONVERSATION]

@@ -1,0 +1,116 @@
+"""Smooth weighted round robin without a scan: nginx's rotation over a changing set of free seats. Pure, no clock.
+
+Each pick adds every free seat its weight, takes the largest running sum and charges it the total. Seats of equal
+weight gain equally, so their order among each other changes only when one is charged: a heap per distinct weight is
+enough, and a pick among a thousand seats looks at a handful of heap tops. The tests hold it equal to the plain scan.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from server.nodes import NodeId
+
+FURTHEST_CHARGE = 64.0  # in rounds: a long run of homecomings must not keep newcomers away for ever
+STALE_ENTRIES = 2  # times the members: heaps are rebuilt beyond, so that charges cannot grow them
+
+
+@dataclass(slots=True)
+class _Group:
+    """Free seats of one weight. A seat's running sum is `gained` plus its own offset."""
+
+    weight: float
+    gained: float = 0.0
+    members: set[NodeId] = field(default_factory=set)
+    heap: list[tuple[float, int, NodeId]] = field(default_factory=list)  # (-offset, order, id), some stale
+
+
+@dataclass(slots=True)
+class Rotation:
+    """The running sums of one roster's seats; those that joined take part."""
+
+    total: float = 0.0
+    groups: dict[float, _Group] = field(default_factory=dict)
+    group_of: dict[NodeId, _Group] = field(default_factory=dict)
+    offsets: dict[NodeId, float] = field(default_factory=dict)
+    order: dict[NodeId, int] = field(default_factory=dict)
+    parked: dict[NodeId, float] = field(default_factory=dict)  # running sums of seats that left
+
+    def join(self, node_id: NodeId, weight: float) -> None:
+        """The seat is free; it goes on with the sum it left with. Joining again with another weight moves it."""
+        group = self.group_of.get(node_id)
+        if group is not None:
+            if group.weight == weight:
+                return
+            self.leave(node_id)
+        group = self.groups.setdefault(weight, _Group(weight))
+        group.members.add(node_id)
+        self.group_of[node_id] = group
+        self.order.setdefault(node_id, len(self.order))
+        self.total += weight
+        self._set(group, node_id, self.parked.pop(node_id, 0.0) - group.gained)
+
+    def leave(self, node_id: NodeId) -> None:
+        group = self.group_of.pop(node_id, None)
+        if group is None:
+            return
+        self.parked[node_id] = self.offsets.pop(node_id) + group.gained
+        group.members.remove(node_id)
+        self.total -= group.weight
+        if not group.members:
+            del self.groups[group.weight]
+        if not self.groups:
+            self.total = 0.0  # sums of floats drift; an empty rotation is a good moment to say so
+
+    def sum_of(self, node_id: NodeId) -> float:
+        """The running sum, of a free seat or of one that left."""
+        group = self.group_of.get(node_id)
+        return self.parked.get(node_id, 0.0) if group is None else self.offsets[node_id] + group.gained
+
+    def pick(self) -> NodeId:
+        """The next seat of all that joined (at least one)."""
+        best: tuple[float, int, NodeId] | None = None
+        for group in self.groups.values():
+            group.gained += group.weight
+            negative_offset, order, node_id = self._top(group)
+            entry = (negative_offset - group.gained, order, node_id)
+            if best is None or entry < best:
+                best = entry
+        assert best is not None, "nobody joined"
+        self._charge(best[2], self.total)
+        return best[2]
+
+    def pick_among(self, candidates: Iterable[NodeId]) -> NodeId:
+        """The next seat of the candidates, charged over all that joined, so that over time the weights hold."""
+        for group in self.groups.values():
+            group.gained += group.weight
+        chosen = max(candidates, key=lambda node_id: (self.sum_of(node_id), -self.order[node_id]))
+        self._charge(chosen, self.total)
+        return chosen
+
+    def charge(self, node_id: NodeId) -> None:
+        """Turn the rotation by one pick that was decided elsewhere."""
+        for group in self.groups.values():
+            group.gained += group.weight
+        self._charge(node_id, self.total)
+
+    def _charge(self, node_id: NodeId, total: float) -> None:
+        group = self.group_of[node_id]
+        least = -FURTHEST_CHARGE * total - group.gained
+        self._set(group, node_id, max(self.offsets[node_id] - total, least))
+
+    def _set(self, group: _Group, node_id: NodeId, offset: float) -> None:
+        self.offsets[node_id] = offset
+        heapq.heappush(group.heap, (-offset, self.order[node_id], node_id))
+        if len(group.heap) > STALE_ENTRIES * len(group.members) + 8:
+            group.heap = [(-self.offsets[member], self.order[member], member) for member in group.members]
+            heapq.heapify(group.heap)
+
+    def _top(self, group: _Group) -> tuple[float, int, NodeId]:
+        while True:
+            entry = group.heap[0]
+            if entry[2] in group.members and self.offsets[entry[2]] == -entry[0]:
+                return entry
+            heapq.heappop(group.heap)

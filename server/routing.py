@@ -1,0 +1,327 @@
+"""Which node gets the next request: pure decisions over the seats of one model.
+
+A `Seat` is one node seen from one model; a `Roster` is all seats of a model in one epoch of the fleet. `choose` looks
+at who may serve (has the model, breaker admits, slot free, not excluded), lets a conversation come home, and leaves the
+rest to the strategy: smooth weighted round robin (`rotation`), least busy or fastest. It neither waits nor sends.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from server.affinity import Match, Memories, NodeMemory, ReturnRate, loss_seconds
+from server.breaker import BreakerState
+from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeStatus
+from server.rotation import Rotation
+
+StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
+UNKNOWN_PROMPT_SPEED = 30.0  # tokens/s of a mid-range phone, until the node has shown its own
+UNKNOWN_SPEED = 10.0  # tokens/s, likewise
+EQUAL_LOSS = 0.05  # losses within this share of the newcomer's own reading time count as equal
+LOOKED_AT = 64  # seats weighed for what they would lose: keeps a choice among a thousand under 100 us
+
+
+@dataclass(slots=True)
+class Seat:
+    """One node, as the place where one model runs."""
+
+    node: Node
+    load: Load
+    memory: NodeMemory
+    model: ModelKey
+    copy: ModelCopy
+    slots: int
+    weight: float
+
+    @property
+    def id(self) -> NodeId:
+        return self.node.spec.id
+
+    @property
+    def prompt_speed(self) -> float:
+        return self.load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
+
+    def admits(self, now: float) -> bool:
+        """In service, busy or not: its breaker does not rest."""
+        return self.load.breaker.state is not BreakerState.OPEN or self.load.breaker.admits(now)
+
+
+@dataclass(slots=True)
+class Roster:
+    """All seats of one model (or of every node's own model) and, kept up by `touch`, the free ones among them.
+
+    The index of free seats spares each choice a look at a thousand busy nodes. Who changes a node's load must `touch`
+    its seats; a rest that ends by time alone is in `resting`.
+    """
+
+    seats: dict[NodeId, Seat]
+    free: dict[NodeId, Seat] = field(default_factory=dict)
+    resting: list[tuple[float, NodeId]] = field(default_factory=list)  # a heap: when to look again
+    rotation: Rotation = field(default_factory=Rotation)
+    has_last_resort: bool = False
+    cursor: int = 0
+
+    def touch(self, node_id: NodeId, now: float) -> None:
+        """The node's load changed: is its seat free now, or when will it be worth a look?"""
+        seat = self.seats.get(node_id)
+        if seat is None:
+            return
+        load = seat.load
+        if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
+            self._take(node_id)
+            return
+        opens = load.breaker.open_until if load.breaker.state is BreakerState.OPEN else 0.0
+        until = max(opens, load.shunned_until, load.busy_until)
+        if until > now:
+            self._take(node_id)
+            heapq.heappush(self.resting, (until, node_id))
+        else:
+            self.free[node_id] = seat
+            self.rotation.join(node_id, seat.weight)
+
+    def _take(self, node_id: NodeId) -> None:
+        if self.free.pop(node_id, None) is not None:
+            self.rotation.leave(node_id)
+
+    def wake(self, now: float) -> None:
+        """Look again at the seats whose rest is over."""
+        while self.resting and self.resting[0][0] <= now:
+            self.touch(heapq.heappop(self.resting)[1], now)
+
+    def reweigh(self, node_id: NodeId) -> None:
+        """A node whose weight is "auto" has shown its speed."""
+        seat = self.seats.get(node_id)
+        if seat is not None and seat.node.spec.weight is None:
+            seat.weight = learned_weight(seat.load)
+            if node_id in self.free:
+                self.rotation.join(node_id, seat.weight)
+
+
+def learned_weight(load: Load) -> float:
+    """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight."""
+    speed = load.tokens_per_second or UNKNOWN_SPEED
+    return float(2.0 ** (round(math.log2(speed) * 10) / 10))
+
+
+def build_roster(
+    nodes: Mapping[NodeId, Node],
+    beside: Callable[[NodeId], tuple[Load, NodeMemory]],
+    model: ModelKey | None,
+    now: float,
+    before: Roster | None = None,
+) -> Roster:
+    """The seats of `model` (None: each node's own); the rotation goes on where the older roster stood."""
+    roster = Roster({})
+    if before is not None:
+        roster.rotation.parked.update((node_id, before.rotation.sum_of(node_id)) for node_id in before.seats)
+    for node in nodes.values():
+        key = model if model is not None else node.own_model
+        if node.status is not NodeStatus.READY or key is None or key not in node.models:
+            continue
+        load, memory = beside(node.id)
+        weight = node.spec.weight or learned_weight(load)
+        roster.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight)
+        roster.has_last_resort = roster.has_last_resort or node.spec.last_resort
+        roster.touch(node.id, now)
+    return roster
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a conversation is held, and until when a request waits for that node (loop clock)."""
+
+    node_id: NodeId
+    match: Match
+    saving_seconds: float
+    waits_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request needs of a node; grows by exclusions while attempts fail."""
+
+    model: ModelKey | None
+    prompt_tokens: int = 0
+    context_tokens: int | None = None  # options.num_ctx
+    excluded: frozenset[NodeId] = frozenset()
+    continues: ModelCopy | None = None  # only copies with this digest may go on
+    continues_kind: str = "ollama"
+    home: Home | None = None
+    needs_memory: bool = True  # chat and generate move the node's prompt cache; embed does not
+
+    def plain(self) -> bool:
+        """Could any free node do? Then one refusal answers for all such demands of the model."""
+        return not self.excluded and self.continues is None and self.home is None and self.context_tokens is None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    seat: Seat
+    at_home: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nobody takes it now. `busy` and `home` mean wait; `retry_at` says when a look is worth it again."""
+
+    reason: Literal["busy", "home", "none_in_service", "context"]
+    retry_at: float | None = None
+    largest_context: int | None = None
+
+
+@dataclass(slots=True)
+class Policy:
+    """How to choose: the strategy, and what is known of conversations that come back."""
+
+    strategy: Strategy
+    returns: ReturnRate = field(default_factory=ReturnRate)
+    affinity: bool = True
+
+
+def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice | Refusal:
+    """Pick a seat for the demand, or say why not. Mutates only the rotation of the roster."""
+    roster.wake(now)
+    only: Sequence[Seat] | None = None  # None: every free seat will do
+    if not demand.plain():
+        only = [seat for seat in roster.free.values() if suits(seat, demand)]
+    if roster.has_last_resort and not _needs_last_resort(demand, roster, now):
+        candidates = roster.free.values() if only is None else only
+        only = [seat for seat in candidates if not seat.node.spec.last_resort]
+    home = demand.home
+    if home is not None:
+        seat = roster.free.get(home.node_id)
+        if seat is not None and suits(seat, demand):
+            roster.rotation.charge(home.node_id)
+            return Choice(seat, at_home=True)
+        if now < home.waits_until and home.node_id in roster.seats and home.node_id not in demand.excluded:
+            return Refusal("home", retry_at=home.waits_until)
+    if not (roster.free if only is None else only):
+        return _refusal(demand, roster, now)
+    if policy.affinity and demand.needs_memory and policy.returns.share > 0.0:
+        only = losing_least(demand, list(roster.free.values()) if only is None else only, roster, policy.returns, now)
+    return Choice(policy.strategy(roster, only))
+
+
+def suits(seat: Seat, demand: Demand) -> bool:
+    if seat.node.spec.id in demand.excluded:
+        return False
+    if demand.continues is not None and not same_copy(seat, demand):
+        return False
+    return demand.context_tokens is None or fits_context(seat, demand.context_tokens)
+
+
+def same_copy(seat: Seat, demand: Demand) -> bool:
+    """Same weights and template? Kinds without digests can only be compared by name."""
+    assert demand.continues is not None
+    if demand.continues.digest:
+        return seat.copy.digest == demand.continues.digest
+    return seat.node.spec.kind == demand.continues_kind and seat.copy.name == demand.continues.name
+
+
+def fits_context(seat: Seat, wanted: int) -> bool:
+    """Another `num_ctx` would reload the model and forget all conversations: a loaded model keeps what it has."""
+    resident = seat.node.resident.get(seat.model)
+    return resident is None or resident.context_length is None or resident.context_length >= wanted
+
+
+def _needs_last_resort(demand: Demand, roster: Roster, now: float) -> bool:
+    """The embedded node serves only while no other can, busy or not."""
+    return not any(
+        seat.admits(now) and suits(seat, demand) for seat in roster.seats.values() if not seat.node.spec.last_resort
+    )
+
+
+def losing_least(
+    demand: Demand, free: Sequence[Seat], roster: Roster, returns: ReturnRate, now: float
+) -> Sequence[Seat]:
+    """The free seats where a newcomer pushes out nothing worth keeping, else those that lose least.
+
+    Looks at `LOOKED_AT` seats in turn: enough to find a good one in a fleet of any size.
+    """
+    if len(free) > LOOKED_AT:
+        start = roster.cursor = (roster.cursor + LOOKED_AT) % len(free)
+        free = [*free[start : start + LOOKED_AT], *free[: max(0, start + LOOKED_AT - len(free))]]
+    losses = [loss_seconds(seat.memory.next_lost(seat.model), seat.prompt_speed, returns, now) for seat in free]
+    bound = min(losses) + EQUAL_LOSS * demand.prompt_tokens / UNKNOWN_PROMPT_SPEED
+    return [seat for seat, loss in zip(free, losses, strict=True) if loss <= bound]
+
+
+def _refusal(demand: Demand, roster: Roster, now: float) -> Refusal:
+    """No seat is free: is there anything to wait for, and when is a look worth it again?"""
+    retry_at = roster.resting[0][0] if roster.resting else None
+    if any(seat.admits(now) and suits(seat, demand) for seat in roster.seats.values()):
+        return Refusal("busy", retry_at)
+    wanted = demand.context_tokens
+    willing = [seat for seat in roster.seats.values() if seat.id not in demand.excluded]
+    if wanted is not None and willing and not any(fits_context(seat, wanted) for seat in willing):
+        lengths = [seat.node.resident[seat.model].context_length or 0 for seat in willing]
+        return Refusal("context", largest_context=max(lengths))
+    return Refusal("none_in_service", retry_at)
+
+
+Strategy = Callable[[Roster, "Sequence[Seat] | None"], Seat]
+"""(roster, the free seats to choose from, None for all of them) -> the seat. Turns the rotation by one."""
+
+
+def weighted_round_robin(roster: Roster, only: Sequence[Seat] | None) -> Seat:
+    if only is None:
+        return roster.free[roster.rotation.pick()]
+    return roster.free[roster.rotation.pick_among([seat.id for seat in only])]
+
+
+def least_busy(roster: Roster, only: Sequence[Seat] | None) -> Seat:
+    """The smallest share of slots in use; weighted rotation among equals."""
+    candidates = list(roster.free.values()) if only is None else only
+    least = min(seat.load.in_flight / seat.slots for seat in candidates)
+    equals = [seat for seat in candidates if seat.load.in_flight / seat.slots == least]
+    return weighted_round_robin(roster, equals)
+
+
+def fastest(roster: Roster, only: Sequence[Seat] | None) -> Seat:
+    """The shortest expected time for a typical answer, by learned speed; nodes not yet measured go first."""
+    candidates = list(roster.free.values()) if only is None else only
+    unmeasured = [seat for seat in candidates if seat.load.tokens_per_second is None]
+    if unmeasured:
+        return weighted_round_robin(roster, unmeasured)
+    quickest = min(candidates, key=expected_seconds)
+    roster.rotation.charge(quickest.id)
+    return quickest
+
+
+TYPICAL_ANSWER_TOKENS = 128  # of a chat; only the balance of first-token time against speed depends on it
+
+
+def expected_seconds(seat: Seat) -> float:
+    load = seat.load
+    generating = TYPICAL_ANSWER_TOKENS / (load.tokens_per_second or UNKNOWN_SPEED)
+    return (load.first_token_seconds or 0.0) + generating * (1 + load.in_flight)
+
+
+STRATEGIES: Mapping[StrategyName, Strategy] = {
+    "weighted_round_robin": weighted_round_robin,
+    "least_busy": least_busy,
+    "fastest": fastest,
+}
+
+
+def find_home(prefixes: Sequence[tuple[int, int]], roster: Roster, memories: Memories, now: float) -> Home | None:
+    """The node that holds the longest part of the conversation, and how long coming home is worth waiting for.
+
+    Coming home saves the reading of what is held: cold minus warm reading there.
+    """
+    for key, _ in prefixes:
+        best: Home | None = None
+        for node_id in memories.holders.get(key, ()):
+            seat = roster.seats.get(node_id)
+            match = seat.memory.find(prefixes, seat.copy.digest) if seat else None
+            if seat is None or match is None or (best is not None and match.tokens <= best.match.tokens):
+                continue
+            saving = match.tokens / seat.prompt_speed
+            best = Home(node_id, match, saving, now + saving if match.certain else now)
+        if best is not None:
+            return best
+    return None
