@@ -1,0 +1,83 @@
+"""What nodes say when they fail, as the `NodeError` that tells who is to blame. Pure.
+
+Ollama reports some mistakes of the client as 500, or under status 200 as the first line; those must neither count
+against the node nor be tried elsewhere. A key that the node does not take is the owner's mistake, not the client's: it
+counts as a broken node, so that others serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+
+from server.errors import NodeBroken, NodeBusy, NodeError, NodeRefused
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_ERROR_CHARS = 2000
+# How Ollama begins and ends the texts of its 500s that are about the request.
+CLIENT_MISTAKES = (('option "', "must be of type"), ("invalid format:", ""), ("invalid options:", ""))
+BUSY = (429, 503)
+WRONG_KEY = (401, 403, 407)
+TIMED_OUT = 408  # the node lost patience while reading: nothing is wrong with the request
+
+
+def error_of_status(address: str, status: int, headers: Mapping[bytes, bytes], body: bytes) -> NodeError:
+    """The error of an answer whose status is not 2xx."""
+    text = error_text(body) or f"status {status} without a word"
+    if status in BUSY:
+        return NodeBusy(text, retry_after_seconds(headers.get(b"retry-after", b"")))
+    if status in WRONG_KEY:
+        return NodeBroken(f"{address} refuses the gateway ({status}): {text}")
+    if 400 <= status < 500 and status != TIMED_OUT:
+        return NodeRefused(text, status)
+    if status == 501:
+        return NodeRefused(text, status)
+    if status >= 500 and is_client_mistake(text):
+        return NodeRefused(text, 400)
+    return NodeBroken(f"{address} answered {status}: {text}")
+
+
+def error_of_line(address: str, error: Any, *, first: bool) -> NodeError:
+    """The error of a record `{"error": …}` in a stream that began with status 200."""
+    text = text_of(error)
+    if first and is_client_mistake(text):
+        return NodeRefused(text, 400)
+    return NodeBroken(f"{address} failed: {text}")
+
+
+def is_client_mistake(text: str) -> bool:
+    return any(text.startswith(start) and part in text for start, part in CLIENT_MISTAKES)
+
+
+def error_text(body: bytes) -> str:
+    """The sentence in an error body: Ollama's, OpenAI's, or plain text."""
+    try:
+        record = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body.decode("utf-8", "replace").strip()[:MAX_ERROR_CHARS]
+    return text_of(record.get("error", record.get("detail", record)) if isinstance(record, dict) else record)
+
+
+def text_of(error: Any) -> str:
+    """The words of an error that is a text, or an object with a message."""
+    message = error.get("message") if isinstance(error, dict) else error
+    text = message if isinstance(message, str) else orjson.dumps(error).decode()
+    return text.strip()[:MAX_ERROR_CHARS]
+
+
+def retry_after_seconds(value: bytes, now: datetime | None = None) -> float | None:
+    """A Retry-After header: seconds, or a date."""
+    text = value.decode("latin-1").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
