@@ -76,6 +76,7 @@ is_whole_environment() {
 # What is installed is remembered as the very text of the requirements, written after everything went well.
 wanted_text() {
     local file
+    printf '%s\n' "$ROOT"  # a moved folder has to be linked anew
     for file in "$@"; do cat "$ROOT/$file"; done
     cat "$ROOT/pyproject.toml"
 }

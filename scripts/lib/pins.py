@@ -2,7 +2,8 @@
 
 `requirements.txt` is the closure of the gateway and the GPU node, `requirements-dev.txt` adds what tests and checks
 want, `requirements-bench.txt` what the measurements want. A pin is the version installed in the environment that
-runs this, so install the wanted versions first. Nothing is asked of the network.
+runs this, so install the wanted versions first. Nothing is asked of the network. `--check` writes nothing and fails
+where a file differs from what would be written.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -23,16 +25,30 @@ LEFT_TO_TORCH = ("nvidia-", "triton", "cuda-")
 HEADER = "# Written by scripts/pin from pyproject.toml: change the ranges there, install, and run it again.\n"
 
 
-def main() -> int:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def main(arguments: list[str]) -> int:
+    files = pinned_files(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+    if arguments == ["--check"]:
+        stale = [name for name, text in files.items() if (ROOT / name).read_text(encoding="utf-8") != text]
+        for name in stale:
+            print(f"{name} is not what pyproject.toml and this environment give: run scripts/pin --installed")
+        return 1 if stale else 0
+    for name, text in files.items():
+        (ROOT / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+def pinned_files(project: dict[str, Any]) -> dict[str, str]:
     extras = project["optional-dependencies"]
     base = _pins([*project["dependencies"], *extras["gpu"]])
     develop = _pins(extras["dev"], known=base)
-    bench = _pins(extras["bench"], known={**base, **develop})
-    _write("requirements.txt", base)
-    _write("requirements-dev.txt", develop, include="requirements.txt")
-    _write("requirements-bench.txt", bench, include="requirements-dev.txt")
-    return 0
+    files = {
+        "requirements.txt": _text(base),
+        "requirements-dev.txt": _text(develop, include="requirements.txt"),
+    }
+    if all(_is_installed(line) for line in extras["bench"]):  # an environment for tests has no need of it
+        bench = _pins(extras["bench"], known={**base, **develop})
+        files["requirements-bench.txt"] = _text(bench, include="requirements-dev.txt")
+    return files
 
 
 def _pins(direct: Iterable[str], known: dict[str, str] | None = None) -> dict[str, str]:
@@ -72,11 +88,14 @@ def _children(name: str, extras: set[str]) -> Iterator[Requirement]:
             yield requirement
 
 
-def _write(file_name: str, pins: dict[str, str], include: str = "") -> None:
+def _is_installed(line: str) -> bool:
+    return bool(list(metadata.distributions(name=Requirement(line).name)))
+
+
+def _text(pins: dict[str, str], include: str = "") -> str:
     head = HEADER + (f"-r {include}\n" if include else "")
-    (ROOT / file_name).write_text(head + "".join(f"{pins[name]}\n" for name in sorted(pins)), encoding="utf-8")
-    print(f"{file_name}: {len(pins)} pins")
+    return head + "".join(f"{pins[name]}\n" for name in sorted(pins))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
