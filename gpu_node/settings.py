@@ -1,0 +1,95 @@
+"""The node's settings: one frozen value, read once at start. Nobody else reads the environment.
+
+Sources, strongest first: command line, environment (`POTLUCK_NODE_…`, and `POTLUCK_API_KEYS`, which node and gateway
+share), defaults. Other `POTLUCK_` names belong to the gateway. A wrong or unknown one stops the start with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gpu_node.durations import parse_duration
+from gpu_node.errors import UsageError
+from gpu_node.model_store import default_cache
+
+PREFIX = "POTLUCK_NODE_"
+KEYS_NAME = "POTLUCK_API_KEYS"
+# The model decides, up to this many tokens: the cache of a longer conversation may not fit beside the weights.
+LARGEST_DEFAULT_CONTEXT = 8192
+
+WordList = Annotated[tuple[str, ...], NoDecode]
+
+
+class NodeSettings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    model: str = "default"
+    host: str = "127.0.0.1"
+    port: int = Field(default=5000, ge=0, le=65535)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int = Field(default=0, ge=0, le=1024)
+    context: int = Field(default=0, ge=0)
+    keep_alive: float = parse_duration("5m")
+    cache: Path
+    max_queue: int = Field(default=512, ge=0)
+    max_body_bytes: int = Field(default=4 << 20, ge=1024)
+    allowed_hosts: WordList = ()
+    allowed_origins: WordList = ()
+    api_keys: WordList = Field(default=(), repr=False)
+    exit_with_parent: bool = False
+    announce_port: bool = False
+
+    @field_validator("keep_alive", mode="before")
+    @classmethod
+    def _duration(cls, value: object) -> object:
+        return parse_duration(value) if isinstance(value, str | int | float) else value
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _home(cls, value: object) -> object:
+        return Path(value).expanduser() if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts", "allowed_origins", "api_keys", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # the environment comes in through `read_settings`, as a value
+
+
+def read_settings(environ: Mapping[str, str], flags: Mapping[str, Any]) -> NodeSettings:
+    """`flags` holds what the command line names; everything else comes from `environ` or the defaults."""
+    values: dict[str, Any] = {"cache": default_cache(environ)}
+    for name, value in environ.items():
+        if name.startswith(PREFIX):
+            values[_field_of(name)] = value
+    if environ.get(KEYS_NAME):
+        values["api_keys"] = environ[KEYS_NAME]
+    values.update(flags)
+    try:
+        return NodeSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        told = f"--{field.replace('_', '-')}" if field in flags else PREFIX + field.upper()
+        raise UsageError(f"{told}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _field_of(name: str) -> str:
+    field = name.removeprefix(PREFIX).lower()
+    if field in NodeSettings.model_fields and field != "api_keys":
+        return field
+    known = [PREFIX + known.upper() for known in NodeSettings.model_fields if known != "api_keys"]
+    near = get_close_matches(name, known, n=1)
+    raise UsageError(f"the setting {name} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
