@@ -112,6 +112,7 @@ class Match:
     tokens: int
     depth: int
     certain: bool  # the node has shown that it holds conversations this deep
+    at: float = 0.0  # when it was told last
 
 
 @dataclass(slots=True)
@@ -124,6 +125,7 @@ class NodeMemory:
     by_key: dict[int, Held] = field(default_factory=dict)
     warm_depth: int = 0  # deepest return that was read warm
     cold_depth: int | None = None  # shallowest return that was read cold
+    pinned_contexts: dict[ModelKey, int] = field(default_factory=dict)  # the num_ctx a model was loaded with by us
 
     def __len__(self) -> int:
         return len(self.held)
@@ -144,7 +146,7 @@ class NodeMemory:
                 return None
             certain = depth <= self.warm_depth and self.cold_depth != 0
             whole = key == entry.keys[0]
-            return Match(entry.tokens if whole else min(estimated, entry.tokens), depth, certain)
+            return Match(entry.tokens if whole else min(estimated, entry.tokens), depth, certain, entry.at)
         return None
 
     def _depth(self, entry: Held) -> int:
@@ -187,6 +189,10 @@ class NodeMemory:
 
     def forget(self, model: ModelKey | None = None) -> None:
         """The model left the node's memory (None: the node itself restarted): nothing of it is held any more."""
+        if model is None:
+            self.pinned_contexts.clear()
+        else:
+            self.pinned_contexts.pop(model, None)
         for entry in [e for e in self.held.values() if model is None or e.model == model]:
             self._drop(entry)
 

@@ -17,6 +17,7 @@ RequestId = NewType("RequestId", str)
 CallerId = NewType("CallerId", str)
 Operation = Literal["chat", "generate", "embed"]
 CacheOutcome = Literal["hit", "miss", "joined", "off"]
+HomecomingOutcome = Literal["home", "elsewhere", "new"]  # where a conversation that came back went
 Message = Mapping[str, Any]  # {"role", "content", "images"?, "tool_calls"?, "thinking"?, "tool_name"?}
 
 
@@ -136,6 +137,7 @@ class Done:
     attempts: int
     nodes: tuple[NodeShare, ...]
     cache: CacheOutcome = "off"
+    homecoming: HomecomingOutcome = "new"
     context: tuple[int, ...] = ()
 
     @property
@@ -150,6 +152,11 @@ class Failed:
     """The answer ends here, for this reason. Text told before stays told."""
 
     error: GatewayError
+    model: str = ""
+    node: str = ""  # the last one tried
+    attempts: int = 0
+    nodes: tuple[NodeShare, ...] = ()
+    homecoming: HomecomingOutcome = "new"
 
 
 Event = Started | Queued | Token | Embedding | Done | Failed

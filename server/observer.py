@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from server.exchange import AskRequest, CacheOutcome, NodeShare, Timings, Usage
+from server.exchange import AskRequest, CacheOutcome, HomecomingOutcome, NodeShare, Timings, Usage
 from server.nodes import NodeId
 
-HomecomingOutcome = Literal["home", "elsewhere", "new"]
 RequestOutcome = Literal["done", "failed", "cancelled"]
 
 

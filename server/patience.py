@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.backends.base import Patience
-
 PATIENCE_FACTOR = 3.0  # slower than usual by this much is still alive (a hot phone throttles to a third)
 CAUTIOUS_PROMPT_SPEED = 5.0  # tokens/s: the slowest phones, until a node has shown its own speed
 CAUTIOUS_SPEED = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds one attempt may stay silent, by phase; and how long it may take in all."""
+
+    connect: float = 5.0
+    first_token: float = 60.0
+    between_tokens: float = 30.0
+    total: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,16 +147,19 @@ def servable(spec: NodeSpec, report: ProbeReport | None) -> Mapping[ModelKey, Mo
     return {key: listed[key] for key in named if key in listed}
 
 
+NodeListener = Callable[[Node | None, Node | None], None]
+
+
 class Registry:
     """The current fleet and the load of each node. On one event loop; `emit` is the only way to change the fleet."""
 
     def __init__(self) -> None:
         self.fleet = Fleet()
         self.loads: dict[NodeId, Load] = {}
-        self._listeners: list[Callable[[RegistryEvent], None]] = []
+        self._listeners: list[NodeListener] = []
 
-    def listen(self, listener: Callable[[RegistryEvent], None]) -> None:
-        """`listener` is called after every event that changed the fleet."""
+    def listen(self, listener: NodeListener) -> None:
+        """`listener(before, after)` is called for each node that an event changed; None for "not there"."""
         self._listeners.append(listener)
 
     def emit(self, event: RegistryEvent) -> None:
@@ -164,21 +167,22 @@ class Registry:
         self.fleet = apply(before, event)
         if self.fleet is before:
             return
-        self._follow(before, event)
+        node_id = event.spec.id if isinstance(event, NodeListed) else event.id
+        was, now = before.nodes.get(node_id), self.fleet.nodes.get(node_id)
+        self._keep_load(node_id, was, now)
         for listener in self._listeners:
-            listener(event)
+            listener(was, now)
 
     def node(self, node_id: NodeId) -> Node | None:
         return self.fleet.nodes.get(node_id)
 
-    def _follow(self, before: Fleet, event: RegistryEvent) -> None:
-        """Keep loads in step: one per node, judged anew where the node is a new one."""
-        if isinstance(event, NodeGone):
-            self.loads.pop(event.id, None)
+    def _keep_load(self, node_id: NodeId, was: Node | None, now: Node | None) -> None:
+        """One load per node, judged anew where the node is a new one."""
+        if now is None:
+            self.loads.pop(node_id, None)
             return
-        node_id = event.spec.id if isinstance(event, NodeListed) else event.id
         load = self.loads.setdefault(node_id, Load())
-        if is_renewed(before.nodes.get(node_id), self.fleet.nodes[node_id]):
+        if is_renewed(was, now):
             load.breaker = on_renewed(load.breaker)
             load.shunned_until = load.busy_until = 0.0
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from server.affinity import Match, Memories, NodeMemory, ReturnRate, loss_seconds
 from server.breaker import BreakerState
-from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeStatus
+from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeKind, NodeStatus
 from server.rotation import Rotation
 
 StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
@@ -52,17 +52,18 @@ class Seat:
 
 @dataclass(slots=True)
 class Roster:
-    """All seats of one model (or of every node's own model) and, kept up by `touch`, the free ones among them.
+    """All seats of one model (None: of every node's own) and, kept up by `touch`, the free ones among them.
 
     The index of free seats spares each choice a look at a thousand busy nodes. Who changes a node's load must `touch`
     its seats; a rest that ends by time alone is in `resting`.
     """
 
-    seats: dict[NodeId, Seat]
+    model: ModelKey | None
+    seats: dict[NodeId, Seat] = field(default_factory=dict)
     free: dict[NodeId, Seat] = field(default_factory=dict)
     resting: list[tuple[float, NodeId]] = field(default_factory=list)  # a heap: when to look again
     rotation: Rotation = field(default_factory=Rotation)
-    has_last_resort: bool = False
+    last_resorts: set[NodeId] = field(default_factory=set)
     cursor: int = 0
 
     def touch(self, node_id: NodeId, now: float) -> None:
@@ -92,6 +93,25 @@ class Roster:
         while self.resting and self.resting[0][0] <= now:
             self.touch(heapq.heappop(self.resting)[1], now)
 
+    def place(self, node: Node, load: Load, memory: NodeMemory, now: float) -> None:
+        """The node is new or has changed: give it the seat it deserves now, or none."""
+        key = self.model if self.model is not None else node.own_model
+        if node.status is not NodeStatus.READY or key is None or key not in node.models:
+            self.remove(node.id)
+            return
+        weight = node.spec.weight or learned_weight(load)
+        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight)
+        if node.spec.last_resort:
+            self.last_resorts.add(node.id)
+        if node.id in self.free:
+            self.free[node.id] = self.seats[node.id]
+        self.touch(node.id, now)
+
+    def remove(self, node_id: NodeId) -> None:
+        self._take(node_id)
+        self.seats.pop(node_id, None)
+        self.last_resorts.discard(node_id)
+
     def reweigh(self, node_id: NodeId) -> None:
         """A node whose weight is "auto" has shown its speed."""
         seat = self.seats.get(node_id)
@@ -105,29 +125,6 @@ def learned_weight(load: Load) -> float:
     """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight."""
     speed = load.tokens_per_second or UNKNOWN_SPEED
     return float(2.0 ** (round(math.log2(speed) * 10) / 10))
-
-
-def build_roster(
-    nodes: Mapping[NodeId, Node],
-    beside: Callable[[NodeId], tuple[Load, NodeMemory]],
-    model: ModelKey | None,
-    now: float,
-    before: Roster | None = None,
-) -> Roster:
-    """The seats of `model` (None: each node's own); the rotation goes on where the older roster stood."""
-    roster = Roster({})
-    if before is not None:
-        roster.rotation.parked.update((node_id, before.rotation.sum_of(node_id)) for node_id in before.seats)
-    for node in nodes.values():
-        key = model if model is not None else node.own_model
-        if node.status is not NodeStatus.READY or key is None or key not in node.models:
-            continue
-        load, memory = beside(node.id)
-        weight = node.spec.weight or learned_weight(load)
-        roster.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight)
-        roster.has_last_resort = roster.has_last_resort or node.spec.last_resort
-        roster.touch(node.id, now)
-    return roster
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +145,13 @@ class Demand:
     prompt_tokens: int = 0
     context_tokens: int | None = None  # options.num_ctx
     excluded: frozenset[NodeId] = frozenset()
-    continues: ModelCopy | None = None  # only copies with this digest may go on
-    continues_kind: str = "ollama"
+    able: Callable[[Seat], bool] | None = None  # who may go on with a half-told answer
     home: Home | None = None
     needs_memory: bool = True  # chat and generate move the node's prompt cache; embed does not
 
     def plain(self) -> bool:
         """Could any free node do? Then one refusal answers for all such demands of the model."""
-        return not self.excluded and self.continues is None and self.home is None and self.context_tokens is None
+        return not self.excluded and self.able is None and self.home is None and self.context_tokens is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +184,7 @@ def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice
     only: Sequence[Seat] | None = None  # None: every free seat will do
     if not demand.plain():
         only = [seat for seat in roster.free.values() if suits(seat, demand)]
-    if roster.has_last_resort and not _needs_last_resort(demand, roster, now):
+    if roster.last_resorts and not _needs_last_resort(demand, roster, now):
         candidates = roster.free.values() if only is None else only
         only = [seat for seat in candidates if not seat.node.spec.last_resort]
     home = demand.home
@@ -209,23 +205,30 @@ def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice
 def suits(seat: Seat, demand: Demand) -> bool:
     if seat.node.spec.id in demand.excluded:
         return False
-    if demand.continues is not None and not same_copy(seat, demand):
+    if demand.able is not None and not demand.able(seat):
         return False
     return demand.context_tokens is None or fits_context(seat, demand.context_tokens)
 
 
-def same_copy(seat: Seat, demand: Demand) -> bool:
+def same_copy(seat: Seat, copy: ModelCopy, kind: NodeKind) -> bool:
     """Same weights and template? Kinds without digests can only be compared by name."""
-    assert demand.continues is not None
-    if demand.continues.digest:
-        return seat.copy.digest == demand.continues.digest
-    return seat.node.spec.kind == demand.continues_kind and seat.copy.name == demand.continues.name
+    if copy.digest:
+        return seat.copy.digest == copy.digest
+    return seat.node.spec.kind == kind and seat.copy.name == copy.name
 
 
 def fits_context(seat: Seat, wanted: int) -> bool:
     """Another `num_ctx` would reload the model and forget all conversations: a loaded model keeps what it has."""
+    length = context_length(seat)
+    return length is None or length >= wanted
+
+
+def context_length(seat: Seat) -> int | None:
+    """What the loaded model's context is; None when it is not loaded, or the node does not tell."""
     resident = seat.node.resident.get(seat.model)
-    return resident is None or resident.context_length is None or resident.context_length >= wanted
+    if resident is None:
+        return None
+    return seat.memory.pinned_contexts.get(seat.model, resident.context_length)
 
 
 def _needs_last_resort(demand: Demand, roster: Roster, now: float) -> bool:
@@ -258,8 +261,7 @@ def _refusal(demand: Demand, roster: Roster, now: float) -> Refusal:
     wanted = demand.context_tokens
     willing = [seat for seat in roster.seats.values() if seat.id not in demand.excluded]
     if wanted is not None and willing and not any(fits_context(seat, wanted) for seat in willing):
-        lengths = [seat.node.resident[seat.model].context_length or 0 for seat in willing]
-        return Refusal("context", largest_context=max(lengths))
+        return Refusal("context", largest_context=max(context_length(seat) or 0 for seat in willing))
     return Refusal("none_in_service", retry_at)
 
 

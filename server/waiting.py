@@ -1,8 +1,8 @@
 """The one bounded, fair queue: requests that no node can take yet. Pure data, no clock and no futures of its own.
 
-Equal callers get equal turns; within one caller higher priority goes first, then who came first. A request is bound to a
-node only when `bind` finds a free slot, so a slow phone never owns what a free one could start; one that cannot be bound
-now never holds up others that can.
+Equal callers get equal turns; within one caller higher priority goes first, then who came first. A request is bound
+to a node only when `bind` finds a free slot, so a slow phone never owns what a free one could start; one that cannot be
+bound now never holds up others that can.
 """
 
 from __future__ import annotations

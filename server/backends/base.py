@@ -12,24 +12,17 @@ from typing import Any, Protocol
 
 from server.exchange import Message, NodeEvent, Operation
 from server.nodes import NodeSpec, ProbeReport
+from server.patience import Patience
 
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds one attempt may stay silent, by phase; and how long it may take in all."""
-
-    connect: float = 5.0
-    first_token: float = 60.0
-    between_tokens: float = 30.0
-    total: float = 3600.0
+__all__ = ["Backend", "Call", "Patience"]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """What one node is asked, in Ollama's terms (see `exchange.AskRequest.fields`).
 
-    `continues` says that the last message is the beginning of the very answer wanted: Ollama and our own node take it so
-    or not by template (dispatch has checked), kind openai needs to be told.
+    `continues` says that the last message is the beginning of the very answer wanted: Ollama and our own node take it
+    so or not by template (dispatch has checked), kind openai needs to be told.
     """
 
     operation: Operation

@@ -1,0 +1,153 @@
+"""The answer cache: complete answers by everything that changes them, and equal requests in flight sharing one.
+
+Bounded in entries and bytes, with a time to live (cachetools). Only complete successes get in. A joined request listens
+to the leader's events from their beginning; one listener leaving never cancels the others, the last one leaving does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import orjson
+from cachetools import TTLCache
+
+from server.exchange import AskRequest, Done, Event, Failed, Queued, Token
+from server.nodes import ModelKey
+
+CachePolicy = Literal["deterministic", "always", "never"]
+# a request that only differs in these gives the same answer
+IRRELEVANT_FIELDS = ("keep_alive",)
+ENTRY_OVERHEAD_BYTES = 512  # the values around the text
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    tokens: tuple[Token, ...]
+    done: Done
+
+    @property
+    def size_bytes(self) -> int:
+        text = sum(len(token.text) + len(token.thinking) for token in self.tokens)
+        # 4 bytes a character is the most a str takes, 64 a Token beside its text
+        return ENTRY_OVERHEAD_BYTES + 4 * text + 64 * len(self.tokens) + 8 * len(self.done.context)
+
+
+def answer_key(request: AskRequest, model: ModelKey | None) -> bytes:
+    """Everything that changes the answer, in one canonical spelling."""
+    fields = {name: value for name, value in request.fields.items() if name not in IRRELEVANT_FIELDS}
+    return orjson.dumps(
+        [request.operation, model, request.messages, request.prompt, dict(request.options), fields],
+        option=orjson.OPT_SORT_KEYS,
+        default=dict,
+    )
+
+
+class SharedAnswer:
+    """One answer in the making, and its listeners. The events so far are kept for those that join later."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ended = False
+        self.listeners = 0
+        self.task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+
+    def tell(self, events: Sequence[Event]) -> None:
+        # a joined request has its own place to wait for, not this one's place in the queue
+        self.events.extend(event for event in events if not isinstance(event, Queued))
+        self._wake()
+
+    def end(self) -> None:
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def listen(self) -> AsyncIterator[Sequence[Event]]:
+        """All events from the beginning. The last listener that leaves early cancels the making."""
+        self.listeners += 1
+        heard = 0
+        try:
+            while True:
+                if heard < len(self.events):
+                    batch = self.events[heard:]
+                    heard = len(self.events)
+                    yield batch
+                elif self.ended:
+                    return
+                else:
+                    await self._news.wait()
+        finally:
+            self.listeners -= 1
+            if self.listeners == 0 and not self.ended and self.task is not None:
+                self.task.cancel()
+
+
+@dataclass(slots=True)
+class Answers:
+    """The cache and the answers in flight. `now` is the clock that times entries out, in seconds."""
+
+    max_entries: int
+    max_bytes: int
+    ttl_seconds: float
+    now: Callable[[], float]
+    enabled: bool = True
+    policy: CachePolicy = "deterministic"
+    hits: int = 0
+    misses: int = 0
+    joined: int = 0
+    in_flight: dict[bytes, SharedAnswer] = field(default_factory=dict)
+    _cache: TTLCache[bytes, CachedAnswer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._cache = TTLCache(self.max_bytes, self.ttl_seconds, timer=self.now, getsizeof=lambda a: a.size_bytes)
+
+    def wants(self, request: AskRequest) -> bool:
+        """Does this request take part? Our own API does; the dialects only where an answer is sure to repeat."""
+        if not self.enabled or not request.cacheable:
+            return False
+        if request.dialect == "ask" or self.policy == "always":
+            return True
+        return self.policy == "deterministic" and request.deterministic
+
+    def get(self, key: bytes) -> CachedAnswer | None:
+        answer: CachedAnswer | None = self._cache.get(key)
+        return answer
+
+    def put(self, key: bytes, answer: CachedAnswer) -> None:
+        if answer.size_bytes > self.max_bytes:
+            return
+        self._cache[key] = answer
+        while len(self._cache) > self.max_entries:
+            self._cache.popitem()
+
+    @property
+    def entries(self) -> int:
+        return len(self._cache)
+
+    @property
+    def size_bytes(self) -> int:
+        return round(self._cache.currsize)
+
+
+def complete_answer(events: Sequence[Event]) -> CachedAnswer | None:
+    """The answer worth keeping, if these events are one that ended well."""
+    done = events[-1] if events else None
+    if not isinstance(done, Done) or done.reason not in ("stop", "length", "tool_calls"):
+        return None
+    return CachedAnswer(tuple(event for event in events if isinstance(event, Token)), done)
+
+
+def replayed(answer: CachedAnswer, total_ms: float) -> list[Event]:
+    """The events of a cached answer, told again at once."""
+    timings = replace(answer.done.timings, queue=0.0, first_token=total_ms, total=total_ms)
+    return [*answer.tokens, replace(answer.done, cache="hit", timings=timings, attempts=0)]
+
+
+def is_last(event: Event) -> bool:
+    return isinstance(event, Done | Failed)
