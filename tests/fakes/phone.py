@@ -1,4 +1,5 @@
-"""A programmable phone that speaks real HTTP exactly like Ollama 0.6, 0.24 or 0.33, fast enough to be 1,000 phones in one process.
+"""A programmable phone that speaks real HTTP exactly like Ollama 0.6, 0.24 or 0.33, fast enough to be 1,000 phones
+in one process.
 
     async with FakePhone(PhoneSettings(template="open", tokens_per_second=20, time_scale=0.01)) as phone:
         ... phone.url, phone.host, phone.port ...
@@ -8,13 +9,15 @@
         phone.heal()                                             # no more faults
         phone.counters.cancelled; phone.log[-1].json             # what was counted, what reached it
         phone.freeze(3.0); phone.thaw()                          # SIGSTOP, SIGCONT
-        await phone.stop_listening(); await phone.start_listening()   # refused in the kernel, then back on the same port
-        await phone.restart()                                    # streams are cut, loaded models and conversations forgotten
+        await phone.stop_listening()                             # refused in the kernel ...
+        await phone.start_listening()                            # ... and back on the same port
+        await phone.restart()                                    # streams cut, models and conversations forgotten
     async with fake_fleet(50, PhoneSettings()) as phones: ...
 
-`expected_answer` says what a phone will answer, `verify_answer` finds gaps, repeats and splices in what came out of a gateway:
-see phone_checker.py. Without `temperature: 0` or a `seed` an answer carries a salt and differs each time; it can still be verified.
-Times are those of a phone that is `1 / time_scale` times faster, reported durations too. Paths are named as in phone_faults.PATHS.
+`expected_answer` says what a phone will answer, `verify_answer` finds gaps, repeats and splices in what came out of
+a gateway: see phone_checker.py. Without `temperature: 0` or a `seed` an answer carries a salt and differs each
+time; it can still be verified. Times are those of a phone that is `1 / time_scale` times faster, reported durations
+too. Paths are named as in phone_faults.PATHS.
 """
 
 from __future__ import annotations
@@ -186,23 +189,26 @@ class FakePhone:
         await serve(self.state, exchange)
 
     def _refuses(self) -> bool:
+        if self._server is None:  # accepted while the listener was closing
+            return True
         if not self.state.faults.rules or not self.state.faults.at_accept(self.state.clock()):
             return False
         self.state.counters.faults["refuse"] += 1
         return True
 
     async def _drop_connections(self) -> None:
-        for connection in list(self._connections):
-            await connection.stop()
         while self._connections:
-            await asyncio.sleep(0)
+            for connection in list(self._connections):
+                await connection.stop()
 
 
 @asynccontextmanager
 async def fake_fleet(
     count: int, settings: PhoneSettings | None = None, *, host: str = "127.0.0.1", first_port: int = 0
 ) -> AsyncIterator[list[FakePhone]]:
-    """Many phones in this process, each with its own copy of the settings; on consecutive ports if `first_port` is given."""
+    """Many phones in this process, each with its own copy of the settings; on consecutive ports if `first_port` is
+    given.
+    """
     phones = [
         FakePhone(copy(settings or PhoneSettings()), host=host, port=first_port + index if first_port else 0)
         for index in range(count)

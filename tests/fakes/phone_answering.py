@@ -1,6 +1,8 @@
-"""From a checked call to told tokens: load, wait for a slot, read the prompt, speak, remember. The dialects only format.
+"""From a checked call to told tokens: load, wait for a slot, read the prompt, speak, remember. The dialects only
+format.
 
-Whoever leaves frees the slot at once and stops the speaking; what was read and said until then stays held, as in a real runner.
+Whoever leaves frees the slot at once and stops the speaking; what was read and said until then stays held, as in a
+real runner.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Spoken:
     read_after: float = 0.0  # seconds of reading the prompt
     spoke_for: float = 0.0
     finished: float = 0.0
-    ending: Ending = Ending("stop", 0)
+    ending: Ending = field(default_factory=lambda: Ending("stop", 0))
     pieces: list[Piece] = field(default_factory=list)
 
     @property
@@ -128,8 +130,8 @@ def too_long(plan: Plan, state: PhoneState) -> Refused:
     count, context = len(plan.prompt_tokens), plan.context
     return Refused(
         400,
-        f'{{"error":{{"code":400,"message":"request ({count} tokens) exceeds the available context size ({context} tokens), '
-        f'try increasing it","type":"exceed_context_size_error","n_prompt_tokens":{count},"n_ctx":{context}}}}}',
+        f'{{"error":{{"code":400,"message":"request ({count} tokens) exceeds the available context size '
+        f'({context} tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":{count},"n_ctx":{context}}}}}',
     )
 
 

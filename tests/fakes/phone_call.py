@@ -180,11 +180,13 @@ def instance_of(schema: dict[str, Any], tag: str) -> Any:
         return [instance_of(schema.get("items") or {}, tag) for _ in range(max(1, schema.get("minItems", 2)))]
     number = int(tag[:4], 16)
     plain: dict[Any, Any] = {"integer": number, "number": number / 8, "boolean": number % 2 == 0, "null": None}
-    return plain[kind] if kind in plain else f"w0-{tag}"
+    return plain.get(kind, f"w0-{tag}")
 
 
 def plan_call(call: Call, settings: PhoneSettings, salt: str, num_ctx: int | None = None) -> Plan:
-    """Render, count and find the answer. `salt`: four hex digits that are used only if nothing makes the answer deterministic."""
+    """Render, count and find the answer. `salt`: four hex digits that are used only if nothing makes the answer
+    deterministic.
+    """
     context = num_ctx or call.num_ctx or settings.num_ctx
     messages = call.messages
     rendered = _rendered(call, messages, settings)

@@ -1,4 +1,6 @@
-"""What a phone tells about itself and its models: /, version, tags, ps, show, embeddings, and the refusals of pull and delete."""
+"""What a phone tells about itself and its models: /, version, tags, ps, show, embeddings, and the refusals of pull
+and delete.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What an answer must be, and what is wrong with one that is not: the test's side of the deterministic text. Pure.
 
-`expected_answer` runs the phone's own planning over a request; `verify_answer` reads tag and positions out of a text, makes the true
-text from them and says where and how the two part: a gap, a repeat, a splice of two answers, or characters that belong to none.
+`expected_answer` runs the phone's own planning over a request; `verify_answer` reads tag and positions out of a
+text, makes the true text from them and says where and how the two part: a gap, a repeat, a splice of two answers,
+or characters that belong to none.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def verify_answer(
 ) -> Verdict:
     """Whether `text` is an unbroken beginning of one answer; with messages or prompt also: of the answer to those.
 
-    Works for salted answers: the salt is read out of the text. Not for `format`, tools and demo texts, which have no words to read.
+    Works for salted answers: the salt is read out of the text. Not for `format`, tools and demo texts, which have
+    no words to read.
     """
     settings = settings or PhoneSettings()
     found = WORD.search(text)

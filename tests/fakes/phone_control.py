@@ -1,7 +1,9 @@
-"""`GET` and `POST /_control`: the knobs of a phone for those who do not hold its Python object. Off unless `settings.control`.
+"""`GET` and `POST /_control`: the knobs of a phone for those who do not hold its Python object. Off unless
+`settings.control`.
 
-POST takes a JSON object: names of `PhoneSettings` with new values, and `"faults": [{"kind": …, "times": …, "paths": …}]` to add,
-`"heal": true` to end all faults, `"freeze": seconds`, `"forget": true`. GET answers counters and settings.
+POST takes a JSON object: names of `PhoneSettings` with new values, and `"faults": [{"kind": …, "times": …, "paths":
+…}]` to add, `"heal": true` to end all faults, `"freeze": seconds`, `"forget": true`. GET answers counters and
+settings.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def answer_control(state: PhoneState, exchange: Exchange) -> None:
 
 
 def apply_change(state: PhoneState, change: dict[str, Any]) -> None:
-    """Check all of it, then do all of it; raises ValueError or TypeError and changes nothing if something is unknown."""
+    """Check all of it, then do all of it; raises ValueError or TypeError and changes nothing if something is
+    unknown.
+    """
     known = _SETTINGS | {"faults", "heal", "freeze", "forget"}
     unknown = sorted(set(change) - known)
     if unknown:

@@ -16,7 +16,7 @@ _OPENINGS = (
     'A pretend phone read "{topic}" with care and would say the following.',
 )
 _MIDDLES = (
-    "A small model that runs offline keeps every word at home: nothing leaves the room, and nobody has to be asked for permission.",
+    "A small model that runs offline keeps every word at home, and nobody has to be asked for permission.",
     "Each phone in the fleet holds a whole copy of the model, so four phones answer four questions at the same time.",
     "When one phone goes silent in the middle of a sentence, another one picks the sentence up at the very next word.",
     "The first token takes the longest, because the whole question is read before a single word is said.",

@@ -1,8 +1,9 @@
-"""What can go wrong with a fake phone: `Fault` says what, `FaultRule` when. Pure but for the seeded random generator.
+"""What can go wrong with a fake phone: `Fault` says what, `FaultRule` when. Pure but for the seeded random
+generator.
 
-Kinds that strike before an answer: refuse, reset, reset_in_headers, status, hang, garbage. Kinds that strike in it, after k tokens:
-hang, cut, half_line, reset, error_line, malformed_line, garbage, freeze. Kinds that colour all of it: trickle, wrong_model.
-An answer that does not stream counts as told in the middle of its body.
+Kinds that strike before an answer: refuse, reset, reset_in_headers, status, hang, garbage. Kinds that strike in it,
+after k tokens: hang, cut, half_line, reset, error_line, malformed_line, garbage, freeze. Kinds that colour all of
+it: trickle, wrong_model. An answer that does not stream counts as told in the middle of its body.
 """
 
 from __future__ import annotations

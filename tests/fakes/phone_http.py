@@ -1,8 +1,9 @@
-"""A small HTTP/1.1 server on `asyncio.Protocol` and httptools, with every byte in our hands so that faults can be made of them.
+"""A small HTTP/1.1 server on `asyncio.Protocol` and httptools, with every byte in our hands so that faults can be
+made of them.
 
-Framing follows Go's server: bodies over 2,048 bytes and streams are chunked, shorter ones have a length; keep-alive unless the client
-says otherwise; the end of the client's side ends the request. Nothing is written before the handler writes.
-This file knows nothing of Ollama, models or faults.
+Framing follows Go's server: bodies over 2,048 bytes and streams are chunked, shorter ones have a length; keep-alive
+unless the client says otherwise; the end of the client's side ends the request. Nothing is written before the
+handler writes. This file knows nothing of Ollama, models or faults.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self.can_write = asyncio.Event()
         self.can_write.set()
+        self.closed = asyncio.Event()
 
     # asyncio.Protocol
 
@@ -220,6 +222,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._connections.discard(self)
         self._queue.clear()
+        self.closed.set()
         self.can_write.set()
         if self._task is not None:
             self._task.cancel()
@@ -296,6 +299,7 @@ class Connection(asyncio.Protocol):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self.closed.wait()
 
     async def _serve(self) -> None:
         try:

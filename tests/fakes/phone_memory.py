@@ -1,8 +1,8 @@
 """What a fake phone holds: loaded models, the conversations that each has read, and its slots.
 
-One scheduler loads and unloads, in order; while it waits for a model that is still in use, everybody who needs a load queues up behind
-it, and past `max_queue` they are refused at once. Requests for a loaded model wait for a slot without limit and without a byte.
-Time comes in as `now` wherever something is decided; only `Runner` waits.
+One scheduler loads and unloads, in order; while it waits for a model that is still in use, everybody who needs a
+load queues up behind it, and past `max_queue` they are refused at once. Requests for a loaded model wait for a slot
+without limit and without a byte. Time comes in as `now` wherever something is decided; only `Runner` waits.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Loaded:
 
 
 class Runner:
-    """The models in memory and the right to use them. `on_change` is called whenever the numbers that a test watches change."""
+    """The models in memory and the right to use them. `on_change` is called whenever the numbers that a test
+    watches change.
+    """
 
     def __init__(self, settings: PhoneSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -87,7 +89,9 @@ class Runner:
         return self._pending + sum(len(loaded.waiting) for loaded in self._loaded.values())
 
     def forget(self) -> None:
-        """As after a restart: nothing is loaded, nothing is remembered. Those who still run keep their own reference."""
+        """As after a restart: nothing is loaded, nothing is remembered. Those who still run keep their own
+        reference.
+        """
         self._loaded.clear()
         self._idle.set()
 

@@ -11,7 +11,6 @@ import orjson
 from tests.fakes.phone_answering import Session, gather, keep_alive_of, load, session_for
 from tests.fakes.phone_call import Call, Piece, plan_call, tokens_of
 from tests.fakes.phone_requests import Contexts, Refused, parse_json, read_chat, read_generate
-from tests.fakes.phone_state import PhoneState
 from tests.fakes.phone_telling import NDJSON, RunnerDied, Telling
 
 

@@ -1,7 +1,7 @@
 """The /v1 dialects of Ollama: chat and text completions, models, embeddings, messages, responses.
 
-Each is a translation around the same session as /api/chat. On /v1 a runner that dies is not told at all: an empty piece without a
-model, then a well-ended body without `[DONE]`.
+Each is a translation around the same session as /api/chat. On /v1 a runner that dies is not told at all: an empty
+piece without a model, then a well-ended body without `[DONE]`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""From a request body to a `Call`, or to the refusal that the recorded version gives. Pure; the words are Ollama's own."""
+"""From a request body to a `Call`, or to the refusal that the recorded version gives. Pure; the words are Ollama's
+own.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,20 @@ _NAME = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/){0,3}[A-Za-z0-9_][\w.-]*(?::[\w.-]+
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _FLOATS = frozenset(
-    "temperature top_p min_p typical_p tfs_z repeat_penalty presence_penalty frequency_penalty mirostat_tau mirostat_eta".split()
+    (
+        *("temperature", "top_p", "min_p", "typical_p", "tfs_z", "repeat_penalty", "presence_penalty"),
+        *("frequency_penalty", "mirostat_tau", "mirostat_eta"),
+    )
 )
 _INTEGERS = frozenset(
-    "num_ctx num_batch num_gpu main_gpu num_thread num_keep seed num_predict top_k repeat_last_n mirostat".split()
+    (
+        *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "seed", "num_predict"),
+        *("top_k", "repeat_last_n", "mirostat"),
+    )
 )
-_BOOLEANS = frozenset("use_mmap use_mlock numa low_vram penalize_newline vocab_only f16_kv logits_all".split())
+_BOOLEANS = frozenset(
+    ("use_mmap", "use_mlock", "numa", "low_vram", "penalize_newline", "vocab_only", "f16_kv", "logits_all")
+)
 _GO_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model": (str, "string"),
     "messages": (list, "[]api.Message"),
@@ -249,7 +259,7 @@ def read_generate(body: dict[str, Any], settings: PhoneSettings, contexts: Conte
 def _check_vision(has_images: bool, model: FakeModel, settings: PhoneSettings) -> None:
     if has_images and settings.profile.refuses_images and "vision" not in model.capabilities:
         inner = (
-            '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.",'
-            '"type":"invalid_request_error"}}'
+            '{"error":{"code":400,"message":"Multimodal data provided, but model does not support '
+            'multimodal requests.","type":"invalid_request_error"}}'
         )
         raise Refused(400, inner, streamed=True)

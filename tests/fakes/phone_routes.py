@@ -1,4 +1,6 @@
-"""One request at one phone: is the client welcome, does a fault strike, who answers. Also the plain-text answers of Go's router."""
+"""One request at one phone: is the client welcome, does a fault strike, who answers. Also the plain-text answers of
+Go's router.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,9 @@ def _wrong_method(allowed: str) -> Answering:
 
 
 async def serve(state: PhoneState, exchange: Exchange) -> None:
-    """One request from its arrival to its end; never raises but for cancellation, which means that the client has left."""
+    """One request from its arrival to its end; never raises but for cancellation, which means that the client has
+    left.
+    """
     request, counters = exchange.request, state.counters
     if request.path == "/_control" and state.settings.control:
         answer_control(state, exchange)

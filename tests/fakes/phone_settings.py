@@ -1,8 +1,8 @@
 """What a fake phone is: its models, its speed, its habits. Values only, shared by every other `phone_*` file.
 
-`PhoneSettings` is mutable on purpose: a test (or `POST /_control`) changes a phone while it runs, and the next request sees it.
-Everything at which versions of Ollama differ stands in `VersionProfile`, so no other file asks for a version number.
-This file knows nothing of sockets, clocks or text.
+`PhoneSettings` is mutable on purpose: a test (or `POST /_control`) changes a phone while it runs, and the next
+request sees it. Everything at which versions of Ollama differ stands in `VersionProfile`, so no other file asks for
+a version number. This file knows nothing of sockets, clocks or text.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def profile_of(version: str) -> VersionProfile:
 
 @dataclass(frozen=True, slots=True)
 class FakeModel:
-    """A model on a phone. Two phones hold the same copy if `digest` is equal; the digest decides the words of every answer."""
+    """A model on a phone. Two phones hold the same copy if `digest` is equal; the digest decides the words of every
+    answer.
+    """
 
     name: str = "smollm2:135m"
     digest: str = ""
@@ -135,8 +137,10 @@ class FakeModel:
 
 @dataclass(slots=True)
 class PhoneSettings:
-    """A phone's whole configuration. Times are those of the phone: every wait and every reported duration is multiplied by
-    `time_scale`, so a scaled phone is simply a faster one and agrees with itself. `keep_alive` stays in real seconds."""
+    """A phone's whole configuration. Times are those of the phone: every wait and every reported duration is
+    multiplied by `time_scale`, so a scaled phone is simply a faster one and agrees with itself. `keep_alive` stays
+    in real seconds.
+    """
 
     version: str = "0.24.0"
     models: tuple[FakeModel, ...] = (FakeModel(),)

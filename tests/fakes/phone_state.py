@@ -7,6 +7,7 @@ import random
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -14,7 +15,6 @@ import orjson
 from tests.fakes.phone_faults import FaultPlan
 from tests.fakes.phone_memory import Runner
 from tests.fakes.phone_settings import PhoneSettings
-from hashlib import blake2b
 
 # `context` lists that are remembered, so that a client may send one back.
 CONTEXTS_KEPT = 64

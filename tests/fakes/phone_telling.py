@@ -1,7 +1,8 @@
 """How an answer leaves a phone: paced, counted, and struck by the fault that was chosen for it.
 
-`Telling` is the only way to the wire for every handler, so each fault works on each endpoint. A handler formats lines and bodies;
-it learns of a runner's death (`RunnerDied`) to say it in its own dialect, and of any other end by `Ended`.
+`Telling` is the only way to the wire for every handler, so each fault works on each endpoint. A handler formats
+lines and bodies; it learns of a runner's death (`RunnerDied`) to say it in its own dialect, and of any other end by
+`Ended`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How a fake phone turns messages into a prompt: ChatML, in three habits.
 
-closed: a last assistant message is closed and the model answers anew, as all templates built into Ollama do.
-open: a last assistant message is left open and continued. trimming: open, but the template strips every content, so that a text
-which ends in a space is rendered without it. Pure functions of messages.
+closed: a last assistant message is closed and the model answers anew, as all templates built into Ollama do. open:
+a last assistant message is left open and continued. trimming: open, but the template strips every content, so that
+a text which ends in a space is rendered without it. Pure functions of messages.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def render(messages: Sequence[Message], template: Template, bos_text: str = "") 
 
 
 TEMPLATE_SOURCES: dict[Template, str] = {
-    "closed": "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
+    "closed": (
+        "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+    ),
     "open": (
         "{{- range $i, $m := .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}"
         '{{ if or (ne .Role "assistant") (lt $i (len (slice $.Messages 1))) }}<|im_end|>\n{{ end }}{{ end }}'

@@ -1,10 +1,10 @@
 """The words of a fake model: token i of an answer is a pure function of the conversation and i.
 
-A word looks like ` w17-3fa2`: its position and four digits that stand for model and conversation. `x9b1c` after it is the salt of an
-answer that nothing made deterministic, `n` marks an answer given anew after a closed one, `z` words of a copy that diverges.
-White space, multi-byte characters and punctuation stand between the words, so that seams at any character are tested.
-Given a prompt that ends in a part of its own answer, the model finds out how much is told, to the character, and goes on there.
-This file knows no HTTP, no time and no settings.
+A word looks like ` w17-3fa2`: its position and four digits that stand for model and conversation. `x9b1c` after it
+is the salt of an answer that nothing made deterministic, `n` marks an answer given anew after a closed one, `z`
+words of a copy that diverges. White space, multi-byte characters and punctuation stand between the words, so that
+seams at any character are tested. Given a prompt that ends in a part of its own answer, the model finds out how
+much is told, to the character, and goes on there. This file knows no HTTP, no time and no settings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ LONGEST_SEARCH = 100_000
 
 
 def token(tag: str, position: int, joined: bool = False) -> str:
-    """Token `position` of the answer `tag`. `joined`: the prompt ends inside a line, so the first word needs a space before it."""
+    """Token `position` of the answer `tag`. `joined`: the prompt ends inside a line, so the first word needs a
+    space before it.
+    """
     number = int(tag[:4], 16)
     begins_with_newline = number % 8 == 0
     if position == 0:
@@ -152,8 +154,9 @@ def answer_after(base: str, about: Conversation) -> Answer:
 def answer_to(prompt: str, about: Conversation) -> Answer:
     """The answer to a prompt that may end in a part of it.
 
-    First guess: all that stands after the assistant's header is the model's own. Else a client wrote the beginning: then the
-    own part starts at a first word, perhaps a broken one. If nothing fits, all of it is the client's and nothing is told.
+    First guess: all that stands after the assistant's header is the model's own. Else a client wrote the beginning:
+    then the own part starts at a first word, perhaps a broken one. If nothing fits, all of it is the client's and
+    nothing is told.
     """
     base, tail = split_prompt(prompt)
     if not tail and base.endswith(ASSISTANT):
@@ -171,7 +174,9 @@ def answer_to(prompt: str, about: Conversation) -> Answer:
 
 
 def _with_salt_of(told: str, about: Conversation) -> Conversation:
-    """A salted answer goes on with the salt that its words show; one that broke inside the salt keeps the digits it has."""
+    """A salted answer goes on with the salt that its words show; one that broke inside the salt keeps the digits it
+    has.
+    """
     if not about.salt:
         return about
     found = _SALT_PART.search(told)
