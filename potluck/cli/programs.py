@@ -1,0 +1,69 @@
+"""`potluck serve` and `potluck node`: the two programs of the project, started in this process.
+
+They are imported when they are started and never before. Flags that are not ours go on to the program.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from potluck.cli.connection import KEY_VARIABLE, URL_VARIABLE
+from potluck.cli.reports import reporting
+from potluck.errors import Misuse
+
+PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+PASS_ON_WITH_HELP: dict[str, Any] = {**PASS_ON, "help_option_names": []}
+
+
+def serve(
+    context: typer.Context,
+    host: Annotated[
+        str, typer.Option("--host", envvar="HOST", help="Address to listen on; 0.0.0.0 opens it to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", envvar="PORT", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8000,
+) -> None:
+    """Run the gateway here, until Ctrl-C. Other flags go to uvicorn (--log-level, --ssl-keyfile …)."""
+    with reporting():
+        arguments = server_arguments(host, port, context.args)
+        _must_be_there("server", "uvicorn")
+    # The command's own variables are not settings of the gateway, which refuses names that it does not know.
+    for name in (URL_VARIABLE, KEY_VARIABLE):
+        os.environ.pop(name, None)
+    import uvicorn.main
+
+    uvicorn.main.main(args=arguments, prog_name="potluck serve")
+
+
+def node(context: typer.Context) -> None:
+    """Run a GPU node here: the model goes on this machine's GPU or CPU. All flags go to gpu_node."""
+    with reporting():
+        _must_be_there("gpu_node")
+    sys.argv[1:] = context.args
+    sys.argv[0] = "potluck node"
+    runpy.run_module("gpu_node", run_name="__main__", alter_sys=False)
+
+
+def server_arguments(host: str, port: int, others: list[str]) -> list[str]:
+    """uvicorn's command line. One worker: one process keeps one fleet, one queue and one set of counters."""
+    for argument in others:
+        if not argument.startswith("-"):
+            continue
+        if argument.partition("=")[0] in ("--workers", "--factory"):
+            raise Misuse(f"{argument.partition('=')[0]} cannot be used: the gateway is one process with one queue")
+    speed = ["--loop", "uvloop", "--http", "httptools"] if sys.platform != "win32" else []
+    quiet = ["--no-access-log"]  # the gateway writes one line a request itself
+    return ["server:app", "--host", host, "--port", str(port), *speed, *quiet, *others]
+
+
+def _must_be_there(*modules: str) -> None:
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise Misuse(f"this installation lacks {' and '.join(missing)}; install the whole project")
