@@ -1,0 +1,226 @@
+"""One entry of the fleet file and the `NodeSpec` it means, both ways. Pure.
+
+Every field is checked; a wrong one is an `EntryError` that names the field and says what is wanted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from server.nodes import DEFAULT_OLLAMA_PORT, NodeId, NodeKind, NodeSpec
+
+FIELDS = (
+    "host",
+    "port",
+    "id",
+    "name",
+    "kind",
+    "model",
+    "weight",
+    "max_concurrency",
+    "serial",
+    "tags",
+    "enabled",
+    "api_key_env",
+    "continues_final_message",
+)
+MAX_TEXT_CHARS = 200
+MAX_CONCURRENCY = 10_000
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class EntryError(Exception):
+    """A field of an entry is wrong. `field` is None where the entry as a whole is meant."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    """ "; did you mean x?" where a known name is near, else all that are known."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def spec_of(entry: Any) -> NodeSpec:
+    """The node that an entry means. Raises EntryError."""
+    if not isinstance(entry, dict):
+        raise EntryError(f'an entry is an object like {{"host": "192.168.1.20"}}, not {_kind_of(entry)}')
+    for key in entry:
+        if key not in FIELDS:
+            raise EntryError(f"unknown field {key!r}: {nearest(key, FIELDS)}", key)
+    host, port = _host(entry), _field(entry, "port", _port, DEFAULT_OLLAMA_PORT)
+    kind = _field(entry, "kind", _kind, "ollama")
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    identity = _field(entry, "id", _text, address)
+    if entry.get("continues_final_message") is True and kind != "openai":
+        raise EntryError("'continues_final_message' is for nodes of kind 'openai' only", "continues_final_message")
+    return NodeSpec(
+        id=NodeId(identity),
+        name=_field(entry, "name", _text, identity),
+        kind=kind,
+        host=host,
+        port=port,
+        models=_field(entry, "model", _models, ()),
+        weight=_field(entry, "weight", _weight, 1.0),
+        max_concurrency=_field(entry, "max_concurrency", _concurrency, None),
+        serial=_field(entry, "serial", _text, None),
+        tags=_field(entry, "tags", _tags, ()),
+        enabled=_field(entry, "enabled", _flag, True),
+        api_key_env=_field(entry, "api_key_env", _variable, None),
+        continues_final_message=_field(entry, "continues_final_message", _flag, False),
+    )
+
+
+def entry_of(spec: NodeSpec) -> dict[str, Any]:
+    """The shortest entry that means this node: what is as by default is left out."""
+    entry: dict[str, Any] = {"host": spec.host, "port": spec.port, "id": spec.id, "name": spec.name, "kind": spec.kind}
+    entry["model"] = spec.models[0] if len(spec.models) == 1 else list(spec.models)
+    entry["weight"] = "auto" if spec.weight is None else spec.weight
+    entry |= {"max_concurrency": spec.max_concurrency, "serial": spec.serial, "tags": list(spec.tags)}
+    entry |= {"enabled": spec.enabled, "api_key_env": spec.api_key_env}
+    entry["continues_final_message"] = spec.continues_final_message
+    defaults = {
+        "port": DEFAULT_OLLAMA_PORT,
+        "id": spec.address,
+        "name": spec.id,
+        "kind": "ollama",
+        "model": [],
+        "weight": 1.0,
+        "max_concurrency": None,
+        "serial": None,
+        "tags": [],
+        "enabled": True,
+        "api_key_env": None,
+        "continues_final_message": False,
+    }
+    return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
+
+
+def _field(entry: Mapping[str, Any], name: str, check: Callable[[Any], Any], default: Any) -> Any:
+    if name not in entry:
+        return default
+    try:
+        return check(entry[name])
+    except ValueError as problem:
+        raise EntryError(f"{name!r} must be {problem}, not {_kind_of(entry[name])}", name) from None
+
+
+def _host(entry: Mapping[str, Any]) -> str:
+    if "host" not in entry:
+        if "serial" in entry:
+            raise EntryError("an entry with only a 'serial' needs a 'host' until phones are served over USB", "serial")
+        raise EntryError("'host' is missing: the name or the address of the phone")
+    host: str = _field(entry, "host", _host_text, None)
+    return host
+
+
+def _host_text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a name or an address")
+    host = value.strip()
+    if "//" in host or "/" in host:
+        raise ValueError("a name or an address, no URL")
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        pass
+    if host.count(":") == 1:
+        raise ValueError("without a port, which is the field 'port'")
+    try:
+        labels = host.encode("idna").decode("ascii").removesuffix(".").split(".")
+    except UnicodeError:
+        raise ValueError("a name or an address") from None
+    if not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError("a name or an address")
+    if all(label.isdigit() for label in labels):
+        raise ValueError("an address of four numbers below 256")
+    return ".".join(labels).lower()
+
+
+def _port(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 65535:
+        raise ValueError("a whole number from 1 to 65535")
+    return value
+
+
+def _kind(value: Any) -> NodeKind:
+    kinds = get_args(NodeKind)
+    if value == "relay":
+        raise EntryError("nodes of kind 'relay' cannot be served yet; 'ollama' and 'openai' can", "kind")
+    if value not in kinds:
+        raise ValueError("'ollama' or 'openai'")
+    kind: NodeKind = value
+    return kind
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > MAX_TEXT_CHARS:
+        raise ValueError(f"a printable text of 1 to {MAX_TEXT_CHARS} characters")
+    return value.strip()
+
+
+def _models(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names:
+        raise ValueError("a model's name or a list of names")
+    if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in names):
+        raise ValueError("a model's name or a list of names")
+    return tuple(dict.fromkeys(name.strip() for name in names))
+
+
+def _weight(value: Any) -> float | None:
+    if value == "auto":
+        return None
+    if type(value) not in (int, float) or not value > 0 or not math.isfinite(value):
+        raise ValueError("a number above 0, or 'auto'")
+    return float(value)
+
+
+def _concurrency(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_CONCURRENCY:
+        raise ValueError(f"a whole number from 1 to {MAX_CONCURRENCY}")
+    return value
+
+
+def _tags(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("a list of texts")
+    return tuple(dict.fromkeys(_text(tag) for tag in value))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _variable(value: Any) -> str:
+    if not isinstance(value, str) or not _VARIABLE.fullmatch(value):
+        raise ValueError("the name of an environment variable, never the key itself")
+    return value
+
+
+def _kind_of(value: Any) -> str:
+    """How a wrong value is shown: short, and a text as it is written in JSON."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+        case str():
+            return repr(value if len(value) <= 60 else value[:57] + "…")
+    return str(value)[:60]

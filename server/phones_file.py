@@ -1,0 +1,186 @@
+"""The fleet file, `phones.json`: read into `NodeSpec`s with errors that name line and column, and saved atomically.
+
+Knows the file's shape; `phones_entry` knows an entry's, `phones_watch` when to read. Nothing here waits or keeps state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.nodes import NodeSpec
+from server.phones_entry import EntryError, entry_of, nearest, spec_of
+from server.phones_places import Path as Place
+from server.phones_places import line_and_column, places, repeats
+
+MAX_FILE_BYTES = 4 * 1024 * 1024  # thousands of entries; more is another file by mistake
+TOP_FIELDS = ("phones", "$schema")
+
+
+class FleetFileError(Exception):
+    """The file cannot be used as it is. Line and column count from 1; both are None where no place is to blame."""
+
+    def __init__(self, message: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.column = column
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column}: {self.message}" if self.line else self.message
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFileState:
+    """The nodes of the last good reading, and what was wrong with the last reading, if anything was."""
+
+    path: Path
+    specs: tuple[NodeSpec, ...] = ()
+    error: str | None = None
+    line: int | None = None
+    column: int | None = None
+    loaded_at: float | None = None  # wall clock of the last good reading
+
+
+def load(path: Path) -> tuple[NodeSpec, ...]:
+    """The nodes of the file; none where there is no file. Raises FleetFileError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return ()
+    except OSError as problem:
+        raise FleetFileError(f"cannot be read: {problem.strerror or problem}") from problem
+    if len(content) > MAX_FILE_BYTES:
+        raise FleetFileError(f"is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        before = content[: problem.start].decode("utf-8-sig", "replace")
+        raise FleetFileError("is not UTF-8 text", *line_and_column(before, len(before))) from problem
+    return parse(text)
+
+
+def parse(text: str) -> tuple[NodeSpec, ...]:
+    """The nodes that a text lists. Raises FleetFileError."""
+    if not text.strip():
+        raise FleetFileError("is empty; a fleet without phones is []", 1, 1)
+    value = _value(text)
+    entries, base = _entries(text, value)
+    specs: list[NodeSpec] = []
+    seen: dict[str, int] = {}
+    for index, entry in enumerate(entries):
+        try:
+            spec = spec_of(entry)
+        except EntryError as problem:
+            at: Place = (*base, index) if problem.field is None else (*base, index, problem.field)
+            raise _error(text, at, problem.message) from problem
+        if spec.id in seen:
+            message = f"entry {index + 1} is the same node as entry {seen[spec.id] + 1} ({spec.id}); give one an 'id'"
+            raise _error(text, (*base, index), message)
+        seen[spec.id] = index
+        specs.append(spec)
+    return tuple(specs)
+
+
+def save(path: Path, specs: Iterable[NodeSpec]) -> None:
+    """Write the file whole or not at all, also when the power fails; its mode, its link and its `$schema` stay."""
+    target = Path(os.path.realpath(path))
+    entries = [entry_of(spec) for spec in specs]
+    schema = _schema_of(target)
+    value: Any = entries if schema is None else {"$schema": schema, "phones": entries}
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), _mode_of(target))
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_directory(target.parent)
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as problem:
+        raise FleetFileError(_syntax_message(text, problem), problem.lineno, problem.colno) from problem
+    except _NoNumber as problem:
+        place = line_and_column(text, max(0, text.find(str(problem))))
+        raise FleetFileError(f"{problem} is no number of JSON", *place) from problem
+    except RecursionError as problem:
+        raise FleetFileError("is nested far too deeply", 1, 1) from problem
+    for offset, key in repeats(text):
+        raise FleetFileError(f"the field {key!r} stands twice in one object", *line_and_column(text, offset))
+    return value
+
+
+def _entries(text: str, value: Any) -> tuple[list[Any], Place]:
+    """The list of entries and its place."""
+    if isinstance(value, list):
+        return value, ()
+    if not isinstance(value, dict):
+        raise _error(text, (), 'must be a list of phones, or {"phones": [...]}')
+    for key in value:
+        if key not in TOP_FIELDS:
+            raise _error(text, (key,), f"unknown field {key!r}: {nearest(key, TOP_FIELDS)}")
+    if not isinstance(value.get("phones"), list):
+        place: Place = ("phones",) if "phones" in value else ()
+        raise _error(text, place, "'phones' must be a list")
+    return value["phones"], ("phones",)
+
+
+def _error(text: str, place: Place, message: str) -> FleetFileError:
+    found = places(text)
+    return FleetFileError(message, *line_and_column(text, found.get(place, found[()])))
+
+
+class _NoNumber(Exception):
+    """NaN and its like: Python reads them, JSON does not know them."""
+
+
+def _no_constant(name: str) -> Any:
+    raise _NoNumber(name)
+
+
+def _syntax_message(text: str, problem: json.JSONDecodeError) -> str:
+    rest = text[problem.pos :].lstrip()
+    if rest.startswith(("//", "#", "/*")):
+        return "JSON has no comments"
+    if rest.startswith(("]", "}")) and text[: problem.pos].rstrip().endswith(","):
+        return "JSON has no comma after the last item"
+    return f"no JSON: {problem.msg}"
+
+
+def _schema_of(path: Path) -> str | None:
+    """The `$schema` that the file names now, which tells an editor how to complete it."""
+    try:
+        value = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError):
+        return None
+    schema = value.get("$schema") if isinstance(value, dict) else None
+    return schema if isinstance(schema, str) else None
+
+
+def _mode_of(path: Path) -> int:
+    try:
+        return path.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        return 0o644
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
