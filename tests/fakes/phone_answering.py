@@ -35,7 +35,7 @@ class Spoken:
 
     @property
     def prompt_count(self) -> int:
-        return min(len(self.plan.prompt_tokens), self.plan.context)
+        return len(self.plan.read_tokens)
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Session:
     async def read(self) -> None:
         """Take the time that the unread part of the prompt takes. At least one token is always read."""
         state, plan = self.state, self.spoken.plan
-        tokens = plan.prompt_tokens[: plan.context]
+        tokens = plan.read_tokens
         shared = self.loaded.cache.shared(tokens) if state.settings.prompt_cache else 0
         unread = max(1, len(tokens) - shared)
         began = state.clock()
@@ -131,7 +131,8 @@ def too_long(plan: Plan, state: PhoneState) -> Refused:
     return Refused(
         400,
         f'{{"error":{{"code":400,"message":"request ({count} tokens) exceeds the available context size '
-        f'({context} tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":{count},"n_ctx":{context}}}}}',
+        f'({context} tokens), try increasing it","type":"exceed_context_size_error",'
+        f'"n_prompt_tokens":{count},"n_ctx":{context}}}}}',
     )
 
 

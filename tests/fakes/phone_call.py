@@ -16,12 +16,13 @@ from tests.fakes.phone_settings import FakeModel, PhoneSettings
 from tests.fakes.phone_template import Message, render
 from tests.fakes.phone_text import Answer, Conversation, answer_to, conversation_digits
 
-_TOKENS = re.compile(r"\s?\w+|\s?[^\w\s]|\s")
+_TOKENS = re.compile(r"\s?w\d+-[0-9a-f]{4}\w*|\s?\w+|\s?[^\w\s]|\s")
 _JSON_PIECES = re.compile(r'"[^"]{0,5}|[^"]{1,4}|"')
 
 
 def tokens_of(text: str) -> list[str]:
-    """How the fake tokenizer cuts a prompt: words with the space before them, marks, single white space."""
+    """How the fake tokenizer cuts a prompt: words with the space before them (its own ones stay whole), marks, single
+    white space."""
     return _TOKENS.findall(text)
 
 
@@ -89,6 +90,14 @@ class Plan:
     context: int
     answer: Answer
     told: str = ""
+    halves: bool = False
+
+    @property
+    def read_tokens(self) -> tuple[str, ...]:
+        """What the model gets to read of the prompt."""
+        if not self.too_long:
+            return self.prompt_tokens
+        return self.prompt_tokens[: self.context // 2 + 2 if self.halves else self.context]
 
     @property
     def too_long(self) -> bool:
@@ -206,7 +215,7 @@ def plan_call(call: Call, settings: PhoneSettings, salt: str, num_ctx: int | Non
             told = rendered[len(base) :]
         tag = conversation_digits(base, about) + (f"x{about.salt}" if about.salt else "")
         answer = Answer(tag, answer.length)
-    return Plan(call, rendered, tuple(tokens), context, answer, told)
+    return Plan(call, rendered, tuple(tokens), context, answer, told, settings.profile.halves_too_long)
 
 
 def conversation_of(call: Call, settings: PhoneSettings, salt: str) -> Conversation:

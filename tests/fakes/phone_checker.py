@@ -74,7 +74,7 @@ def expected_answer(
             pieces.append(piece.text)
         else:
             ending = piece
-    count = min(len(plan.prompt_tokens), plan.context)
+    count = len(plan.read_tokens)
     return Expected(
         "".join(pieces), tuple(pieces), ending.reason, ending.eval_count, count, plan.rendered, plan.answer.tag
     )

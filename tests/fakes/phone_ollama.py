@@ -33,7 +33,7 @@ def timestamp(seconds_ahead: float = 0.0) -> str:
     second, nanos = divmod(now, 1_000_000_000)
     if second != _Stamp.second:
         _Stamp.second, _Stamp.text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-    return f"{_Stamp.text}.{nanos:09d}Z"
+    return f"{_Stamp.text}.{nanos:09d}".rstrip("0").rstrip(".") + "Z"  # Go leaves trailing zeros out
 
 
 async def answer_chat(telling: Telling, body: bytes) -> None:
@@ -85,7 +85,7 @@ async def _load_or_unload(telling: Telling, call: Call) -> None:
         loaded, _ = await load(telling.state, call)
         telling.state.runner.touch(loaded, keep_alive_of(telling.state, call))
         reason = "load"
-    await telling.whole(200, go_json({**_head(telling, call, ""), "done": True, "done_reason": reason}))
+    await telling.whole(200, go_json({**_head(telling, call, ""), **_done(telling, call, reason)}))
 
 
 async def _answer(telling: Telling, call: Call) -> None:
@@ -169,11 +169,7 @@ async def _whole(telling: Telling, call: Call, session: Session) -> None:
 
 def _final(telling: Telling, call: Call, session: Session, content: str) -> dict[str, Any]:
     spoken = session.spoken
-    profile = telling.state.settings.profile
-    done = {"done": True, "done_reason": spoken.ending.reason}
-    if call.kind == "chat" and profile.reason_before_done:
-        done = dict(reversed(done.items()))
-    final = {**_head(telling, call, content), **done}
+    final = {**_head(telling, call, content), **_done(telling, call, spoken.ending.reason)}
     if call.kind == "generate" and not call.raw:
         text = spoken.plan.rendered + "".join(piece.text for piece in spoken.pieces)
         final["context"] = [crc32(piece.encode("utf-8", "surrogatepass")) % 49_152 for piece in tokens_of(text)]
@@ -187,6 +183,12 @@ def _final(telling: Telling, call: Call, session: Session, content: str) -> dict
         "eval_duration": _nanos(spoken.spoke_for),
     }
     return {**final, **times}
+
+
+def _done(telling: Telling, call: Call, reason: str) -> dict[str, Any]:
+    if call.kind == "chat" and telling.state.settings.profile.reason_before_done:
+        return {"done_reason": reason, "done": True}
+    return {"done": True, "done_reason": reason}
 
 
 def _nanos(seconds: float) -> int:

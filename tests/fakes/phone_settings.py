@@ -23,6 +23,7 @@ class VersionProfile:
     refuses_too_long: bool  # `truncate: false` is honoured
     too_long_from_runner: bool  # ... with the words of llama-server
     lists_details: bool  # /api/tags with context_length, embedding_length and capabilities
+    halves_too_long: bool  # what is left of a prompt that is cut: half the context, not all of it
     ps_has_context: bool
     knows_thinking: bool
     knows_logprobs: bool
@@ -43,6 +44,7 @@ _PROFILES = {
         renders=False,
         refuses_too_long=False,
         too_long_from_runner=False,
+        halves_too_long=False,
         lists_details=False,
         ps_has_context=False,
         knows_thinking=False,
@@ -62,6 +64,7 @@ _PROFILES = {
         renders=True,
         refuses_too_long=True,
         too_long_from_runner=False,
+        halves_too_long=False,
         lists_details=True,
         ps_has_context=True,
         knows_thinking=True,
@@ -81,6 +84,7 @@ _PROFILES = {
         renders=True,
         refuses_too_long=True,
         too_long_from_runner=True,
+        halves_too_long=True,
         lists_details=True,
         ps_has_context=True,
         knows_thinking=True,
