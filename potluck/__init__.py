@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .answers import Answer, BatchItem, NodeShare, Queued, Timings, Token, Usage
+    from .answers import Answer, BatchItem, NodeShare, Queued, Thinking, Timings, Token, Usage
     from .asking import AskOptions, Message
     from .errors import (
         AnswerCutShort,
@@ -66,6 +66,7 @@ __all__ = [
     "Queued",
     "RequestRefused",
     "Stream",
+    "Thinking",
     "Timeouts",
     "Timings",
     "Token",
@@ -75,7 +76,7 @@ __all__ = [
 ]
 
 _MODULES: dict[str, tuple[str, ...]] = {
-    "answers": ("Answer", "BatchItem", "NodeShare", "Queued", "Timings", "Token", "Usage"),
+    "answers": ("Answer", "BatchItem", "NodeShare", "Queued", "Thinking", "Timings", "Token", "Usage"),
     "asking": ("AskOptions", "Message"),
     "errors": (
         "AnswerCutShort",

@@ -22,6 +22,13 @@ class Token(str):
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """A piece of what the model thinks before it answers; no part of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Queued:
     """The request still waits for a node; `position` counts from 1."""
 
@@ -68,6 +75,7 @@ class Answer:
     attempts: int
     nodes: tuple[NodeShare, ...]
     done_reason: str | None = None
+    thinking: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -76,6 +84,7 @@ class Answer:
         """The answer as the gateway's JSON, field for field."""
         return {
             "response": self.text,
+            **({"thinking": self.thinking} if self.thinking else {}),
             "model": self.model,
             "node": self.node,
             "cached": self.cached,
@@ -116,8 +125,8 @@ class BatchItem:
         return self.answer.text
 
 
-def read_answer(record: Record, text: str | None = None) -> Answer:
-    """`text` is what a stream told; without it the record must bring its own `response`."""
+def read_answer(record: Record, text: str | None = None, thinking: str = "") -> Answer:
+    """`text` (and `thinking`) is what a stream told; without it the record must bring its own `response`."""
     usage = read_record(record, "usage")
     timings = read_record(record, "timings_ms")
     return Answer(
@@ -133,6 +142,7 @@ def read_answer(record: Record, text: str | None = None) -> Answer:
         attempts=read_count(record, "attempts"),
         nodes=tuple(_read_share(share) for share in record.get("nodes") or ()),
         done_reason=read_optional_text(record, "done_reason"),
+        thinking=thinking or read_optional_text(record, "thinking") or "",
     )
 
 

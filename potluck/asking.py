@@ -29,10 +29,12 @@ class AskOptions(TypedDict, total=False):
     images: Sequence[Image] | None
     options: Mapping[str, Any] | None
     format: str | Mapping[str, Any] | None
+    think: bool | str | None
     keep_alive: str | float | None
     priority: int | None
     deadline_s: float | None
     cache: bool | None
+    progress: bool | None
     temperature: float | None
     top_p: float | None
     top_k: int | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Protocol, TypeVar
 
-from .answers import Answer, BatchItem, Queued, Record, Token, as_record, read_answer, read_count
+from .answers import Answer, BatchItem, Queued, Record, Thinking, Token, as_record, read_answer, read_count
 from .errors import AnswerCutShort, GatewayUnreachable, PotluckError, UnexpectedAnswer
 from .refusals import refusal
 
@@ -18,6 +18,7 @@ from .refusals import refusal
 LONGEST_LINE_BYTES = 16 * 1024 * 1024
 
 Event = TypeVar("Event")
+AnswerEvent = Token | Thinking | Queued
 
 
 class Reading(Protocol[Event]):
@@ -78,6 +79,7 @@ class AnswerReading:
     def __init__(self) -> None:
         self._lines = LineDecoder()
         self._told: list[str] = []
+        self._thought: list[str] = []
         self._answer: Answer | None = None
         self._failure: PotluckError | None = None
 
@@ -97,8 +99,8 @@ class AnswerReading:
     def _finished(self) -> bool:
         return self._answer is not None or self._failure is not None
 
-    def receive_data(self, data: bytes) -> list[Token | Queued]:
-        events: list[Token | Queued] = []
+    def receive_data(self, data: bytes) -> list[AnswerEvent]:
+        events: list[AnswerEvent] = []
         try:
             for line in self._lines.receive_data(data):
                 self._take(read_line(line), events)
@@ -120,16 +122,19 @@ class AnswerReading:
             return self._failure
         return self._cut(error.message) if isinstance(error, GatewayUnreachable) else error
 
-    def _take(self, record: Record, events: list[Token | Queued]) -> None:
+    def _take(self, record: Record, events: list[AnswerEvent]) -> None:
         if self._finished:
             raise UnexpectedAnswer("the stream went on after its last record")
         if "error" in record:
             self._take_error(as_record(record["error"], "an object as 'error'"))
         elif record.get("done") is True:
-            self._answer = read_answer(record, self.text)
+            self._answer = read_answer(record, self.text, "".join(self._thought))
         elif isinstance(token := record.get("token"), str):
             self._told.append(token)
             events.append(Token(token))
+        elif isinstance(thought := record.get("thinking"), str):
+            self._thought.append(thought)
+            events.append(Thinking(thought))
         elif "queued" in record:
             events.append(Queued(read_count(record, "queued")))
 

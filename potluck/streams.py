@@ -12,9 +12,9 @@ from typing import Generic, Self, TypeVar, cast
 
 import httpx
 
-from .answers import Answer, BatchItem, Queued, Token
+from .answers import Answer, BatchItem, Token
 from .errors import AnswerTimeout, GatewayUnreachable, PotluckError
-from .records import AnswerReading, BatchReading, Reading
+from .records import AnswerEvent, AnswerReading, BatchReading, Reading
 from .refusals import read_refusal
 from .seam import translated
 
@@ -112,7 +112,7 @@ def _whole(reading: AnswerReading) -> Answer:
     return reading.answer
 
 
-class Stream(_Flow[Token | Queued]):
+class Stream(_Flow[AnswerEvent]):
     """The tokens of one answer; `answer` is there after the last one, `text` is what has been told so far."""
 
     _reading: AnswerReading
@@ -126,8 +126,8 @@ class Stream(_Flow[Token | Queued]):
                 return event
         raise StopIteration
 
-    def events(self) -> Iterator[Token | Queued]:
-        """Tokens, and places in the queue while the request waits."""
+    def events(self) -> Iterator[AnswerEvent]:
+        """Tokens, thoughts and, where `progress=True` was asked for, places in the queue."""
         return self._events
 
     @property
@@ -145,7 +145,7 @@ class Stream(_Flow[Token | Queued]):
         return self.answer
 
 
-class AsyncStream(_AsyncFlow[Token | Queued]):
+class AsyncStream(_AsyncFlow[AnswerEvent]):
     """The same for asyncio; leave it with `async with` or `aclose()` when not read to its end."""
 
     _reading: AnswerReading
@@ -159,8 +159,8 @@ class AsyncStream(_AsyncFlow[Token | Queued]):
                 return event
         raise StopAsyncIteration
 
-    def events(self) -> AsyncIterator[Token | Queued]:
-        """Tokens, and places in the queue while the request waits."""
+    def events(self) -> AsyncIterator[AnswerEvent]:
+        """Tokens, thoughts and, where `progress=True` was asked for, places in the queue."""
         return self._events
 
     @property

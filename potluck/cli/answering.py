@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from potluck.answers import Answer, Queued
+import typer
+
+from potluck.answers import Answer, Queued, Thinking
 from potluck.cli.safe_text import for_terminal, one_line
 
 if TYPE_CHECKING:
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
     from potluck.streams import Stream
 
 
-def tell(stream: Stream, *, waiting_sign: bool) -> Answer:
-    """Write the tokens of the stream to stdout, and return the whole answer. Closes the stream in every case."""
+def tell(stream: Stream, *, for_people: bool) -> Answer:
+    """Write the tokens of the stream to stdout, and return the whole answer. Closes the stream in every case.
+
+    `for_people` adds what belongs to no answer, on stderr: a sign of life, and what the model thinks.
+    """
     on_terminal = sys.stdout.isatty()
     line_open = False
     try:
-        with stream, _sign(waiting_sign) as sign:
+        with stream, _sign(for_people) as sign:
             for event in stream.events():
                 if isinstance(event, Queued):
                     _show_place(sign, event)
@@ -33,6 +38,9 @@ def tell(stream: Stream, *, waiting_sign: bool) -> Answer:
                 if sign is not None:
                     sign.stop()
                     sign = None
+                if isinstance(event, Thinking):
+                    _show_thought(event, for_people)
+                    continue
                 sys.stdout.write(for_terminal(event) if on_terminal else event)
                 sys.stdout.flush()
                 line_open = not event.endswith("\n") if event else line_open
@@ -58,6 +66,11 @@ def _sign(wanted: bool) -> Iterator[Status | None]:
 def _show_place(sign: Status | None, event: Queued) -> None:
     if sign is not None:
         sign.update(f"[dim]waiting for a free node, place {event.position} in the queue …[/dim]")
+
+
+def _show_thought(event: Thinking, for_people: bool) -> None:
+    if for_people:
+        typer.secho(for_terminal(event.text), err=True, dim=True, nl=False)
 
 
 def summary(answer: Answer) -> str:

@@ -28,6 +28,7 @@ def ask(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="Any other option, as top_k=40; may be repeated.")
     ] = None,
+    think: Annotated[bool | None, typer.Option(help="Let a model think first, where it can.")] = None,
     cache: Annotated[bool, typer.Option(help="May the answer come from the gateway's cache?")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON, once it is there.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Always say how it went (on stderr).")] = False,
@@ -47,6 +48,7 @@ def ask(
         "stop": stop or None,
         "format": format,
         "images": image or None,
+        "think": think,
         "cache": None if cache else False,
     }
     with reporting():
@@ -66,9 +68,10 @@ def _ask(
     from potluck.cli.answering import summary, tell
     from potluck.cli.questions import STDIN, parse_options, question, read_piped
 
+    for_people = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
+    fields["progress"] = for_people or None
     fields["options"] = parse_options(pairs, fields) or None
     text = question(prompt, read_piped(prompt == STDIN))
-    for_people = sys.stdout.isatty() and sys.stderr.isatty()
     with connect(url, key_file) as gateway:
         stream = gateway.stream(text, **fields)
         if as_json:
@@ -76,6 +79,6 @@ def _ask(
                 answer = stream.finish()
             typer.echo(json.dumps(answer.as_record(), ensure_ascii=False, indent=2))
         else:
-            answer = tell(stream, waiting_sign=for_people)
-    if verbose or (for_people and not as_json):
+            answer = tell(stream, for_people=for_people)
+    if verbose or for_people:
         typer.secho(summary(answer), err=True, dim=True)

@@ -92,9 +92,12 @@ class Chat:
     def _say(self, text: str) -> None:
         from potluck.cli.answering import summary, tell
 
-        stream = self._gateway.stream(messages=self._conversation.messages(text), model=self._conversation.model)
+        for_people = self._interactive and sys.stdout.isatty()
+        stream = self._gateway.stream(
+            messages=self._conversation.messages(text), model=self._conversation.model, progress=for_people or None
+        )
         try:
-            answer = tell(stream, waiting_sign=self._interactive and sys.stdout.isatty())
+            answer = tell(stream, for_people=for_people)
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
