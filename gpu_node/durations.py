@@ -1,4 +1,4 @@
-"""How long something lasts, as Ollama's clients write it: seconds as a number, or Go's "10m0s"; negative is for ever."""
+"""How long something lasts, as Ollama's clients write it: seconds, or Go's "10m0s"; negative is for ever."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ class ModelDescription:
 def describe(folder: Path) -> ModelDescription:
     weights = weight_files(folder)
     config = _json(folder / "config.json")
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    nested = config.get("text_config")
+    text: dict[str, Any] = nested if isinstance(nested, dict) else config
     origin = _json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
     tensors = tuple(tensor for path in weights for tensor in _tensors(path))
     return ModelDescription(

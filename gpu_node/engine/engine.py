@@ -1,7 +1,7 @@
 """The engine as the rest of the node sees it: load, generate, embed, render, unload, close; all asynchronous.
 
-The model lives in one worker thread; this class passes jobs to it and events back. Invariants: a generation ends with one
-`Done` or one raised error; leaving the iterator early stops the work within one token; nothing runs after `close`.
+The model lives in one worker thread; this class passes jobs to it and events back. Invariants: a generation ends with
+one `Done` or one raised error; leaving the iterator early stops the work within one token; nothing runs after `close`.
 Must not import torch: what loads the model is given.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal, Protocol
 
 from gpu_node.engine.prompt import render
@@ -117,7 +117,7 @@ class Engine:
         vocabulary = self._ready().vocabulary
         return await asyncio.to_thread(render, prompt, vocabulary, bounds)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Close the iterator (`aclosing`) when leaving early."""
         runner = self._ready()
         call = _Call(asyncio.get_running_loop())

@@ -74,9 +74,7 @@ def kept_in_front(bounds: Bounds) -> int:
     return min(wanted, bounds.context_tokens - 1)
 
 
-def _latest_that_fit(
-    messages: list[Message], fits: Callable[[str], bool], vocabulary: Vocabulary
-) -> list[Message]:
+def _latest_that_fit(messages: list[Message], fits: Callable[[str], bool], vocabulary: Vocabulary) -> list[Message]:
     """Drop the oldest turns until the rest fits; system messages and the last turn stay in any case."""
     last = len(messages) - (2 if messages[-1].role == "assistant" else 1)
 

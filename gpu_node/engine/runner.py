@@ -30,7 +30,7 @@ from gpu_node.engine.sequence import (
 )
 from gpu_node.engine.text_stream import StopWatch, TokenText
 from gpu_node.engine.vocabulary import TokenizerVocabulary
-from gpu_node.errors import ContextExceeded, GenerationFailed
+from gpu_node.errors import ContextExceeded, GenerationFailed, RequestError
 
 # A cancelled request is noticed between pieces of its prompt, and attention over a piece stays small in memory.
 PREFILL_TOKENS = 512
@@ -61,9 +61,7 @@ class Runner:
         return int(self._model.get_memory_footprint())
 
     @torch.inference_mode()
-    def generate(
-        self, request: GenerationRequest, emit: Callable[[Token], None], cancelled: threading.Event
-    ) -> Done:
+    def generate(self, request: GenerationRequest, emit: Callable[[Token], None], cancelled: threading.Event) -> Done:
         """Raises `Cancelled` within one token after `cancelled` is set."""
         prompt = prepare(request.prompt, self.vocabulary, request.bounds)
         try:
@@ -89,15 +87,17 @@ class Runner:
                 raise ContextExceeded()
             ids = ids[: request.context_tokens]
             total += len(ids)
-            vectors.append(self._embedding(ids, request.normalise))
+            vectors.append(self._embedding(ids, request))
         return Embeddings(tuple(vectors), total)
 
-    def _embedding(self, ids: list[int], normalise: bool) -> tuple[float, ...]:
+    def _embedding(self, ids: list[int], request: EmbeddingRequest) -> tuple[float, ...]:
         if not ids:
-            return ()
+            raise RequestError("the input holds an empty text")
         states = self._model.base_model(input_ids=self._tensor(ids), use_cache=False).last_hidden_state
         mean = states[0].to(torch.float32).mean(dim=0)
-        if normalise:
+        if request.dimensions:
+            mean = mean[: request.dimensions]
+        if request.normalise:
             mean = torch.nn.functional.normalize(mean, dim=0)
         return tuple(mean.tolist())
 
@@ -127,7 +127,7 @@ class Runner:
 
     def read(self, ids: Sequence[int], cancelled: threading.Event) -> torch.Tensor:
         """Append `ids` to the cache and return the logits after the last one."""
-        logits = None
+        logits: torch.Tensor | None = None
         for start in range(0, len(ids), PREFILL_TOKENS):
             if cancelled.is_set():
                 raise Cancelled()

@@ -116,6 +116,7 @@ class EmbeddingRequest:
     context_tokens: int
     truncate: bool = True
     normalise: bool = True
+    dimensions: int = 0  # 0: all of them
 
 
 @dataclass(frozen=True, slots=True)

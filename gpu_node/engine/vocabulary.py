@@ -20,6 +20,11 @@ class Vocabulary(Protocol):
     @property
     def end_ids(self) -> frozenset[int]: ...
 
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether `encode` puts a begin-of-sequence token in front of a text that lacks it."""
+        ...
+
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -47,13 +52,7 @@ class TokenizerVocabulary:
 
     @property
     def begins_with_bos(self) -> bool:
-        """Whether `encode` puts a begin-of-sequence token in front of a text that lacks it."""
         return bool(self._first)
-
-    @property
-    def template(self) -> str:
-        template = self._tokenizer.chat_template
-        return template if isinstance(template, str) else ""
 
     def encode(self, text: str) -> list[int]:
         if self._backend is not None:

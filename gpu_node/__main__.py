@@ -1,0 +1,89 @@
+"""`python -m gpu_node`: reads flags and settings, checks what can be checked without torch, and runs the node.
+
+A person's mistake is one plain sentence and exit code 2. Everything for people goes to stderr; stdout carries only the
+line that `--announce-port` asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from gpu_node import __version__
+
+DESCRIPTION = "Serve one model over the Ollama HTTP API."
+EPILOG = "Every flag is also an environment variable: POTLUCK_NODE_MODEL, POTLUCK_NODE_PORT and so on."
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m gpu_node", description=DESCRIPTION, epilog=EPILOG)
+    add = made.add_argument
+    add("--model", help="default, a name from models/manifest.json, a .gguf file, a safetensors folder, or a hub id")
+    add("--host", help="address to listen on (127.0.0.1)")
+    add("--port", help="port to listen on; 0 takes any free one (5000)")
+    add("--device", help="auto, cpu or cuda")
+    add("--dtype", help="auto, float32, bfloat16 or float16")
+    add("--threads", help="CPU threads for the model; 0 leaves it to torch")
+    add("--context", help="longest context in tokens; 0 takes the model's own, at most 8192")
+    add("--keep-alive", help="how long an idle model stays in memory: 5m, 90s, -1 for ever (5m)")
+    add("--exit-with-parent", action="store_true", default=None, help="end when stdin reaches its end")
+    add("--announce-port", action="store_true", default=None, help="print one JSON line on stdout when listening")
+    add("--version", action="version", version=__version__)
+    return made
+
+
+def main(arguments: list[str], environ: Mapping[str, str]) -> int:
+    given = vars(parser().parse_args(arguments))
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # the node tells the same in its own words
+    flags = {name: value for name, value in given.items() if value is not None}
+    # Only now what takes a while to import: --help and --version are quick.
+    from gpu_node.errors import NodeError, UsageError
+
+    try:
+        return _serve(environ, flags)
+    except NodeError as error:
+        print(f"{error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
+    from gpu_node.errors import UsageError
+    from gpu_node.manifest import models_folder
+    from gpu_node.model_store import INSTALL_HINT, ModelStore
+    from gpu_node.node import Node, bind, warn_when_exposed
+    from gpu_node.progress import Progress
+    from gpu_node.settings import read_settings
+
+    settings = read_settings(environ, flags)
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} is not installed; install with: {INSTALL_HINT}")
+    store = ModelStore(settings.cache, models_folder(), Progress(sys.stderr))
+    warn_when_exposed(settings)
+
+    async def run() -> int:
+        node = Node(settings, store)
+        with bind(settings.host, settings.port) as listener:
+            return await node.run(listener)
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run())
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

@@ -1,0 +1,1 @@
+"""The node's HTTP API: parse, hand to the host, encode. No decisions about models here."""

@@ -1,0 +1,132 @@
+"""Who may call. With keys: whoever shows one. Without: loopback and private addresses, and no foreign web page.
+
+The check of Host and Origin keeps pages that a browser on this network happens to show from using the node. Pure
+decisions in `AccessRules`; the middleware only asks them. Keys are compared in constant time and never logged.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gpu_node.api.replies import error_reply
+
+OPEN_PATHS = frozenset({"/live"})
+KEY_HEADERS = ("x-api-key", "x-api-token")
+LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRules:
+    keys: tuple[str, ...] = field(default=(), repr=False)  # without their names
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+
+    def judge(self, client: str | None, path: str, headers: Mapping[str, str]) -> Refusal | None:
+        if path in OPEN_PATHS:
+            return None
+        if self.keys:
+            if self._knows(headers):
+                return None
+            return Refusal(401, "a valid API key is required: Authorization: Bearer, X-API-Key or X-API-TOKEN")
+        if not is_near(client):
+            return Refusal(403, "without an API key only callers from private networks are served")
+        if not self._host_is_ours(headers.get("host", "")):
+            return Refusal(403, "this Host is not a name of this machine")
+        if not self._origin_is_ours(headers.get("origin"), headers.get("host", "")):
+            return Refusal(403, "this Origin may not call")
+        return None
+
+    def _knows(self, headers: Mapping[str, str]) -> bool:
+        shown = [headers.get(name, "") for name in KEY_HEADERS]
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            shown.append(token.strip())
+        found = False
+        for candidate in shown:
+            for key in self.keys:  # every key every time: the time taken must not tell which one was near
+                found |= hmac.compare_digest(candidate.encode(), key.encode())
+        return found
+
+    def _host_is_ours(self, host: str) -> bool:
+        name = host_name(host)
+        return not name or is_address(name) or name in self.hosts or name.endswith(".localhost")
+
+    def _origin_is_ours(self, origin: str | None, host: str) -> bool:
+        if origin is None or origin.lower() in self.origins:
+            return True
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return False
+        if host and parts.netloc.lower() == host.lower():
+            return True  # the page came from this very node
+        return parts.hostname in LOCAL_NAMES or is_loopback(parts.hostname)
+
+
+def rules_of(api_keys: tuple[str, ...], hosts: tuple[str, ...], origins: tuple[str, ...]) -> AccessRules:
+    machine = socket.gethostname().lower()
+    own = LOCAL_NAMES | {machine, f"{machine}.local"} | {host.lower() for host in hosts}
+    keys = tuple(entry.partition(":")[2] or entry for entry in api_keys)
+    return AccessRules(keys, frozenset(own), frozenset(origin.lower().rstrip("/") for origin in origins))
+
+
+class AccessControl:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
+        self._app, self._rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            # A header that came twice counts as its last one, in the checks and everywhere else.
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            client = scope.get("client")
+            refusal = self._rules.judge(client[0] if client else None, scope["path"], headers)
+            if refusal is not None:
+                reply = error_reply(refusal.message, refusal.status)
+                if refusal.status == 401:
+                    reply.headers["WWW-Authenticate"] = "Bearer"
+                await reply(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def is_near(client: str | None) -> bool:
+    try:
+        address = ipaddress.ip_address((client or "").partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_private or address.is_link_local
+
+
+def is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(name: str) -> bool:
+    return is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return (host if host.count(":") > 1 else host.partition(":")[0]).lower().rstrip(".")
