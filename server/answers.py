@@ -7,7 +7,7 @@ to the leader's events from their beginning; one listener leaving never cancels 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -52,7 +52,8 @@ class SharedAnswer:
         self.events: list[Event] = []
         self.ended = False
         self.listeners = 0
-        self.task: asyncio.Task[None] | None = None
+        self.fault: Exception | None = None  # what broke in the making, if it was our own fault
+        self.on_abandoned: Callable[[], None] = lambda: None
         self._news = asyncio.Event()
 
     def tell(self, events: Sequence[Event]) -> None:
@@ -68,7 +69,7 @@ class SharedAnswer:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    async def listen(self) -> AsyncIterator[Sequence[Event]]:
+    async def listen(self) -> AsyncGenerator[Sequence[Event], None]:
         """All events from the beginning. The last listener that leaves early cancels the making."""
         self.listeners += 1
         heard = 0
@@ -79,13 +80,15 @@ class SharedAnswer:
                     heard = len(self.events)
                     yield batch
                 elif self.ended:
+                    if self.fault is not None:
+                        raise self.fault
                     return
                 else:
                     await self._news.wait()
         finally:
             self.listeners -= 1
-            if self.listeners == 0 and not self.ended and self.task is not None:
-                self.task.cancel()
+            if self.listeners == 0 and not self.ended:
+                self.on_abandoned()
 
 
 @dataclass(slots=True)

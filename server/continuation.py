@@ -35,8 +35,8 @@ class Told:
     """What the client has been told so far, by however many nodes."""
 
     parts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     tokens: int = 0
-    thought: bool = False
     other_than_text: bool = False  # tool calls cannot be continued
 
     @property
@@ -44,6 +44,10 @@ class Told:
         if len(self.parts) > 1:
             self.parts = ["".join(self.parts)]
         return self.parts[0] if self.parts else ""
+
+    @property
+    def thinking(self) -> str:
+        return "".join(self.thoughts)
 
     @property
     def anything(self) -> bool:
@@ -54,7 +58,7 @@ class Told:
         if token.text:
             self.parts.append(token.text)
         if token.thinking:
-            self.thought = True
+            self.thoughts.append(token.thinking)
         if token.tool_calls:
             self.other_than_text = True
 
@@ -64,7 +68,7 @@ def ways(request: AskRequest, node: Node, told: Told) -> tuple[Way, ...]:
     replay: tuple[Way, ...] = ("replay",) if request.options.get("temperature") == 0 else ()
     if told.other_than_text:
         return ()
-    if told.thought or any(request.fields.get(name) for name in REPLAY_ONLY_FIELDS) or _has_images(request):
+    if told.thoughts or any(request.fields.get(name) for name in REPLAY_ONLY_FIELDS) or _has_images(request):
         return replay
     if node.spec.kind == "openai":
         open_end: tuple[Way, ...] = ("chat",) if node.spec.continues_final_message else ()

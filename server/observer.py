@@ -5,10 +5,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from server.exchange import AskRequest, CacheOutcome, HomecomingOutcome, NodeShare, Timings, Usage
+from server.errors import NodeError
+from server.exchange import (
+    AskRequest,
+    CacheOutcome,
+    Done,
+    Event,
+    Failed,
+    HomecomingOutcome,
+    NodeShare,
+    Timings,
+    Usage,
+)
 from server.nodes import NodeId
 
 RequestOutcome = Literal["done", "failed", "cancelled"]
@@ -57,3 +69,44 @@ class SilentObserver:
     def attempt_failed(self, node: NodeId, model: str, reason: str) -> None: ...
 
     def answer_resumed(self, node: NodeId, way: str) -> None: ...
+
+
+def record_of(request: AskRequest, last: Event | None, cache: CacheOutcome, total_ms: float) -> RequestRecord:
+    """The record of a request by its last event; None: its client left before there was one."""
+    if isinstance(last, Done):
+        return RequestRecord(
+            request,
+            "done",
+            last.model,
+            last.node,
+            last.attempts,
+            last.nodes,
+            last.usage,
+            last.timings,
+            last.tokens_per_second,
+            cache,
+            last.homecoming,
+        )
+    timings = Timings(0.0, 0.0, total_ms)
+    if isinstance(last, Failed):
+        return RequestRecord(
+            request,
+            "failed",
+            last.model,
+            last.node,
+            last.attempts,
+            last.nodes,
+            Usage(),
+            timings,
+            None,
+            cache,
+            last.homecoming,
+            last.error.code,
+            last.error.message,
+        )
+    return RequestRecord(request, "cancelled", request.model or "", "", 0, (), Usage(), timings, None, cache, "new")
+
+
+def reason_of(error: NodeError) -> str:
+    """The error's class as a word for metrics: NodeUnreachable -> unreachable."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removeprefix("Node")).lower()

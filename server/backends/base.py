@@ -6,7 +6,7 @@ A backend translates: our calls to the node's bytes, the node's answers to event
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class Backend(Protocol):
         """Ask what is there, without generating anything and without loading a model."""
         ...
 
-    def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncIterator[Sequence[NodeEvent]]:
+    def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncGenerator[Sequence[NodeEvent], None]:
         """Run the call. Yields the events of each network read together, last of all one `NodeDone`.
 
         Closing the iterator (aclose) or cancelling it closes the connection, so that the node stops at once.

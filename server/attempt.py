@@ -1,0 +1,221 @@
+"""One attempt at one node: what it is asked, what its events become, and the seam when it goes on with a told answer.
+
+An attempt adds to the `Course` of its request and raises `NodeError`s; it takes no seat, judges no node and never tries
+another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from server.backends.base import Backend, Call
+from server.continuation import (
+    Diverged,
+    ReplaySkip,
+    SeamStops,
+    Told,
+    Way,
+    adds_beginning,
+    continued_options,
+    extended,
+    raw_prompt,
+    stays_open,
+    ways,
+)
+from server.course import Attempt, Course
+from server.errors import NodeError
+from server.exchange import AskRequest, Embedding, Event, NodeDone, Token
+from server.patience import Patience
+from server.routing import Seat
+
+DEFAULT_CONTEXT = 4096  # what every Ollama gives at least; only a larger `num_ctx` is worth pinning
+RENDER_TIMEOUT_SECONDS = 30.0  # a rendering loads the model
+
+
+class NoWayOn(NodeError):
+    """This node cannot go on with the answer so far: not its fault, and no attempt was made."""
+
+    strike = False
+
+
+@dataclass(slots=True)
+class Skips:
+    """What a replay tells again: the text and the thinking before it."""
+
+    text: ReplaySkip
+    thinking: ReplaySkip
+
+    @classmethod
+    def at(cls, told: Told) -> Skips:
+        return cls(ReplaySkip(told.text), ReplaySkip(told.thinking))
+
+    @property
+    def finished(self) -> bool:
+        return self.text.finished and self.thinking.finished
+
+    def feed(self, token: Token) -> Token | None:
+        """What is new in the token; None when all of it was told before."""
+        try:
+            text, thinking = self.text.feed(token.text), self.thinking.feed(token.thinking)
+        except Diverged as error:
+            raise NoWayOn("a replay of the answer told something else") from error
+        if not text and not thinking and not token.tool_calls and self.text.text:
+            return None
+        return replace(token, text=text, thinking=thinking)
+
+
+def first_call(course: Course, seat: Seat) -> Call:
+    request = course.request
+    return Call(
+        request.operation, seat.copy.name, request.messages, request.prompt, options_for(seat, request), request.fields
+    )
+
+
+def options_for(seat: Seat, request: AskRequest, told_tokens: int = 0) -> Mapping[str, Any]:
+    """The options as this node gets them: its own fixed context, and what is left of `num_predict`."""
+    options = continued_options(request.options, told_tokens) if told_tokens else request.options
+    pinned = seat.memory.pinned_contexts.get(seat.model)
+    wanted = options.get("num_ctx")
+    if wanted is None and pinned is None:
+        return options
+    options = {name: value for name, value in options.items() if name != "num_ctx"}
+    if pinned is None and wanted is not None and wanted > DEFAULT_CONTEXT and _may_load(seat):
+        pinned = seat.memory.pinned_contexts[seat.model] = wanted
+    return options if pinned is None else {**options, "num_ctx": pinned}
+
+
+def _may_load(seat: Seat) -> bool:
+    resident = seat.node.resident.get(seat.model)
+    return resident is None or resident.context_length is None
+
+
+async def plan(course: Course, seat: Seat, backend: Backend) -> tuple[Way | str, Call]:
+    """How this node is to be asked. Raises NoWayOn when it cannot go on, NodeError when asking it failed."""
+    if not course.told.anything:
+        return ("retry" if course.attempts > 1 else "first"), first_call(course, seat)
+    for way in ways(course.request, seat.node, course.told):
+        if way == "chat" and await _chat_stays_open(course, seat, backend):
+            return way, _chat_call(course, seat)
+        if way == "raw":
+            return way, await _raw_call(course, seat, backend)
+        if way == "replay":
+            return way, first_call(course, seat)
+    raise NoWayOn("this node cannot continue the answer")
+
+
+async def _chat_stays_open(course: Course, seat: Seat, backend: Backend) -> bool:
+    if seat.node.spec.kind == "openai" or (seat.node.report is not None and seat.node.report.continues_assistant):
+        return True  # by setting, or by its own word
+    rendered = await _rendering(course, seat, backend)
+    text = course.told.text
+    longer = replace(first_call(course, seat), messages=extended(course.request.messages, text))
+    return stays_open(rendered, await backend.render(seat.node.spec, longer, RENDER_TIMEOUT_SECONDS), text)
+
+
+async def _rendering(course: Course, seat: Seat, backend: Backend) -> str:
+    """The request as the node renders it; kept for the same digest and version, no further."""
+    version = seat.node.report.version if seat.node.report is not None else ""
+    key = (seat.copy.digest, version)
+    if key not in course.renderings:
+        call = first_call(course, seat)
+        course.renderings[key] = await backend.render(seat.node.spec, call, RENDER_TIMEOUT_SECONDS)
+    return course.renderings[key]
+
+
+def _chat_call(course: Course, seat: Seat) -> Call:
+    request = course.request
+    return Call(
+        "chat",
+        seat.copy.name,
+        messages=extended(request.messages, course.told.text),
+        options=options_for(seat, request, course.told.tokens),
+        fields={**request.fields, "truncate": False},
+        continues=True,
+    )
+
+
+async def _raw_call(course: Course, seat: Seat, backend: Backend) -> Call:
+    request = course.request
+    if request.operation == "generate" and request.fields.get("raw"):
+        prompt = request.prompt + course.told.text
+    else:
+        rendered = await _rendering(course, seat, backend)
+        show = await backend.show(seat.node.spec, seat.copy.name, RENDER_TIMEOUT_SECONDS)
+        prompt = raw_prompt(rendered, course.told.text, adds_beginning(show))
+    fields: dict[str, Any] = {"raw": True, "truncate": False}
+    if "keep_alive" in request.fields:
+        fields["keep_alive"] = request.fields["keep_alive"]
+    options = options_for(seat, request, course.told.tokens)
+    return Call("generate", seat.copy.name, prompt=prompt, options=options, fields=fields)
+
+
+async def tell(
+    course: Course, attempt: Attempt, call: Call, backend: Backend, patience: Patience, clock: Callable[[], float]
+) -> AsyncGenerator[Sequence[Event], None]:
+    """The attempt's events, cleaned at the seam. Sets `attempt.done` at the end; raises NodeError."""
+    skip = Skips.at(course.told) if attempt.way == "replay" else None
+    seam = SeamStops.at(course.request.options, course.told.text) if attempt.way in ("chat", "raw") else None
+    async with aclosing(backend.stream(attempt.seat.node.spec, call, patience)) as batches:
+        async for batch in batches:
+            attempt.last_at = clock()
+            if attempt.first_at is None:
+                attempt.first_at = attempt.last_at
+            last = batch[-1]
+            if isinstance(last, NodeDone):
+                attempt.done = last
+            if skip is None and seam is None:
+                events = _told(course, attempt, batch)
+            else:
+                events = _told(course, attempt, _cleaned(course, attempt, batch, skip, seam))
+            if events:
+                yield events
+            if attempt.stopped:
+                return
+    if skip is not None and not skip.finished:
+        raise NoWayOn("a replay of the answer ended before the point where it broke off")
+
+
+def _told(course: Course, attempt: Attempt, batch: Sequence[Any]) -> list[Event]:
+    """Write down what the client is about to hear."""
+    events: list[Event] = []
+    for event in batch:
+        if isinstance(event, Token):
+            course.told.add(event)
+            attempt.tokens += event.tokens
+            events.append(event)
+        elif isinstance(event, Embedding):
+            course.embedded = True
+            events.append(event)
+    if events and course.first_token_at is None:
+        course.first_token_at = attempt.last_at
+    if events and course.copy is None:
+        course.copy, course.kind = attempt.seat.copy, attempt.seat.node.spec.kind
+    if events:
+        course.outage.delivered(attempt.seat.id)
+    return events
+
+
+def _cleaned(
+    course: Course, attempt: Attempt, batch: Sequence[Any], skip: Skips | None, seam: SeamStops | None
+) -> list[Any]:
+    """The batch without what was told before (replay), and ended where a stop string closes over the seam."""
+    cleaned: list[Any] = []
+    for event in batch:
+        if not isinstance(event, Token):
+            if seam is not None and isinstance(event, NodeDone) and (rest := seam.rest()):
+                cleaned.append(Token(rest))
+            cleaned.append(event)
+            continue
+        if skip is not None and (event := skip.feed(event)) is None:
+            continue
+        text = event.text
+        if seam is not None:
+            text, attempt.stopped = seam.feed(text)
+        if text or not event.text:
+            cleaned.append(event if text == event.text else replace(event, text=text))
+        if attempt.stopped:
+            break
+    return cleaned

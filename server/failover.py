@@ -1,0 +1,295 @@
+"""One request over as many nodes as it takes: sit down, ask, and after a failure go on elsewhere, or say why not.
+
+The loop is thin: who serves is `routing`'s word, how to go on `continuation`'s, whether to try again `retry`'s. A seat
+is given back, and the conversation remembered, before the client sees the end of its answer: its next turn may come at
+once. Closing the stream closes the connection to the node, so that it stops at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from server.affinity import conversation
+from server.attempt import plan, tell
+from server.backends.base import Backend
+from server.breaker import BreakerLimits
+from server.continuation import ways
+from server.course import Attempt, Course, answer_is_over, break_off, durations_of, usage_of
+from server.errors import (
+    AnswerBroken,
+    DeadlineExceeded,
+    GatewayError,
+    ModelNotFound,
+    NodeBusy,
+    NodeError,
+    NodeRefused,
+    NodeStalled,
+    RequestInvalid,
+)
+from server.exchange import AskRequest, Done, Event, Failed, Queued, Timings
+from server.nodes import ModelKey, NodeKind
+from server.observer import Observer, reason_of
+from server.patience import Patience, PatienceLimits, Work, patience_for
+from server.retry import Outage, RetryBudget
+from server.routing import Choice, Demand, Home, Seat, find_home, same_copy
+from server.seating import Claim, Seating
+from server.verdicts import Outcome, Remembering, learn_failure, learn_nothing, learn_success
+
+POSITION_SECONDS = 0.5  # how often a waiting client hears of its place
+REQUEST_MEMORY = 0.05  # weight of the newest request in the usual length of one
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverLimits:
+    attempts_per_outage: int = 5
+    breaker: BreakerLimits = field(default_factory=BreakerLimits)
+    patience: PatienceLimits = field(default_factory=PatienceLimits)
+
+
+class Failover:
+    """Makes answers: from a request and a model to events, through seats, backends and what was learned of nodes."""
+
+    def __init__(
+        self,
+        seating: Seating,
+        backends: Mapping[NodeKind, Backend],
+        budget: RetryBudget,
+        observer: Observer,
+        limits: FailoverLimits,
+        now: Callable[[], float],
+    ) -> None:
+        self._seating = seating
+        self._backends = backends
+        self._budget = budget
+        self._observer = observer
+        self._limits = limits
+        self._now = now
+        self._remembering = Remembering(seating.memories, seating.policy.returns)
+
+    async def answer(
+        self, request: AskRequest, model: ModelKey | None, arrived: float
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """The events of the answer, the last one Done or Failed."""
+        course = Course(request, conversation(request), arrived, Outage(self._limits.attempts_per_outage))
+        self._budget.deposit(arrived)
+        if request.operation != "embed":
+            self._remembering.arrived(course.conversation)
+        try:
+            async with aclosing(self._attempts(course, model)) as batches:
+                async for batch in batches:
+                    yield batch
+        except GatewayError as error:
+            yield [failed(course, error)]
+
+    async def _attempts(self, course: Course, model: ModelKey | None) -> AsyncGenerator[Sequence[Event], None]:
+        request, seating, now = course.request, self._seating, self._now
+        deadline = course.arrived + request.deadline_seconds if request.deadline_seconds is not None else None
+        claim = seating.claim(request.caller, request.priority, self._demand(course, model), deadline)
+        while True:
+            choice = seating.take(claim)
+            if choice is None:
+                with seating.wait(claim) as waiting:
+                    while choice is None:
+                        yield [Queued(waiting.position)]
+                        choice = await waiting.seat(POSITION_SECONDS)
+            claim.seated = True
+            if course.attempts == 0:
+                course.seated_at = now()
+                self._note_homecoming(course, claim.demand.home, choice)
+            attempt = Attempt(choice.seat, "first", course.told.tokens)
+            try:
+                async with aclosing(self._attempt(course, claim, choice, attempt)) as batches:
+                    async for batch in batches:
+                        yield batch
+                return
+            except NodeError as error:
+                if answer_is_over(course):
+                    yield [done_of(course, attempt, "length", self._now())]
+                    return
+                self._after_failure(course, claim, choice.seat, error)
+
+    async def _attempt(
+        self, course: Course, claim: Claim, choice: Choice, attempt: Attempt
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """One attempt at the seat that was taken; the seat is given back whatever happens."""
+        seat = choice.seat
+        backend = self._backends[seat.node.spec.kind]
+        seated_at = self._now()
+        judged = sent = False
+        try:
+            attempt.way, call = await plan(course, seat, backend)
+            if attempt.way in ("chat", "raw", "replay"):
+                self._observer.answer_resumed(seat.id, attempt.way)
+            sent = True
+            course.attempts += 1
+            self._observer.attempt_started(seat.id, seat.copy.name)
+            patience = self._patience(course, claim, choice)
+            last: Sequence[Event] = ()
+            async with aclosing(tell(course, attempt, call, backend, patience, self._now)) as batches:
+                async for batch in batches:
+                    if attempt.done is None and not attempt.stopped:
+                        yield batch
+                    else:
+                        last = batch
+            judged = True
+            yield [*last, self._succeeded(course, claim, choice, attempt, seated_at)]
+        except NodeError as error:
+            judged = True
+            self._give_up_seat(course, seat, attempt, error, sent)
+            raise
+        finally:
+            if not judged:  # the client left, or this gateway is being stopped
+                learn_nothing(seat.load, self._now())
+                self._remember_part(course, seat, sent)
+                self._seating.give_back(seat)
+
+    def _succeeded(self, course: Course, claim: Claim, choice: Choice, attempt: Attempt, seated_at: float) -> Done:
+        """Learn from the attempt, remember the conversation, free the seat; then the client may hear the end."""
+        now, seat, home = self._now(), choice.seat, claim.demand.home
+        done = attempt.done
+        if done is None:  # a stop string was completed over the seam: the node never got to say it
+            learn_nothing(seat.load, now)
+            self._remember_part(course, seat, True)
+        else:
+            plain = attempt.way in ("first", "retry")
+            match = home.match if home is not None and choice.at_home and plain else None
+            first = attempt.first_at - seated_at if attempt.first_at is not None and plain else None
+            generating = (attempt.last_at or now) - (attempt.first_at or now)
+            if match is not None:
+                self._remembering.came_home(seat, match, done, now)
+            learn_success(seat.load, Outcome(done, attempt.tokens, first, generating), match is None and plain)
+            self._seating.reweigh(seat.id)
+            if course.request.operation != "embed":
+                self._remembering.told(seat, course.conversation, done, course.told.text, now)
+        self._seating.request_seconds += REQUEST_MEMORY * (now - seated_at - self._seating.request_seconds)
+        self._seating.give_back(seat)
+        return done_of(course, attempt, "stop" if done is None else done.reason, now)
+
+    def _give_up_seat(self, course: Course, seat: Seat, attempt: Attempt, error: NodeError, sent: bool) -> None:
+        now = self._now()
+        deadline = course.request.deadline_seconds
+        if isinstance(error, NodeStalled) and deadline is not None and now >= course.arrived + deadline:
+            learn_nothing(seat.load, now)  # it was the request that was in a hurry
+        else:
+            learn_failure(seat.load, error, now, self._limits.breaker)
+            self._observer.attempt_failed(seat.id, seat.copy.name, reason_of(error))
+        break_off(course, attempt)
+        self._remember_part(course, seat, sent and not isinstance(error, NodeBusy | NodeRefused))
+        self._seating.give_back(seat)
+
+    def _remember_part(self, course: Course, seat: Seat, sent: bool) -> None:
+        if sent and course.request.operation != "embed":
+            mark = hash(("broke off", course.request.id))
+            self._remembering.broke_off(seat, course.conversation, mark, self._now())
+
+    def _after_failure(self, course: Course, claim: Claim, seat: Seat, error: NodeError) -> None:
+        """Make the claim ready for another node, or raise what ends the request."""
+        now, request, told = self._now(), course.request, course.told
+        if request.deadline_seconds is not None and now >= course.arrived + request.deadline_seconds:
+            raise DeadlineExceeded("the request's deadline passed before the answer was whole") from error
+        if isinstance(error, NodeRefused) and not told.anything and error.status != 404:
+            raise RequestInvalid(error.message, status=error.status) from error
+        if not isinstance(error, NodeBusy):
+            course.outage.tried |= {seat.id}
+            if error.strike:
+                course.outage.failed(seat.id)
+                if course.outage.exhausted or not self._budget.withdraw(now):
+                    raise broken(course, seat, error) from error
+        home = claim.demand.home if claim.demand.home and claim.demand.home.node_id != seat.id else None
+        claim.demand = replace(claim.demand, excluded=course.outage.tried, home=home, able=self._able(course))
+        if not any(self._could_go_on(other, claim.demand) for other in self._seats(claim.demand)):
+            if isinstance(error, NodeRefused) and error.status == 404 and not told.anything:
+                raise ModelNotFound(request.model or seat.copy.name) from error
+            raise broken(course, seat, error) from error
+
+    def _seats(self, demand: Demand) -> Sequence[Seat]:
+        return list(self._seating.roster(demand.model).seats.values())
+
+    @staticmethod
+    def _could_go_on(seat: Seat, demand: Demand) -> bool:
+        return seat.id not in demand.excluded and (demand.able is None or demand.able(seat))
+
+    def _able(self, course: Course) -> Callable[[Seat], bool] | None:
+        copy = course.copy
+        if copy is None or not course.told.anything:
+            return None
+        return lambda seat: same_copy(seat, copy, course.kind) and bool(ways(course.request, seat.node, course.told))
+
+    def _demand(self, course: Course, model: ModelKey | None) -> Demand:
+        request, talk = course.request, course.conversation
+        wanted = request.options.get("num_ctx")
+        chats = request.operation != "embed"
+        home: Home | None = None
+        if chats and self._seating.policy.affinity and talk.prefixes:
+            roster = self._seating.roster(model)
+            home = find_home(talk.prefixes, roster, self._seating.memories, self._now())
+        return Demand(model, talk.tokens, wanted, home=home, needs_memory=chats)
+
+    @staticmethod
+    def _note_homecoming(course: Course, home: Home | None, choice: Choice) -> None:
+        if choice.at_home:
+            course.homecoming = "home"
+        elif home is not None or course.conversation.later_turn:
+            course.homecoming = "elsewhere"
+
+    def _patience(self, course: Course, claim: Claim, choice: Choice) -> Patience:
+        seat, load, limits = choice.seat, choice.seat.load, self._limits.patience
+        held = claim.demand.home.match.tokens if claim.demand.home and choice.at_home else 0
+        certain = claim.demand.home is not None and claim.demand.home.match.certain
+        unread = course.conversation.tokens + course.told.tokens - (held if certain else 0)
+        work = Work(
+            max(1, unread),
+            load.prompt_tokens_per_second,
+            load.tokens_per_second,
+            must_load=seat.model not in seat.node.resident,
+            shared_by=max(1, load.in_flight),
+        )
+        patience = patience_for(work, limits)
+        if claim.deadline is None:
+            return patience
+        left = max(0.001, claim.deadline - self._now())
+        return replace(patience, total=min(patience.total, left))
+
+
+def broken(course: Course, seat: Seat, error: NodeError) -> AnswerBroken:
+    """The honest end: what is known about why the answer cannot begin, or cannot go on."""
+    node, told = seat.node.name, course.told.tokens
+    if not told:
+        return AnswerBroken(f"no node could answer; the last one said: {error.message}", node=node, tokens_told=0)
+    return AnswerBroken(
+        f"the answer broke off after {told} tokens and no other node can go on with it: {error.message}",
+        node=node,
+        tokens_told=told,
+        hint="ask again; at temperature 0 an interrupted answer can be repeated word for word",
+    )
+
+
+def failed(course: Course, error: GatewayError) -> Failed:
+    node = error.node if isinstance(error, AnswerBroken) else ""
+    model = course.copy.name if course.copy is not None else course.request.model or ""
+    return Failed(error, model, node, course.attempts, tuple(course.shares), course.homecoming)
+
+
+def done_of(course: Course, attempt: Attempt, reason: str, now: float) -> Done:
+    """The answer is whole: counts and times over all its parts."""
+    done = attempt.done
+    shares = course.shares if attempt.broke_off else [*course.shares, attempt.share()]
+    first = course.first_token_at if course.first_token_at is not None else now
+    return Done(
+        reason=reason,
+        model=attempt.seat.copy.name,
+        node=attempt.seat.node.name,
+        usage=usage_of(course, attempt),
+        durations=durations_of(course, attempt),
+        timings=Timings(
+            (course.seated_at - course.arrived) * 1000,
+            (first - course.arrived) * 1000,
+            (now - course.arrived) * 1000,
+        ),
+        attempts=course.attempts,
+        nodes=tuple(shares),
+        homecoming=course.homecoming,
+        context=done.context if done is not None and len(shares) == 1 else (),
+    )

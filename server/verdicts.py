@@ -1,0 +1,118 @@
+"""What the gateway learns from an attempt: speeds, strikes, and which conversations the node holds now.
+
+Changes only `Load`s and memories, from facts and `now`; decides nothing about the request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.affinity import Conversation, Held, Match, Memories, NodeMemory, ReturnRate, continued_keys, was_warm
+from server.breaker import BreakerLimits, on_failure, on_no_verdict, on_success
+from server.errors import NodeBusy, NodeError
+from server.exchange import NodeDone
+from server.nodes import Load
+from server.routing import Seat
+
+SPEED_MEMORY = 0.3  # weight of the newest measurement: some requests settle it, a hot phone shows soon
+MEASURABLE_PROMPT_TOKENS = 16  # shorter prompts measure overhead, not speed
+MEASURABLE_TOKENS = 4
+SHUNNED_SECONDS = 1.0  # a node that fails fast must not look attractive: its failure counts as load so long
+BUSY_SECONDS = 1.0  # when the node does not say for how long
+LONGEST_BUSY_SECONDS = 30.0
+RELOADED_SECONDS = 0.5  # recorded: a loaded model "loads" in under 0.05 s, a real load takes seconds
+SECOND = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt that ended well went, in seconds and tokens."""
+
+    done: NodeDone
+    tokens: int
+    first_token_seconds: float | None
+    generation_seconds: float
+
+
+def average(known: float | None, measured: float) -> float:
+    return measured if known is None else known + SPEED_MEMORY * (measured - known)
+
+
+def learn_success(load: Load, outcome: Outcome, reads_cold: bool) -> None:
+    """The attempt ended well. `reads_cold`: no conversation was held, so the prompt's time tells the reading speed."""
+    done = outcome.done
+    load.answered += 1
+    load.breaker = on_success(load.breaker)
+    tokens = done.usage.completion_tokens or outcome.tokens
+    seconds = done.durations.generation / SECOND or outcome.generation_seconds
+    if tokens >= MEASURABLE_TOKENS and seconds > 0:
+        load.tokens_per_second = average(load.tokens_per_second, tokens / seconds)
+    prompt_tokens, prompt_seconds = done.usage.prompt_tokens, done.durations.prompt / SECOND
+    if reads_cold and prompt_tokens >= MEASURABLE_PROMPT_TOKENS and prompt_seconds > 0:
+        load.prompt_tokens_per_second = average(load.prompt_tokens_per_second, prompt_tokens / prompt_seconds)
+    if outcome.first_token_seconds is not None:
+        load.first_token_seconds = average(load.first_token_seconds, outcome.first_token_seconds)
+
+
+def learn_failure(load: Load, error: NodeError, now: float, limits: BreakerLimits) -> None:
+    """The attempt failed: by the node's fault, because it is busy, or for reasons that say nothing about it."""
+    if isinstance(error, NodeBusy):
+        rest = error.retry_after_seconds if error.retry_after_seconds is not None else BUSY_SECONDS
+        load.busy_until = now + min(rest, LONGEST_BUSY_SECONDS)
+    if not error.strike:
+        load.breaker = on_no_verdict(load.breaker, now)
+        return
+    load.failed += 1
+    load.last_error = error.message
+    load.shunned_until = now + SHUNNED_SECONDS
+    load.breaker = on_failure(load.breaker, now, limits)
+
+
+def learn_nothing(load: Load, now: float) -> None:
+    """The client left: a trial may be repeated."""
+    load.breaker = on_no_verdict(load.breaker, now)
+
+
+@dataclass(slots=True)
+class Remembering:
+    """Keeps the memories of nodes true after each attempt."""
+
+    memories: Memories
+    returns: ReturnRate
+
+    def arrived(self, conversation: Conversation) -> None:
+        self.returns.observe(conversation.later_turn)
+
+    def told(self, seat: Seat, conversation: Conversation, done: NodeDone, text: str, now: float) -> None:
+        """The node has read the conversation and told its answer: that is what it holds now."""
+        memory = self.memories.of(seat.id)
+        if done.durations.load / SECOND > RELOADED_SECONDS:
+            pinned = memory.pinned_contexts.get(seat.model)
+            memory.forget(seat.model)
+            if pinned is not None:
+                memory.pinned_contexts[seat.model] = pinned
+        tokens = done.usage.prompt_tokens + done.usage.completion_tokens or conversation.tokens
+        keys = continued_keys(conversation, text, done.context)
+        memory.write(Held(keys, seat.model, seat.copy.digest, tokens, now), conversation.prefixes)
+        if conversation.later_turn:
+            self.memories.forget_elsewhere(seat.id, conversation.prefixes)
+
+    def broke_off(self, seat: Seat, conversation: Conversation, mark: int, now: float) -> None:
+        """The node has read at least a part: older conversations have moved down, this one may be asked again."""
+        keys = (mark, *(key for key, _ in conversation.prefixes))
+        held = Held(keys, seat.model, seat.copy.digest, conversation.tokens, now)
+        self.memories.of(seat.id).write(held, conversation.prefixes)
+
+    def came_home(self, seat: Seat, match: Match, done: NodeDone, now: float) -> None:
+        """Was it read as fast as something held? Speeds are the node's own, from prompts read cold."""
+        self.returns.observe_gap(now - match.at)
+        speed = seat.load.prompt_tokens_per_second
+        if speed is None:
+            return
+        seconds = done.durations.prompt / SECOND
+        warm = was_warm(match, done.usage.prompt_tokens, seconds, speed) if seconds > 0 else None
+        if warm is not None:
+            self.memory_of(seat).learn(match, warm)
+
+    def memory_of(self, seat: Seat) -> NodeMemory:
+        return self.memories.of(seat.id)
