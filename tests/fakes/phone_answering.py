@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from tests.fakes.phone_call import Call, Ending, Piece, Plan, plan_call, tokens_of
 from tests.fakes.phone_faults import BUSY
+from tests.fakes.phone_http import Exchange
 from tests.fakes.phone_memory import Busy, Loaded
 from tests.fakes.phone_requests import Refused
 from tests.fakes.phone_state import PhoneState
@@ -61,20 +62,34 @@ class Session:
         state.counters.tokens_read += unread
         self.spoken.read_after = state.clock() - began
 
-    async def speak(self, say: Callable[[Piece], Awaitable[None]] | None = None) -> None:
-        """The answer, paced; `spoken` is complete when this returns, and true so far when it is cancelled."""
+    async def speak(self, say: Callable[[Piece], Awaitable[None] | None], exchange: Exchange | None = None) -> None:
+        """The answer, paced; `spoken` is complete when this returns, and true so far when it is cancelled.
+
+        With an exchange, what `say` writes without a pause between goes out in bursts.
+        """
         state, spoken = self.state, self.spoken
         pace = Pace(state)
         began = state.clock()
+        burst = 0
         try:
             for piece in spoken.plan.pieces():
                 if isinstance(piece, Ending):
                     spoken.ending = piece
                     break
-                await pace.wait(len(piece.tokens))
+                delay = pace.delay(len(piece.tokens))
+                if delay or burst >= state.settings.burst:  # without a speed, others still get their turn
+                    if exchange is not None:
+                        exchange.uncork()
+                    await asyncio.sleep(delay)
+                    burst = 0
+                if not delay:
+                    burst += 1
+                    if exchange is not None:
+                        exchange.cork()
                 spoken.pieces.append(piece)
-                if say is not None:
-                    await say(piece)
+                waiting = say(piece)
+                if waiting is not None:
+                    await waiting
         finally:
             spoken.finished = state.clock()
             spoken.spoke_for = spoken.finished - began
@@ -139,6 +154,6 @@ def too_long(plan: Plan, state: PhoneState) -> Refused:
 async def gather(session: Session, telling: Telling) -> str:
     """The whole answer of a call that does not stream. The tokens count as told."""
     await session.read()
-    await session.speak()
+    await session.speak(lambda _: None)
     telling.state.counters.tokens_sent += sum(len(piece.tokens) for piece in session.spoken.pieces)
     return "".join(piece.text for piece in session.spoken.pieces if not piece.thinking)

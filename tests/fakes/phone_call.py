@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -64,8 +64,7 @@ class Call:
         return tuple(stop for stop in self.options.get("stop") or () if stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """One chunk of an answer and the tokens that it stands for."""
 
     text: str
@@ -74,8 +73,7 @@ class Piece:
     tool_calls: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     reason: str  # "stop" or "length"
     eval_count: int
 
@@ -129,6 +127,9 @@ class Plan:
 
 def _until_stop(texts: Iterator[str], limit: int | None, stops: Sequence[str]) -> Iterator[Piece | Ending]:
     """A token that may be the beginning of a stop string is held back until it is known not to be."""
+    if not stops:
+        yield from _without_stops(texts, limit)
+        return
     held = ""
     tokens: list[str] = []
     count = 0
@@ -151,6 +152,17 @@ def _until_stop(texts: Iterator[str], limit: int | None, stops: Sequence[str]) -
             return
     if held:
         yield Piece(held, tuple(tokens))
+    yield Ending("stop", count + 1)  # the end-of-turn token counts
+
+
+def _without_stops(texts: Iterator[str], limit: int | None) -> Iterator[Piece | Ending]:
+    count = 0
+    for text in texts:
+        count += 1
+        yield Piece(text, (text,))
+        if count == limit:
+            yield Ending("length", count)
+            return
     yield Ending("stop", count + 1)  # the end-of-turn token counts
 
 

@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     add("--template", choices=("open", "closed", "trimming"), default="closed")
     add("--tokens-per-second", type=float, default=12.0, help="0: as fast as it can")
     add("--prompt-tokens-per-second", type=float, default=60.0)
+    add("--burst", type=int, default=16, help="tokens in one write, if there is no speed")
     add("--load-seconds", type=float, default=1.0)
     add("--time-scale", type=float, default=1.0, help="0.01 makes everything a hundred times faster")
     add("--prompt-cache", type=int, default=1, help="conversations held; 0: none")
@@ -42,6 +43,7 @@ def settings_from(arguments: argparse.Namespace) -> PhoneSettings:
         template=arguments.template,
         tokens_per_second=arguments.tokens_per_second,
         prompt_tokens_per_second=arguments.prompt_tokens_per_second,
+        burst=arguments.burst,
         load_seconds=arguments.load_seconds,
         time_scale=arguments.time_scale,
         prompt_cache=arguments.prompt_cache,

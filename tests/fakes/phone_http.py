@@ -66,7 +66,18 @@ class _Date:
 class Exchange:
     """One request and the answer to it. Methods only queue bytes; `flush` waits where waiting is due."""
 
-    __slots__ = ("_chunked", "_connection", "_held", "_pending_head", "begun", "ended", "extra", "request", "trickle")
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_corked",
+        "_held",
+        "_pending_head",
+        "begun",
+        "ended",
+        "extra",
+        "request",
+        "trickle",
+    )
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection = connection
@@ -78,6 +89,7 @@ class Exchange:
         self._pending_head = b""
         self._chunked = False
         self._held = bytearray()
+        self._corked: list[bytes] | None = None
 
     def head(self, status: int, content_type: str, framing: str, extra: Mapping[str, str]) -> bytes:
         lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}"]
@@ -132,14 +144,21 @@ class Exchange:
         self.send_head()
         self._put(b"0\r\n\r\n")
         self.ended = True
+        self.uncork()
+
+    def cork(self) -> None:
+        """Gather what is written until `uncork`: one system call instead of many."""
+        if self._corked is None:
+            self._corked = []
+
+    def uncork(self) -> None:
+        corked, self._corked = self._corked, None
+        if corked:
+            self._connection.write(b"".join(corked))
 
     def raw(self, data: bytes) -> None:
         """Bytes outside any framing."""
         self._put(data)
-
-    def close_when_done(self) -> None:
-        """No further request on this connection."""
-        self.request.keep_alive = False
 
     async def flush(self) -> None:
         """Wait until the client takes more; in a trickle, let the bytes out one at a time."""
@@ -159,20 +178,24 @@ class Exchange:
         """Close the connection where it stands, as a server that dies."""
         self.send_head()
         self.ended = True
+        self.uncork()
         self._connection.close()
 
     async def reset(self) -> None:
         """RST. What was written before gets a moment to arrive, since a reset overtakes it otherwise."""
+        self.uncork()
         if self.begun:
             await asyncio.sleep(0.01)
         self.ended = True
         self._connection.reset()
 
     def _put(self, data: bytes) -> None:
-        if self.trickle is None:
-            self._connection.write(data)
-        else:
+        if self.trickle is not None:
             self._held += data
+        elif self._corked is not None:
+            self._corked.append(data)
+        else:
+            self._connection.write(data)
 
 
 class Connection(asyncio.Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 from zlib import crc32
 
@@ -125,16 +126,15 @@ async def _stream(telling: Telling, call: Call, session: Session) -> None:
     middle = b'","message":{"role":"assistant","content":' if call.kind == "chat" else b'","response":'
     closing = b'},"done":false}\n' if call.kind == "chat" else b',"done":false}\n'
 
-    async def say(piece: Piece) -> None:
+    def say(piece: Piece) -> Awaitable[None] | None:
         if plain and not piece.thinking and not piece.tool_calls:
             line = opening + timestamp().encode() + middle + go_json(piece.text) + closing
         else:
             line = go_json(_rich_line(telling, call, piece)) + b"\n"
-        await telling.line(line, len(piece.tokens))
+        return telling.put(line, len(piece.tokens))
 
-    await session.speak(say)
-    await telling.line(go_json(_final(telling, call, session, "")) + b"\n")
-    await telling.end()
+    await session.speak(say, telling.exchange)
+    await telling.end(go_json(_final(telling, call, session, "")) + b"\n")
 
 
 def _rich_line(telling: Telling, call: Call, piece: Piece) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from tests.fakes.phone_answering import Session, gather, session_for
@@ -203,20 +204,20 @@ async def _stream(telling: Telling, session: Session, events: _ChatEvents | _Tex
     await session.read()
     telling.begin("text/event-stream")
 
-    async def say(piece: Piece) -> None:
-        await telling.line(_event(events.piece(piece)), len(piece.tokens))
+    def say(piece: Piece) -> Awaitable[None] | None:
+        return telling.put(_event(events.piece(piece)), len(piece.tokens))
 
     try:
-        await session.speak(say)
+        await session.speak(say, telling.exchange)
         calls = any(piece.tool_calls for piece in session.spoken.pieces)
         closing = _event(events.last("tool_calls" if calls else session.spoken.ending.reason))
         if wants_usage:
             closing += _event(events.usage(usage_of(session)))
-        await telling.line(closing + b"data: [DONE]\n\n")
+        closing += b"data: [DONE]\n\n"
     except RunnerDied:
         telling.state.runner.kill(session.loaded)
-        await telling.line(_event(events.dead()))
-    await telling.end()
+        closing = _event(events.dead())
+    await telling.end(closing)
 
 
 def _tool_calls(pieces: list[Piece]) -> list[dict[str, Any]]:

@@ -153,6 +153,7 @@ class PhoneSettings:
     grammar_begins_anew: bool = True  # with `format`, a continued answer starts its JSON from the first brace again
     tokens_per_second: float = 0.0  # 0: as fast as it can
     prompt_tokens_per_second: float = 0.0
+    burst: int = 16  # without a speed: tokens that go out in one write
     load_seconds: float = 0.0
     time_scale: float = 1.0
     prompt_cache: int = 1  # how many conversations are held; 0: none

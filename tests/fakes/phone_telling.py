@@ -8,7 +8,7 @@ lines and bodies; it learns of a runner's death (`RunnerDied`) to say it in its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from tests.fakes.phone_faults import Fault
 from tests.fakes.phone_http import Exchange
@@ -63,23 +63,42 @@ class Telling:
     def begin(self, content_type: str) -> None:
         self.exchange.begin(200, content_type)
 
-    async def line(self, data: bytes, tokens: int = 0) -> None:
-        """One chunk of a stream, worth that many tokens."""
-        state = self.state
+    def put(self, data: bytes, tokens: int = 0) -> Awaitable[None] | None:
+        """One chunk of a stream, worth that many tokens. What comes back must be awaited; mostly nothing does."""
+        if self._fault is not None or not self.state.thawed.is_set() or self.exchange.must_flush:
+            return self._put_slowly(data, tokens)
+        self.exchange.chunk(data)
+        self.tokens += tokens
+        self.state.counters.tokens_sent += tokens
+        return None
+
+    async def line(self, data: bytes) -> None:
+        """One chunk that is worth no token."""
+        waiting = self.put(data)
+        if waiting is not None:
+            await waiting
+
+    async def end(self, data: bytes = b"") -> None:
+        """The last chunk, if there is one, and the end of the body."""
+        self.exchange.cork()
+        if data:
+            await self.line(data)
+        self.exchange.end()
+        if self.exchange.must_flush:
+            await self.exchange.flush()
+
+    async def _put_slowly(self, data: bytes, tokens: int) -> None:
+        state, fault = self.state, self._fault
         if not state.thawed.is_set():
+            self.exchange.uncork()
             await state.thawed.wait()
-        fault = self._fault
         if fault is not None and fault.after_tokens is not None and self.tokens >= fault.after_tokens:
             await self._strike_stream(fault, data)
         self.exchange.chunk(data)
         self.tokens += tokens
         state.counters.tokens_sent += tokens
         if self.exchange.must_flush:
-            await self.exchange.flush()
-
-    async def end(self) -> None:
-        self.exchange.end()
-        if self.exchange.must_flush:
+            self.exchange.uncork()
             await self.exchange.flush()
 
     async def whole(
@@ -108,6 +127,8 @@ class Telling:
 
     async def _strike_stream(self, fault: Fault, data: bytes) -> None:
         self.disarm()
+        if fault.kind not in ("hang",) or fault.after_tokens:
+            self.exchange.uncork()
         match fault.kind:
             case "hang":
                 if fault.after_tokens:
@@ -172,16 +193,12 @@ class Pace:
     def __init__(self, state: PhoneState) -> None:
         self._state = state
         self._due = state.clock()
-        self._count = 0
 
-    async def wait(self, tokens: int) -> None:
+    def delay(self, tokens: int) -> float:
+        """How long to wait before these tokens; 0 for a phone without a speed."""
         seconds = self._state.settings.token_seconds(tokens)
         if seconds <= 0.0:
-            self._count += 1
-            if self._count % 16 == 0:  # a phone without a speed must still let others speak
-                await asyncio.sleep(0)
-            return
+            return 0.0
         now = self._state.clock()
         self._due = max(self._due + seconds, now - 4 * seconds)  # after standing still it does not race to catch up
-        if self._due > now:
-            await asyncio.sleep(self._due - now)
+        return max(self._due - now, 1e-9)
