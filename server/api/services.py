@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from server.exchange import AskRequest, Event
 
 if TYPE_CHECKING:
+    from server.api.access import AccessRules
+    from server.api.incoming import Incoming
     from server.backends.base import Backend
-    from server.metrics import Metrics
+    from server.errors import GatewayError
     from server.nodes import NodeKind
-    from server.phones_file import FleetFileState
     from server.registry import Registry
     from server.settings import Settings
 
@@ -38,14 +39,71 @@ class Dispatch(Protocol):
     def held_conversations(self, node_id: str) -> int: ...
 
 
+class FleetFile(Protocol):
+    """How the reading of the fleet file went (see `server.phones_file.FleetFileState`)."""
+
+    @property
+    def path(self) -> Any: ...
+
+    @property
+    def loaded_at(self) -> float | None: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    @property
+    def line(self) -> int | None: ...
+
+    @property
+    def column(self) -> int | None: ...
+
+
+class HttpMetrics(Protocol):
+    """What the HTTP layer counts, and what it shows of all counts."""
+
+    def http_finished(self, route: str, status: int) -> None: ...
+
+    def exposition(self) -> tuple[bytes, bytes]:
+        """Content type and text of all metrics, for Prometheus."""
+        ...
+
+
+class HttpLog(Protocol):
+    """What the HTTP layer reports: what was refused before it became a request to the fleet, and our own faults."""
+
+    def refused(self, incoming: Incoming, error: GatewayError) -> None: ...
+
+    def failed(self, incoming: Incoming, error: BaseException) -> None: ...
+
+    def exposed(self, address: str) -> None:
+        """A caller came to an address that is not loopback, and no key is set."""
+        ...
+
+
+@dataclass(slots=True)
+class OpenRequests:
+    """The requests that are being answered now. Once draining, no further one is begun."""
+
+    requests: set[Incoming] = field(default_factory=set)
+    draining: bool = False
+
+    def cut(self, error: GatewayError) -> None:
+        """End all of them: streams with this error as their last event."""
+        for incoming in list(self.requests):
+            incoming.cut(error)
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     settings: Settings
+    access: AccessRules
     registry: Registry
     dispatch: Dispatch
     backends: Mapping[NodeKind, Backend]
-    metrics: Metrics
-    fleet_file: Callable[[], FleetFileState]
+    metrics: HttpMetrics
+    log: HttpLog
+    open_requests: OpenRequests
+    fleet_file: Callable[[], FleetFile]
     started_at: float  # wall clock, seconds
-    draining: Callable[[], bool]
-    node_headers: Mapping[str, str] | None = None
+    loop_time: Callable[[], float]  # the clock on which breakers rest
+    embedded_status: Callable[[], dict[str, Any] | None] = lambda: None

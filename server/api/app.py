@@ -1,0 +1,227 @@
+"""The application: one route table, one way in, one way out.
+
+Every request passes the same steps: route, access, handler, and an error in the dialect of its path. Whatever bad input
+comes, the answer is a 4xx; our own faults end in the log and in a 500 without details. Knows no handler's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from server.api.access import is_loopback
+from server.api.ask import AskApi
+from server.api.ask_batch import BatchApi
+from server.api.fleet import FleetApi
+from server.api.incoming import ClientGone, Incoming, Receive, Scope, Send
+from server.api.ollama import OllamaApi
+from server.api.ollama_models import OllamaModelsApi
+from server.api.openai_chat import OpenAIChatApi
+from server.api.openai_completions import OpenAICompletionsApi
+from server.api.openai_models import OpenAIModelsApi
+from server.api.pages import PagesApi
+from server.api.services import Services
+from server.errors import GatewayDraining, GatewayError
+from server.http_errors import Dialect, Header, InternalError
+
+Handler = Callable[[Incoming], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Answered without a key: nothing here tells anything about the fleet.
+OPEN_PATHS = frozenset({"/live", "/"})
+OPEN_PREFIX = "/dashboard/"
+# What a draining gateway still tells: that it drains.
+_DRAINING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_CORS_METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
+_CORS_SECONDS = b"600"
+
+
+class RouteMissing(GatewayError):
+    status = 404
+    code = "not_found"
+
+
+class MethodRefused(GatewayError):
+    status = 405
+    code = "method_not_allowed"
+
+
+def route_table(services: Services) -> dict[str, dict[str, Handler]]:
+    """Path to method to handler. A path that ends in a slash stands for all paths below it."""
+    ask, batch, fleet, pages = AskApi(services), BatchApi(services), FleetApi(services), PagesApi()
+    chat, completions, models = (
+        OpenAIChatApi(services),
+        OpenAICompletionsApi(services),
+        OpenAIModelsApi(services),
+    )
+    ollama, listing = OllamaApi(services), OllamaModelsApi(services)
+    refuse = listing.refuse
+    return {
+        "/": {"GET": pages.root},
+        "/dashboard/": {"GET": pages.asset},
+        "/ask": {"POST": ask.ask},
+        "/ask_stream": {"POST": ask.ask_stream},
+        "/ask_batch": {"POST": batch.ask_batch},
+        "/v1/chat/completions": {"POST": chat.chat},
+        "/v1/completions": {"POST": completions.completions},
+        "/v1/embeddings": {"POST": completions.embeddings},
+        "/v1/models": {"GET": models.list_models},
+        "/v1/models/": {"GET": models.one_model},
+        "/api/generate": {"POST": ollama.generate},
+        "/api/chat": {"POST": ollama.chat},
+        "/api/embed": {"POST": ollama.embed},
+        "/api/embeddings": {"POST": ollama.embeddings},
+        "/api/tags": {"GET": listing.tags},
+        "/api/ps": {"GET": listing.ps},
+        "/api/show": {"POST": listing.show},
+        "/api/version": {"GET": listing.version},
+        "/api/pull": {"POST": refuse},
+        "/api/push": {"POST": refuse},
+        "/api/create": {"POST": refuse},
+        "/api/copy": {"POST": listing.refuse_known},
+        "/api/delete": {"DELETE": listing.refuse_known},
+        "/api/blobs/": {"GET": refuse, "POST": refuse},
+        "/health": {"GET": fleet.health},
+        "/live": {"GET": fleet.live},
+        "/ready": {"GET": fleet.ready},
+        "/metrics": {"GET": fleet.metrics},
+        "/api/nodes": {"GET": fleet.nodes},
+        "/api/queue/status": {"GET": fleet.queue},
+    }
+
+
+def dialect_of(path: str) -> Dialect:
+    if path.startswith("/v1/"):
+        return "openai"
+    if path.startswith("/api/") and path not in ("/api/nodes", "/api/queue/status"):
+        return "ollama"
+    return "ask"
+
+
+def build_app(services: Services) -> App:
+    """The ASGI application for `http` scopes."""
+    return Application(services, route_table(services))
+
+
+class Application:
+    def __init__(self, services: Services, routes: Mapping[str, Mapping[str, Handler]]) -> None:
+        self._services = services
+        self._body_limit = services.settings.body_limit_bytes
+        self._exact = {path: (path, methods, dialect_of(path)) for path, methods in routes.items()}
+        self._below = [entry for path, entry in self._exact.items() if path.endswith("/") and path != "/"]
+        self._exposed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", scope["type"]
+        path: str = scope["path"]
+        entry = self._exact.get(path) or self._entry_below(path)
+        dialect = entry[2] if entry else dialect_of(path)
+        incoming = Incoming(scope, receive, send, dialect, self._body_limit)
+        open_requests = self._services.open_requests.requests
+        open_requests.add(incoming)
+        try:
+            await self._answer(incoming, entry)
+        except GatewayError as error:
+            await self._refuse(incoming, error)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            await self._cancelled(incoming)
+        except Exception as error:  # the last net: a fault of ours must not reach the client as a traceback
+            self._services.log.failed(incoming, error)
+            await self._refuse(incoming, InternalError())
+        finally:
+            incoming.end()
+            open_requests.discard(incoming)
+            self._services.metrics.http_finished(incoming.route or "other", incoming.status)
+
+    def _entry_below(self, path: str) -> tuple[str, Mapping[str, Handler], Dialect] | None:
+        for entry in self._below:
+            if path.startswith(entry[0]) and len(path) > len(entry[0]):
+                return entry
+        return None
+
+    async def _answer(self, incoming: Incoming, entry: tuple[str, Mapping[str, Handler], Dialect] | None) -> None:
+        self._admit(incoming)
+        if incoming.method == "OPTIONS":
+            await self._options(incoming, entry[1] if entry else {})
+            return
+        if entry is None:
+            raise RouteMissing(f"there is no {incoming.path[:200]} here")
+        incoming.route, methods, _ = entry
+        handler = methods.get("GET" if incoming.method == "HEAD" else incoming.method)
+        if handler is None:
+            incoming.response_headers.append((b"allow", _allowed(methods)))
+            raise MethodRefused(f"{incoming.path} does not take {incoming.method[:20]}")
+        if self._services.open_requests.draining and incoming.method not in _DRAINING_METHODS:
+            raise GatewayDraining("the gateway is being stopped and takes no new requests")
+        await handler(incoming)
+
+    def _admit(self, incoming: Incoming) -> None:
+        """Know the caller, or refuse it; tell browsers of welcome pages that they may read the answer."""
+        incoming.check_headers()
+        headers, access = incoming.headers, self._services.access
+        origin = headers.get(b"origin")
+        if origin is not None and access.welcomes(origin, headers.get(b"host")):
+            incoming.response_headers += _cors_headers(origin)
+        preflight = incoming.method == "OPTIONS" and b"access-control-request-method" in headers
+        if is_open(incoming.path) or (preflight and access.needs_key):
+            return  # a preflight cannot bring the key; it learns nothing but what the answer's headers say
+        server = incoming.scope.get("server")
+        local = server is not None and server[1] is None
+        incoming.caller = access.caller(incoming.scope.get("client"), headers, local)
+        if not self._exposed and not access.needs_key and server is not None and not local:
+            self._note_exposure(server[0])
+
+    def _note_exposure(self, address: str) -> None:
+        """The first call to an address that others can reach, without a key set: say once what that means."""
+        if not is_loopback(address):
+            self._exposed = True
+            self._services.log.exposed(address)
+
+    async def _options(self, incoming: Incoming, methods: Mapping[str, Handler]) -> None:
+        headers = incoming.response_headers
+        headers.append((b"allow", _allowed(methods)))
+        asked = incoming.headers.get(b"access-control-request-headers")
+        if any(name == b"access-control-allow-origin" for name, _ in headers):
+            headers.append((b"access-control-allow-methods", _CORS_METHODS))
+            headers.append((b"access-control-max-age", _CORS_SECONDS))
+            if asked is not None:
+                headers.append((b"access-control-allow-headers", asked))
+        await incoming.answer_empty()
+
+    async def _refuse(self, incoming: Incoming, error: GatewayError) -> None:
+        """Answer with the error; a response that has begun has told it already."""
+        self._services.log.refused(incoming, error)
+        if not incoming.status:
+            await incoming.refuse(error)
+
+    async def _cancelled(self, incoming: Incoming) -> None:
+        """The client left, or the gateway cut the request; anybody else's cancel goes on upwards."""
+        task = asyncio.current_task()
+        if incoming.cut_error is None and not incoming.gone:
+            raise asyncio.CancelledError
+        if task is not None:
+            task.uncancel()
+        if incoming.cut_error is not None and not incoming.gone:
+            await self._refuse(incoming, incoming.cut_error)
+
+
+def is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+
+
+def _allowed(methods: Mapping[str, Handler]) -> bytes:
+    names = {*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+    return ", ".join(sorted(names)).encode()
+
+
+def _cors_headers(origin: bytes) -> list[Header]:
+    return [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-expose-headers", b"X-Request-Id, X-Cache, Retry-After"),
+        (b"vary", b"Origin"),
+    ]
+
+
+__all__ = ["App", "Application", "Handler", "build_app", "dialect_of", "is_open", "route_table"]

@@ -1,0 +1,181 @@
+"""POST /ask_batch: many questions in one call, spread over the whole fleet.
+
+As many run at once as the fleet has use for; the others wait here, so that a large batch neither fills the queue nor
+pushes other callers out of it. One that fails is an error in its place. With `stream` results come as they finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from server.api.ask import ASK_FIELDS, answer_record, ask_request
+from server.api.fields import Check, checked, flag, record, sequence
+from server.api.incoming import NDJSON, SSE, Incoming
+from server.api.services import Services
+from server.api.streams import gather
+from server.errors import GatewayError, QueueFull, RequestInvalid
+from server.exchange import AskRequest, CallerId, RequestId
+from server.http_errors import error_record
+from server.nodes import NodeStatus
+
+# More prompts than this do not fit into the body limit as real questions; the bound is on the tasks' memory.
+LONGEST_BATCH = 10_000
+# Per slot of the fleet: one request that runs and one that waits, so that a freed slot never looks for work.
+AT_ONCE_PER_SLOT = 2
+LEAST_AT_ONCE = 8
+# A queue that others keep full: this often the last worker comes back to it before its item becomes an error.
+TRIES_AT_FULL_QUEUE = 5
+
+
+def _list_of_requests(value: Any, field: str) -> list[Any]:
+    items = sequence(value, field)
+    if not items:
+        raise RequestInvalid(f"'{field}' must not be empty", field=field)
+    if len(items) > LONGEST_BATCH:
+        raise RequestInvalid(f"'{field}' holds {len(items)} entries, {LONGEST_BATCH} are allowed", field=field)
+    return items
+
+
+_SHARED_FIELDS: Mapping[str, Check] = {
+    name: check for name, check in ASK_FIELDS.items() if name not in ("prompt", "messages", "progress")
+}
+_BATCH_FIELDS: Mapping[str, Check] = {
+    **_SHARED_FIELDS,
+    "prompts": _list_of_requests,
+    "requests": _list_of_requests,
+    "stream": flag,
+}
+_ITEM_FIELDS: Mapping[str, Check] = {name: check for name, check in ASK_FIELDS.items() if name != "progress"}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The items of a batch: a request each, or the error that its own fields are."""
+
+    items: tuple[AskRequest | GatewayError, ...]
+    stream: bool
+
+
+def read_batch(body: dict[str, Any], request_id: RequestId, caller: CallerId) -> Batch:
+    values = checked(body, _BATCH_FIELDS)
+    prompts, requests = values.get("prompts"), values.get("requests")
+    if (prompts is None) == (requests is None):
+        raise RequestInvalid("give either 'prompts' or 'requests'", field="prompts")
+    shared = {name: value for name, value in values.items() if name in _SHARED_FIELDS}
+    listed = requests if prompts is None else [{"prompt": prompt} for prompt in prompts]
+    items = tuple(
+        _read_item(item, shared, RequestId(f"{request_id}.{index}"), caller) for index, item in enumerate(listed or ())
+    )
+    return Batch(items, values.get("stream", False))
+
+
+def _read_item(
+    item: Any, shared: Mapping[str, Any], request_id: RequestId, caller: CallerId
+) -> AskRequest | GatewayError:
+    try:
+        own = checked(record(item, "request"), _ITEM_FIELDS)
+        return ask_request({**shared, **own}, request_id, caller)
+    except GatewayError as error:
+        return error
+
+
+class BatchApi:
+    def __init__(self, services: Services) -> None:
+        self._dispatch = services.dispatch
+        self._registry = services.registry
+
+    async def ask_batch(self, incoming: Incoming) -> None:
+        batch = read_batch(await incoming.json(), incoming.request_id, incoming.caller)
+        incoming.watch()
+        if batch.stream:
+            await self._tell_as_they_finish(incoming, batch)
+        else:
+            await self._tell_in_order(incoming, batch)
+
+    async def _tell_in_order(self, incoming: Incoming, batch: Batch) -> None:
+        results: list[Any] = [None] * len(batch.items)
+
+        async def keep(index: int, result: dict[str, Any]) -> None:
+            results[index] = result
+
+        await self._run(batch, keep)
+        await incoming.answer(orjson.dumps({"results": results}))
+
+    async def _tell_as_they_finish(self, incoming: Incoming, batch: Batch) -> None:
+        events = incoming.wants_events()
+        before, after = (b"data: ", b"\n\n") if events else (b"", b"\n")
+        await incoming.begin(SSE if events else NDJSON)
+
+        async def tell(index: int, result: dict[str, Any]) -> None:
+            await incoming.tell(before + orjson.dumps({"index": index, **result}) + after)
+
+        try:
+            await self._run(batch, tell)
+            last: dict[str, Any] = {"done": True}
+        except asyncio.CancelledError:
+            if incoming.cut_error is None:
+                raise
+            last = error_record(incoming.cut_error, "ask")
+        await incoming.tell(before + orjson.dumps(last) + after, last=True)
+
+    async def _run(self, batch: Batch, tell: Callable[[int, dict[str, Any]], Awaitable[None]]) -> None:
+        waiting = deque(range(len(batch.items)))
+        workers = min(len(batch.items), self._at_once())
+        running = _Running(workers)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(self._work(batch, waiting, running, tell))
+
+    async def _work(
+        self,
+        batch: Batch,
+        waiting: deque[int],
+        running: _Running,
+        tell: Callable[[int, dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        """Answer one item after another. Where the queue is full, one worker fewer tries, down to the last."""
+        try:
+            while waiting:
+                index = waiting.popleft()
+                result = await self._result(batch.items[index], running)
+                if result is None:
+                    waiting.appendleft(index)
+                    return
+                await tell(index, result)
+        finally:
+            running.workers -= 1
+
+    async def _result(self, item: AskRequest | GatewayError, running: _Running) -> dict[str, Any] | None:
+        """The answer or the error; None when the queue is full and another worker is left to come back to it."""
+        if isinstance(item, GatewayError):
+            return error_record(item, "ask")
+        for tried in range(1, TRIES_AT_FULL_QUEUE + 1):
+            try:
+                return answer_record(await gather(self._dispatch.stream(item)))
+            except QueueFull as error:
+                if running.workers > 1:
+                    return None
+                if tried == TRIES_AT_FULL_QUEUE:
+                    return error_record(error, "ask")
+                await asyncio.sleep(error.retry_after)
+            except GatewayError as error:
+                return error_record(error, "ask")
+        raise AssertionError("the loop returns")
+
+    def _at_once(self) -> int:
+        nodes = self._registry.fleet.nodes.values()
+        slots = sum(node.slots for node in nodes if node.status is NodeStatus.READY)
+        return max(LEAST_AT_ONCE, AT_ONCE_PER_SLOT * slots)
+
+
+@dataclass(slots=True)
+class _Running:
+    """How many workers of one batch are still at it."""
+
+    workers: int

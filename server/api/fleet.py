@@ -1,0 +1,127 @@
+"""What the gateway tells about itself: /health, /live, /ready, /api/nodes, /api/queue/status, /metrics.
+
+Facts only, no keys and no prompts. /health answers 200 as long as the gateway lives, so that its body can be read; /ready
+is the one whose status means something to a load balancer.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from server.api.incoming import JSON, Incoming
+from server.api.services import Services
+from server.breaker import BreakerState
+from server.nodes import Load, Node, NodeStatus
+from server.version import VERSION
+
+
+class FleetApi:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def health(self, incoming: Incoming) -> None:
+        services = self._services
+        nodes = self._nodes()
+        health: dict[str, Any] = {
+            "status": self._status(nodes),
+            "version": VERSION,
+            "uptime_s": round(time.time() - services.started_at, 1),
+            "draining": services.open_requests.draining,
+            "fleet_file": self._fleet_file(),
+            "embedded": services.embedded_status(),
+            "queue": services.dispatch.queue_status(),
+            "cache": services.dispatch.cache_status(),
+            "nodes": nodes,
+        }
+        await incoming.answer(orjson.dumps(health))
+
+    async def live(self, incoming: Incoming) -> None:
+        await incoming.answer(b'{"status":"alive"}')
+
+    async def ready(self, incoming: Incoming) -> None:
+        draining = self._services.open_requests.draining
+        usable = sum(_usable(record) for record in self._nodes())
+        ready = usable > 0 and not draining
+        body = {"ready": ready, "usable_nodes": usable, "draining": draining}
+        await incoming.answer(orjson.dumps(body), JSON, 200 if ready else 503)
+
+    async def nodes(self, incoming: Incoming) -> None:
+        await incoming.answer(orjson.dumps({"nodes": self._nodes()}))
+
+    async def queue(self, incoming: Incoming) -> None:
+        await incoming.answer(orjson.dumps(self._services.dispatch.queue_status()))
+
+    async def metrics(self, incoming: Incoming) -> None:
+        content_type, text = self._services.metrics.exposition()
+        await incoming.answer(text, content_type)
+
+    def _status(self, nodes: list[dict[str, Any]]) -> str:
+        """ok: all that should serve can; unavailable: none can; degraded: something between."""
+        if not any(map(_usable, nodes)):
+            return "unavailable"
+        wanted = [record for record in nodes if record["status"] not in ("disabled", "draining")]
+        fine = all(map(_usable, wanted)) and self._services.fleet_file().error is None
+        return "ok" if fine else "degraded"
+
+    def _fleet_file(self) -> dict[str, Any]:
+        state = self._services.fleet_file()
+        loaded_at, error = state.loaded_at, state.error
+        if error is not None and state.line is not None:
+            error = f"line {state.line}, column {state.column}: {error}"
+        return {
+            "path": str(state.path),
+            "loaded_at": None if loaded_at is None else iso_time(loaded_at),
+            "error": error,
+        }
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        registry = self._services.registry
+        empty = Load()
+        return [self._node(node, registry.loads.get(node.id, empty)) for node in registry.fleet.nodes.values()]
+
+    def _node(self, node: Node, load: Load) -> dict[str, Any]:
+        spec = node.spec
+        now = self._services.loop_time()
+        rest = load.breaker.open_until - now if load.breaker.state is BreakerState.OPEN else None
+        return {
+            "id": spec.id,
+            "name": spec.name,
+            "kind": spec.kind,
+            "address": spec.address,
+            "origin": spec.origin,
+            "status": node.status,
+            "since": iso_time(node.since),
+            "breaker": load.breaker.state,
+            "breaker_open_for_s": None if rest is None else round(max(0.0, rest), 1),
+            "version": node.report.version if node.report else None,
+            "models": [copy.name for copy in node.models.values()],
+            "resident": [model.name for model in node.resident.values()],
+            "held_conversations": self._services.dispatch.held_conversations(spec.id),
+            "in_flight": load.in_flight,
+            "slots": node.slots,
+            "tokens_per_second": _rounded(load.tokens_per_second),
+            "prompt_tokens_per_second": _rounded(load.prompt_tokens_per_second),
+            "first_token_s": _rounded(load.first_token_seconds, 3),
+            "weight": "auto" if spec.weight is None else spec.weight,
+            "last_resort": spec.last_resort,
+            "answered": load.answered,
+            "failed": load.failed,
+            "last_error": load.last_error or node.last_error,
+            "tags": spec.tags,
+        }
+
+
+def _usable(record: dict[str, Any]) -> bool:
+    return record["status"] == NodeStatus.READY and record["breaker"] != BreakerState.OPEN and bool(record["models"])
+
+
+def _rounded(value: float | None, digits: int = 1) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def iso_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,232 @@
+"""One HTTP request on its way in and its answer on the way out, on bare ASGI.
+
+Holds what every handler needs: headers, body, caller, request id, and the two ways to answer (whole or piece by piece).
+From `watch` on, a client that leaves cancels the handler's task; `cut` does the same for a gateway that must stop.
+Knows nothing of models, nodes or dialects beyond their names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from secrets import token_hex
+from typing import Any
+
+import orjson
+
+from server.errors import BodyTooLarge, GatewayError, RequestInvalid
+from server.exchange import CallerId, RequestId
+from server.http_errors import Dialect, Header, error_bytes, error_headers, http_status
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON = b"application/json"
+NDJSON = b"application/x-ndjson"
+SSE = b"text/event-stream; charset=utf-8"
+
+# What may come back in a header and a log line as it came; anything else is replaced by an id of ours.
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+# Headers that decide something must not come twice: which of the two counts would be a matter of luck.
+_SINGLE_HEADERS = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"x-api-token", b"content-length"})
+
+_id_prefix = token_hex(4)  # ids of two runs of the gateway differ in the logs
+_id_numbers = count(1)
+
+
+class Incoming:
+    __slots__ = (
+        "_receive",
+        "_send",
+        "_task",
+        "_watcher",
+        "body_bytes",
+        "body_limit",
+        "caller",
+        "cut_error",
+        "dialect",
+        "gone",
+        "headers",
+        "method",
+        "path",
+        "request_id",
+        "response_headers",
+        "route",
+        "scope",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect, body_limit: int) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.route = ""
+        self.dialect = dialect
+        self.body_limit = body_limit
+        self.body_bytes = 0
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.caller = CallerId("")
+        self.gone = False
+        self.cut_error: GatewayError | None = None
+        self.status = 0  # 0 until the response has begun
+        self.request_id = RequestId(_request_id(self.headers.get(b"x-request-id")))
+        self.response_headers: list[Header] = [(b"x-request-id", self.request_id.encode())]
+
+    def check_headers(self) -> None:
+        """Refuse a request whose deciding headers come twice."""
+        names = [name for name, _ in self.scope["headers"]]
+        if len(names) == len(self.headers):
+            return
+        for name in _SINGLE_HEADERS:
+            if names.count(name) > 1:
+                raise RequestInvalid(f"the header {name.decode()} came more than once", status=400)
+
+    def header(self, name: bytes) -> str | None:
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def wants_events(self) -> bool:
+        """Does the client ask for server-sent events?"""
+        return b"text/event-stream" in self.headers.get(b"accept", b"")
+
+    # the body
+
+    async def read(self) -> bytes:
+        """The whole body. Raises BodyTooLarge as soon as it is known to be."""
+        length = self.headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length) > self.body_limit:
+            raise self._too_large()
+        message = await self._receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            return self._checked(message, body)
+        pieces = [body]
+        size = len(body)
+        while message.get("more_body", False):
+            message = await self._receive()
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > self.body_limit:
+                raise self._too_large()
+            pieces.append(piece)
+        return self._checked(message, b"".join(pieces))
+
+    def _checked(self, message: Message, body: bytes) -> bytes:
+        if message["type"] == "http.disconnect":
+            self.gone = True
+            raise ClientGone
+        if len(body) > self.body_limit:
+            raise self._too_large()
+        self.body_bytes = len(body)
+        return body
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than {self.body_limit} bytes")
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises RequestInvalid (400) with the place of the mistake."""
+        body = await self.read()
+        if not body.strip():
+            raise RequestInvalid("missing request body", status=400)
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise self._bad_json(body, error) from error
+        if type(value) is not dict:
+            raise RequestInvalid("the body must be a JSON object", status=400)
+        return value
+
+    def _bad_json(self, body: bytes, error: orjson.JSONDecodeError) -> RequestInvalid:
+        encoding = self.header(b"content-encoding")
+        if encoding not in (None, "", "identity"):
+            return RequestInvalid(f"bodies with Content-Encoding {encoding!r} are not read", status=415)
+        try:
+            body.decode()
+        except UnicodeDecodeError as broken:
+            line = body.count(b"\n", 0, broken.start) + 1
+            column = broken.start - body.rfind(b"\n", 0, broken.start)
+            where, why = f"line {line}, column {column}", "the text is not UTF-8"
+        else:
+            where, why = f"line {error.lineno}, column {error.colno}", error.msg
+        return RequestInvalid(f"the body is not valid JSON: {why} ({where})", status=400)
+
+    # the client's presence
+
+    def watch(self) -> None:
+        """From now on the client's leaving cancels this task. Call it when the body has been read."""
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._wait_for_leaving())
+
+    async def _wait_for_leaving(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                if self._task is not None:
+                    self._task.cancel()
+                return
+
+    def cut(self, error: GatewayError) -> None:
+        """End this request now: with `error`, as a status or as the last event of a stream already begun."""
+        self.cut_error = error
+        if self._task is not None:
+            self._task.cancel()
+
+    def end(self) -> None:
+        """The handler is through: nobody needs to know when the client leaves."""
+        self._task = None
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    # the answer
+
+    async def answer(self, body: bytes, content_type: bytes = JSON, status: int = 200) -> None:
+        await self.begin(content_type, status, len(body))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def answer_json(self, value: Any, status: int = 200) -> None:
+        await self.answer(orjson.dumps(value), status=status)
+
+    async def answer_empty(self) -> None:
+        self.status = 204
+        await self._send({"type": "http.response.start", "status": 204, "headers": self.response_headers})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def begin(self, content_type: bytes, status: int = 200, length: int | None = None) -> None:
+        """Send status and headers; without a length the body follows in pieces, by `tell`."""
+        headers = self.response_headers
+        headers.append((b"content-type", content_type))
+        if length is None:
+            headers.append((b"cache-control", b"no-store"))
+            headers.append((b"x-accel-buffering", b"no"))  # nginx would keep the pieces back
+        else:
+            headers.append((b"content-length", b"%d" % length))
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def tell(self, piece: bytes, last: bool = False) -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
+
+    async def refuse(self, error: GatewayError) -> None:
+        """Answer with an error. Only before `begin`."""
+        self.response_headers += error_headers(error)
+        status = http_status(error, self.dialect)
+        await self.answer(error_bytes(error, self.dialect), JSON, status)
+
+
+class ClientGone(Exception):
+    """The client left while its request was being read."""
+
+
+def _request_id(given: bytes | None) -> str:
+    if given is not None and _SANE_REQUEST_ID.fullmatch(given):
+        return given.decode("ascii")
+    return f"{_id_prefix}-{next(_id_numbers):06x}"

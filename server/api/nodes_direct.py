@@ -1,0 +1,149 @@
+"""Calls that go to nodes directly, past the queue, because they ask for no answer: load, unload, show, render.
+
+Loading and unloading reach every node that has the model, and succeed when one of them did it; the rest of the calls
+go to one node after another until one answers. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from server.api.services import Services
+from server.backends.base import Backend, Call, Patience
+from server.catalog import resolve
+from server.errors import AnswerBroken, GatewayError, NodeError, NodeRefused, NoNodes, RequestInvalid
+from server.exchange import AskRequest
+from server.nodes import ModelKey, Node, NodeStatus
+
+# A fleet of hundreds is told in waves: each call is one connection.
+CALLS_AT_ONCE = 64
+# Asking further nodes for a description costs its caller time; who three nodes do not answer gets the reason.
+NODES_ASKED = 3
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A node and the name under which it has the model meant."""
+
+    node: Node
+    backend: Backend
+    model: str
+
+
+class NodesDirect:
+    def __init__(self, services: Services) -> None:
+        self._registry = services.registry
+        self._backends = services.backends
+        self._settings = services.settings
+
+    def targets(self, model: str | None) -> list[Target]:
+        """The nodes that can be asked about a model now. Raises ModelNotFound, or NoNodes when all are away."""
+        nodes = list(self._registry.fleet.nodes.values())
+        key = resolve(model, nodes, self._settings.model_aliases)
+        targets = [
+            target
+            for node in nodes
+            if node.status is NodeStatus.READY and (target := self._target(node, key)) is not None
+        ]
+        if not targets:
+            raise NoNodes("no node that could do this is there now", hint="GET /health says what is wrong with each")
+        return targets
+
+    def _target(self, node: Node, key: ModelKey | None) -> Target | None:
+        own = key or node.own_model
+        backend = self._backends.get(node.spec.kind)
+        if own is None or own not in node.models or backend is None:
+            return None
+        return Target(node, backend, node.models[own].name)
+
+    async def load(self, request: AskRequest, *, unload: bool) -> None:
+        """Load the model into, or drop it from, the memory of every node that has it."""
+        targets = [target for target in self.targets(request.model) if target.node.spec.kind != "openai"]
+        limit = asyncio.Semaphore(CALLS_AT_ONCE)
+
+        async def tell(target: Target) -> NodeError | None:
+            async with limit:
+                try:
+                    await self._touch(target, request)
+                except NodeError as error:
+                    return error
+                return None
+
+        outcomes = await asyncio.gather(*(tell(target) for target in targets))
+        errors = [error for error in outcomes if error is not None]
+        if errors and len(errors) == len(outcomes):
+            word = "unload" if unload else "load"
+            raise as_gateway_error(errors[0], targets[0].node.name, f"could not {word} the model")
+
+    async def _touch(self, target: Target, request: AskRequest) -> None:
+        call = Call(request.operation, target.model, options=request.options, fields=request.fields)
+        longest = self._settings.load_allowance_s + self._settings.first_token_floor_s
+        patience = Patience(self._settings.connect_timeout_s, longest, longest, longest)
+        events = target.backend.stream(target.node.spec, call, patience)
+        async for _ in events:
+            pass
+
+    async def show(self, model: str | None) -> dict[str, Any]:
+        """The description of a model by a node that has it."""
+        timeout = self._settings.probe_timeout_s * 5  # a node under load reads its files slowly
+
+        async def ask(target: Target) -> dict[str, Any]:
+            return await target.backend.show(target.node.spec, target.model, timeout)
+
+        return await self._first(self.targets(model), ask, "could not describe the model")
+
+    async def render(self, request: AskRequest) -> str:
+        """The prompt that a node's template makes of the request."""
+        timeout = self._settings.load_allowance_s + self._settings.first_token_floor_s
+
+        async def ask(target: Target) -> str:
+            call = Call(
+                request.operation,
+                target.model,
+                request.messages,
+                request.prompt,
+                request.options,
+                request.fields,
+            )
+            return await target.backend.render(target.node.spec, call, timeout)
+
+        able = [
+            target
+            for target in self.targets(request.model)
+            if target.node.report is not None and target.node.report.renders
+        ]
+        if not able:
+            raise NoNodes("no node here tells how it renders a prompt", hint="Ollama does since 0.11.5")
+        return await self._first(able, ask, "could not render the prompt")
+
+    async def _first(
+        self, targets: Sequence[Target], ask: Callable[[Target], Awaitable[Result]], failure: str
+    ) -> Result:
+        """The first answer, least loaded node first."""
+        loads = self._registry.loads
+        ordered = sorted(targets, key=lambda target: _in_flight(loads.get(target.node.id)))
+        failed: tuple[NodeError, Target] | None = None
+        for target in ordered[:NODES_ASKED]:
+            try:
+                return await ask(target)
+            except NodeRefused as error:
+                raise as_gateway_error(error, target.node.name, failure) from error
+            except NodeError as error:
+                failed = error, target
+        assert failed is not None, "targets is never empty"
+        raise as_gateway_error(failed[0], failed[1].node.name, failure)
+
+
+def as_gateway_error(error: NodeError, node: str, failure: str) -> GatewayError:
+    if isinstance(error, NodeRefused):
+        return RequestInvalid(error.message, status=error.status)
+    return AnswerBroken(f"{failure}: {node}: {error.message}", node=node, tokens_told=0)
+
+
+def _in_flight(load: Any) -> int:
+    return load.in_flight if load is not None else 0

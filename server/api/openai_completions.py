@@ -1,0 +1,216 @@
+"""OpenAI's API: /v1/completions and /v1/embeddings.
+
+Completions go through the model's template, as Ollama's own /v1 does. Several prompts times `n` are that many requests,
+merged by index. Knows nothing of nodes.
+"""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from struct import pack
+from typing import Any
+
+import orjson
+
+from server.api.incoming import SSE, Incoming
+from server.api.openai_choices import (
+    FINGERPRINT,
+    check_logprobs,
+    gather_choices,
+    relay_choices,
+    seeded,
+    usage_record,
+)
+from server.api.openai_fields import (
+    COMPLETION_FIELDS,
+    EMBEDDING_FIELDS,
+    MOST_CHOICES,
+    openai_checked,
+    openai_request,
+)
+from server.api.services import Services
+from server.api.streams import WholeAnswer, gather, mark_cache
+from server.errors import GatewayError, RequestInvalid
+from server.exchange import AskRequest, Done, RequestId, Token
+from server.http_errors import error_bytes
+
+
+def completion_requests(incoming: Incoming, values: Mapping[str, Any], cache_mode: str) -> list[AskRequest]:
+    """One request for each choice of each prompt, prompts first."""
+    count = values.get("n", 1)
+    if values.get("best_of", count) != count:
+        raise RequestInvalid("'best_of' is not supported beyond 'n'", field="best_of")
+    if values.get("echo") and values.get("logprobs") is not None:
+        raise RequestInvalid("'echo' is not supported with 'logprobs'", field="echo")
+    prompts: Sequence[str] = values.get("prompt", ())
+    if not prompts or not all(prompts):
+        raise RequestInvalid("'prompt' is required and must not be empty", field="prompt")
+    if len(prompts) * count > MOST_CHOICES:
+        raise RequestInvalid(f"more than {MOST_CHOICES} choices in one call", field="prompt")
+    fields: dict[str, Any] = {}
+    if values.get("suffix"):
+        fields["suffix"] = values["suffix"]
+    if values.get("logprobs") is not None:
+        fields.update(logprobs=True, top_logprobs=values["logprobs"])
+    requests = []
+    for number, prompt in enumerate(prompts):
+        request_id = RequestId(f"{incoming.request_id}.{number}") if len(prompts) > 1 else incoming.request_id
+        request = openai_request(
+            values,
+            request_id,
+            incoming.caller,
+            cache_mode,
+            operation="generate",
+            prompt=prompt,
+            fields=dict(fields),
+        )
+        requests += seeded(request, count)
+    return requests
+
+
+def completion_logprobs(entries: Sequence[Mapping[str, Any]], offset: int = 0) -> dict[str, Any]:
+    """Ollama's logprobs in the older shape of completions."""
+    tokens, own, tops, offsets = [], [], [], []
+    for entry in entries:
+        tokens.append(entry.get("token", ""))
+        own.append(entry.get("logprob"))
+        tops.append({top.get("token", ""): top.get("logprob") for top in entry.get("top_logprobs") or ()})
+        offsets.append(offset)
+        offset += len(tokens[-1])
+    return {"tokens": tokens, "token_logprobs": own, "top_logprobs": tops, "text_offset": offsets}
+
+
+class CompletionEncoder:
+    """The chunks of one choice of a completion."""
+
+    content_type = SSE
+
+    def __init__(self, head: Mapping[str, Any], index: int, values: Mapping[str, Any], echoed: str) -> None:
+        self._head = b"data: " + orjson.dumps(head)[:-1]
+        self._open = self._head + b',"choices":[{"index":%d,"text":' % index
+        self._include_usage = values.get("stream_options", False)
+        self._usage = b',"usage":null' if self._include_usage else b""
+        self._logprobs = values.get("logprobs") is not None
+        self._echoed = echoed
+        self._told = 0
+
+    def token(self, token: Token) -> bytes:
+        check_logprobs(self._logprobs, token)
+        logprobs = b"null"
+        if token.logprobs:
+            logprobs = orjson.dumps(completion_logprobs(token.logprobs, self._told))
+        self._told += len(token.text)
+        return self._echo() + self._chunk(token.text, logprobs, b"null")
+
+    def _echo(self) -> bytes:
+        echoed, self._echoed = self._echoed, ""
+        return self._chunk(echoed, b"null", b"null") if echoed else b""
+
+    def _chunk(self, told: str, logprobs: bytes, reason: bytes) -> bytes:
+        return b'%b%b,"logprobs":%b,"finish_reason":%b}]%b}\n\n' % (
+            self._open,
+            orjson.dumps(told),
+            logprobs,
+            reason,
+            self._usage,
+        )
+
+    def queued(self, position: int) -> bytes:
+        return b": queued %d\n\n" % position
+
+    def done(self, done: Done) -> bytes:
+        return self._echo() + self._chunk("", b"null", b'"%b"' % _reason(done).encode())
+
+    def end(self, dones: list[Done]) -> bytes:
+        usage = b""
+        if self._include_usage:
+            usage = self._head + b',"choices":[],"usage":' + orjson.dumps(usage_record(dones)) + b"}\n\n"
+        return usage + b"data: [DONE]\n\n"
+
+    def failed(self, error: GatewayError) -> bytes:
+        return b"data: " + error_bytes(error, "openai") + b"\n\n"
+
+
+class OpenAICompletionsApi:
+    def __init__(self, services: Services) -> None:
+        self._dispatch = services.dispatch
+        self._cache_mode = services.settings.cache_dialects
+
+    async def completions(self, incoming: Incoming) -> None:
+        values = openai_checked(await incoming.json(), COMPLETION_FIELDS)
+        requests = completion_requests(incoming, values, self._cache_mode)
+        head = {
+            "id": f"cmpl-{incoming.request_id}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": values.get("model") or "auto",
+            "system_fingerprint": FINGERPRINT,
+        }
+        incoming.watch()
+        if values.get("stream"):
+            choices = [
+                (request, CompletionEncoder(head, index, values, request.prompt if values.get("echo") else ""))
+                for index, request in enumerate(requests)
+            ]
+            await relay_choices(incoming, self._dispatch, choices)
+            return
+        answers = await gather_choices(self._dispatch, requests)
+        mark_cache(incoming, answers[0].done.cache)
+        choices_told = [
+            _choice(index, request, whole, values)
+            for index, (request, whole) in enumerate(zip(requests, answers, strict=True))
+        ]
+        if not values.get("model"):
+            head["model"] = answers[0].done.model
+        usage = usage_record([whole.done for whole in answers])
+        await incoming.answer_json({**head, "choices": choices_told, "usage": usage})
+
+    async def embeddings(self, incoming: Incoming) -> None:
+        values = openai_checked(await incoming.json(), EMBEDDING_FIELDS)
+        texts = values.get("input", [])
+        if not texts or not all(texts):
+            raise RequestInvalid("'input' is required and must not be empty", field="input")
+        fields: dict[str, Any] = {"input": texts}
+        if "dimensions" in values:
+            fields["dimensions"] = values["dimensions"]
+        request = openai_request(
+            values, incoming.request_id, incoming.caller, self._cache_mode, operation="embed", fields=fields
+        )
+        incoming.watch()
+        whole = await gather(self._dispatch.stream(request))
+        mark_cache(incoming, whole.done.cache)
+        encode = as_base64 if values.get("encoding_format") == "base64" else list
+        read = whole.done.usage.prompt_tokens
+        await incoming.answer_json(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": encode(vector)}
+                    for index, vector in enumerate(whole.vectors)
+                ],
+                "model": values.get("model") or whole.done.model,
+                "usage": {"prompt_tokens": read, "total_tokens": read},
+            }
+        )
+
+
+def as_base64(vector: Sequence[float]) -> str:
+    """A vector as OpenAI packs it: 32-bit floats, little-endian."""
+    return b64encode(pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _choice(index: int, request: AskRequest, whole: WholeAnswer, values: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = values.get("logprobs") is not None
+    check_logprobs(wanted, whole)
+    return {
+        "index": index,
+        "text": request.prompt + whole.text if values.get("echo") else whole.text,
+        "logprobs": completion_logprobs(whole.logprobs) if wanted else None,
+        "finish_reason": _reason(whole.done),
+    }
+
+
+def _reason(done: Done) -> str:
+    return "length" if done.reason == "length" else "stop"

@@ -1,0 +1,3 @@
+"""The gateway's version. A test holds it equal to the package's metadata."""
+
+VERSION = "0.1.0"
