@@ -99,7 +99,7 @@ class Session:
         bound = self.state.settings.prompt_cache
         if bound:
             said = "".join(piece.text for piece in self.spoken.pieces)
-            self.loaded.cache.store(tokens_of(self.spoken.plan.rendered + said), bound)
+            self.loaded.cache.store((*self.spoken.plan.prompt_tokens, *tokens_of(said)), bound)
 
 
 @asynccontextmanager

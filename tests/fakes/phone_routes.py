@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from tests.fakes import phone_catalog as catalog
@@ -83,6 +84,7 @@ _FREE_SUFFIXES = (".localhost", ".local", ".internal")
 _FREE_SCHEMES = ("app", "file", "tauri", "vscode-webview", "vscode-file")
 
 
+@lru_cache(maxsize=1024)  # asked for every request
 def is_welcome_host(host: str) -> bool:
     """A Host that is an address of a private net, localhost, or ends in .local, .localhost or .internal."""
     name = urlsplit(f"//{host}").hostname or ""

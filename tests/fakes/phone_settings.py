@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 Template = Literal["open", "closed", "trimming"]
@@ -103,6 +104,7 @@ _PROFILES = {
 }
 
 
+@lru_cache(maxsize=64)
 def profile_of(version: str) -> VersionProfile:
     """The recorded profile that a version behaves like: the newest one that is not newer."""
     minor = int(version.split(".")[1]) if version.startswith("0.") else 1_000
