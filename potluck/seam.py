@@ -5,6 +5,7 @@ Nothing above this line of the package sees an exception of httpx.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,5 +32,5 @@ def translated(url: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Some of httpx's errors say nothing; their name then has to do."""
-    return str(error) or type(error).__name__
+    """In words: without the number of the system's error, and with a name where httpx says nothing at all."""
+    return re.sub(r"\[Errno -?\d+\] ", "", str(error)) or type(error).__name__

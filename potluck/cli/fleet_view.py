@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Group, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -31,19 +31,24 @@ class Canvas:
     height: int | None = None
     plain: bool = False
 
+    @property
+    def overflow(self) -> OverflowMethod:
+        """What becomes of a text that is too long; the dots are a character that a plain terminal lacks."""
+        return "crop" if self.plain else "ellipsis"
+
 
 def fleet_view(health: Health, url: str, canvas: Canvas, *, trouble: str | None = None) -> RenderableType:
     """`trouble` says that the gateway cannot be reached now; what was known last is then shown dimmed."""
     told = _troubles(health, canvas)
     shown = rows_that_fit(health.nodes, None if canvas.height is None else canvas.height - LINES_AROUND - len(told))
-    parts: list[RenderableType] = [headline(health, url, canvas.width, unreachable=trouble is not None), Text()]
+    parts: list[RenderableType] = [headline(health, url, canvas, unreachable=trouble is not None), Text()]
     if shown:
         parts.append(_table(shown, canvas, dim=trouble is not None))
     else:
         parts.append(Text(NO_NODES, "dim"))
     if left_out := len(health.nodes) - len(shown):
         parts.append(Text(f"and {left_out} more", "dim"))
-    return Group(*parts, Text(), footline(health, canvas.width), *told)
+    return Group(*parts, Text(), footline(health, canvas), *told)
 
 
 def no_gateway_view(url: str, trouble: str) -> RenderableType:
@@ -52,16 +57,16 @@ def no_gateway_view(url: str, trouble: str) -> RenderableType:
     return Group(Text.assemble(("potluck", "bold"), f"  {url}  ", ("not reachable, retrying", "bold red")), line)
 
 
-def headline(health: Health, url: str, width: int, *, unreachable: bool) -> Text:
+def headline(health: Health, url: str, canvas: Canvas, *, unreachable: bool) -> Text:
     colour = {"ok": "green", "degraded": "yellow", "unavailable": "red"}.get(health.status, "default")
     state = ("not reachable, retrying", "bold red") if unreachable else (one_line(health.status), f"bold {colour}")
     ready = sum(node.serving for node in health.nodes)
     facts = [f"{ready} of {len(health.nodes)} nodes ready", f"up {span(health.uptime_seconds)}", f"v{health.version}"]
-    head = Text.assemble(("potluck", "bold"), f"  {url}  ", state, no_wrap=True, overflow="ellipsis")
-    return _extended(head, [Text(fact, "dim") for fact in facts], width)
+    head = Text.assemble(("potluck", "bold"), f"  {url}  ", state, no_wrap=True, overflow=canvas.overflow)
+    return _extended(head, [Text(fact, "dim") for fact in facts], canvas.width)
 
 
-def footline(health: Health, width: int) -> Text:
+def footline(health: Health, canvas: Canvas) -> Text:
     queue = health.queue
     waiting = f"queue {queue.waiting} of {queue.limit}"
     if queue.waiting:
@@ -69,7 +74,8 @@ def footline(health: Health, width: int) -> Text:
     busy = sum(node.in_flight for node in health.nodes)
     speed = sum(node.tokens_per_second or 0 for node in health.nodes if node.serving)
     facts = [cache_text(health), f"in flight {busy}", f"fleet {speed:.0f} tok/s"]
-    return _extended(Text(waiting, no_wrap=True, overflow="ellipsis"), [Text(fact) for fact in facts], width)
+    line = Text(waiting, no_wrap=True, overflow=canvas.overflow)
+    return _extended(line, [Text(fact) for fact in facts], canvas.width)
 
 
 def _extended(line: Text, facts: Sequence[Text], width: int) -> Text:
@@ -95,7 +101,7 @@ def _troubles(health: Health, canvas: Canvas) -> list[Text]:
     most = len(told)
     if canvas.height is not None:
         most = max(1, min(MOST_TROUBLES, canvas.height // 6))
-    lines = [Text(f"! {one_line(trouble)}", "red", no_wrap=True, overflow="ellipsis") for trouble in told[:most]]
+    lines = [Text(f"! {one_line(trouble)}", "red", no_wrap=True, overflow=canvas.overflow) for trouble in told[:most]]
     if len(told) > most:
         lines[-1].plain = f"! {len(told) - most + 1} more in trouble"
     return lines
@@ -117,14 +123,18 @@ def rows_that_fit(nodes: Sequence[NodeHealth], room: int | None) -> Sequence[Nod
 def _table(nodes: Sequence[NodeHealth], canvas: Canvas, *, dim: bool) -> Table:
     columns, gap = columns_for(canvas.width, nodes, canvas.plain)
     table = Table(
-        box=None, padding=(0, gap, 0, 0), pad_edge=False, style="dim" if dim else "", header_style="bold bright_black"
+        box=None,
+        padding=(0, gap, 0, 0),
+        pad_edge=False,
+        row_styles=["dim"] if dim else None,
+        header_style="bold bright_black",
     )
     for column in columns:
         table.add_column(
             column.title,
             justify="right" if column.right else "left",
             no_wrap=True,
-            overflow="ellipsis",
+            overflow=canvas.overflow,
             max_width=column.width,
         )
     for node in nodes:

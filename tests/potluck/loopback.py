@@ -189,7 +189,7 @@ ANSWER: dict[str, Any] = {
 }
 
 
-def node(name: str, **facts: Any) -> dict[str, Any]:
+def node(name: str, /, **facts: Any) -> dict[str, Any]:
     """A node as /health shows it."""
     return {
         "id": name,
