@@ -1,7 +1,7 @@
 """Who may call: the keys, the private network, and browsers' pages from elsewhere.
 
-Without keys: callers on loopback and private ranges only, and no page that this machine did not serve, neither by `Origin`
-nor by a name of its own that points here (`Host`). With keys the key alone decides, compared in constant time.
+Without keys: callers on loopback and private ranges only, and no page that this machine did not serve, neither by
+`Origin` nor by a name of its own that points here (`Host`). With keys the key alone decides, compared in constant time.
 Decisions are pure; a key's text appears in no message, log line or caller id.
 """
 
@@ -88,15 +88,11 @@ class AccessRules:
         return address[0]
 
     def _check_host(self, host: bytes | None) -> None:
-        if host is not None and not self._host_is_ours(host.decode("latin-1").lower()):
+        if host is not None and not is_own_host(host, self.hosts):
             raise CallerRefused(
                 "the Host header names neither an address nor this machine",
                 hint="list the name in POTLUCK_ALLOWED_HOSTS if it is yours",
             )
-
-    def _host_is_ours(self, host: str) -> bool:
-        name = host_name(host)
-        return is_address_or_local(name) or name in own_names() or name in self.hosts or "*" in self.hosts
 
     def _check_origin(self, headers: Mapping[bytes, bytes]) -> None:
         origin = headers.get(b"origin")
@@ -161,6 +157,13 @@ def is_private(host: str) -> bool:
 def is_loopback(host: str) -> bool:
     address = _address(host)
     return address is not None and address.is_loopback
+
+
+@lru_cache(maxsize=1024)
+def is_own_host(host: bytes, allowed: frozenset[str]) -> bool:
+    """Does the Host header name an address, this machine, or what the settings allow?"""
+    name = host_name(host.decode("latin-1").lower())
+    return is_address_or_local(name) or name in own_names() or name in allowed or "*" in allowed
 
 
 @lru_cache(maxsize=1024)

@@ -241,7 +241,7 @@ class AskApi:
     async def ask(self, incoming: Incoming) -> None:
         values = checked(await incoming.json(), _WHOLE_FIELDS)
         request = ask_request(values, incoming.request_id, incoming.caller)
-        incoming.watch()
+        incoming.hand_over()
         whole = await gather(self._dispatch.stream(request))
         mark_cache(incoming, whole.done.cache)
         await incoming.answer(orjson.dumps(answer_record(whole)))
@@ -249,6 +249,6 @@ class AskApi:
     async def ask_stream(self, incoming: Incoming) -> None:
         values = checked(await incoming.json(), _STREAM_FIELDS)
         request = ask_request(values, incoming.request_id, incoming.caller)
-        incoming.watch()
+        incoming.hand_over()
         encoder = EventEncoder() if incoming.wants_events() else LineEncoder()
         await relay(incoming, self._dispatch.stream(request), encoder, bool(values.get("progress")))

@@ -92,7 +92,7 @@ class BatchApi:
 
     async def ask_batch(self, incoming: Incoming) -> None:
         batch = read_batch(await incoming.json(), incoming.request_id, incoming.caller)
-        incoming.watch()
+        incoming.hand_over()
         if batch.stream:
             await self._tell_as_they_finish(incoming, batch)
         else:

@@ -50,6 +50,7 @@ class Incoming:
         "cut_error",
         "dialect",
         "gone",
+        "handed_over",
         "headers",
         "method",
         "path",
@@ -75,6 +76,7 @@ class Incoming:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.caller = CallerId("")
         self.gone = False
+        self.handed_over = False  # to dispatch, which tells how the request ended
         self.cut_error: GatewayError | None = None
         self.status = 0  # 0 until the response has begun
         self.request_id = RequestId(_request_id(self.headers.get(b"x-request-id")))
@@ -164,6 +166,11 @@ class Incoming:
         """From now on the client's leaving cancels this task. Call it when the body has been read."""
         if self._watcher is None:
             self._watcher = asyncio.get_running_loop().create_task(self._wait_for_leaving())
+
+    def hand_over(self) -> None:
+        """The request goes to the fleet now: watch the client, and leave the log's line to dispatch."""
+        self.handed_over = True
+        self.watch()
 
     async def _wait_for_leaving(self) -> None:
         while True:

@@ -150,13 +150,17 @@ class OllamaApi:
         return ollama_request(operation, values, incoming.request_id, incoming.caller, self._cache_mode)
 
     async def _answer(self, incoming: Incoming, request: AskRequest, values: Mapping[str, Any], empty: bool) -> None:
-        incoming.watch()
         chat = request.operation == "chat"
         if empty:
+            incoming.watch()
             await self._load_or_unload(incoming, request, chat)
-        elif values.get("_debug_render_only"):
+            return
+        if values.get("_debug_render_only"):
+            incoming.watch()
             await self._render(incoming, request, chat)
-        elif values.get("stream", True):
+            return
+        incoming.hand_over()
+        if values.get("stream", True):
             encoder = OllamaEncoder(request.model or "auto", chat)
             await relay(incoming, self._dispatch.stream(request), encoder)
         else:
@@ -209,7 +213,7 @@ class OllamaApi:
         await incoming.answer(orjson.dumps(answer), OLLAMA_JSON)
 
     async def _embedding(self, incoming: Incoming, request: AskRequest) -> WholeAnswer:
-        incoming.watch()
+        incoming.hand_over()
         try:
             whole = await gather(self._dispatch.stream(request))
         except ModelNotFound as error:  # Ollama has another sentence for it here

@@ -1,7 +1,7 @@
 """OpenAI's API: /v1/chat/completions.
 
-`n` choices are `n` requests to the fleet, merged by index. Streams follow OpenAI's framing: the role first, then deltas,
-the reason, the usage where asked, `[DONE]`; one that fails tells the error and ends without `[DONE]`.
+`n` choices are `n` requests to the fleet, merged by index. Streams follow OpenAI's framing: the role first, then
+deltas, the reason, the usage where asked, `[DONE]`; one that fails tells the error and ends without `[DONE]`.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class OpenAIChatApi:
             logprobs=values.get("logprobs", False),
             one_tool_call=values.get("parallel_tool_calls") is False,
         )
-        incoming.watch()
+        incoming.hand_over()
         if values.get("stream"):
             await self._stream(incoming, requests, shape)
         else:

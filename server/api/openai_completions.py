@@ -148,7 +148,7 @@ class OpenAICompletionsApi:
             "model": values.get("model") or "auto",
             "system_fingerprint": FINGERPRINT,
         }
-        incoming.watch()
+        incoming.hand_over()
         if values.get("stream"):
             choices = [
                 (request, CompletionEncoder(head, index, values, request.prompt if values.get("echo") else ""))
@@ -178,7 +178,7 @@ class OpenAICompletionsApi:
         request = openai_request(
             values, incoming.request_id, incoming.caller, self._cache_mode, operation="embed", fields=fields
         )
-        incoming.watch()
+        incoming.hand_over()
         whole = await gather(self._dispatch.stream(request))
         mark_cache(incoming, whole.done.cache)
         encode = as_base64 if values.get("encoding_format") == "base64" else list

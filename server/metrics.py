@@ -1,0 +1,252 @@
+"""What the gateway counts, for Prometheus: an `Observer` of dispatch, and gauges read when somebody asks.
+
+Counting costs a request a few microseconds: label children are looked up once and kept, in a bounded table. A label's
+values come from the fleet, never from a request, so that no caller can make series. `docs/metrics.md` lists all names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from server.breaker import BreakerState
+from server.nodes import Load, Node, NodeId, NodeStatus, model_key
+from server.observer import RequestRecord
+from server.registry import Registry
+from server.version import VERSION
+
+OTHER = "other"
+# Series of one metric; a fleet of a thousand phones with two models each stays below it.
+MOST_CHILDREN = 4096
+# From a cached answer to a slow phone's long one.
+_DURATION_BUCKETS = (0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0)
+_FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
+
+
+class FleetFigures(Protocol):
+    """What dispatch tells about the queue and the cache (see `server.dispatch.Dispatcher`)."""
+
+    def queue_status(self) -> dict[str, Any]: ...
+
+    def cache_status(self) -> dict[str, Any]: ...
+
+    def held_conversations(self, node_id: str) -> int: ...
+
+
+class _Children:
+    """The children of one metric by label values, looked up once; a full table counts the rest as `other`."""
+
+    __slots__ = ("_by_labels", "_metric")
+
+    def __init__(self, metric: Any) -> None:
+        self._metric = metric
+        self._by_labels: dict[tuple[str, ...], Any] = {}
+
+    def __getitem__(self, labels: tuple[str, ...]) -> Any:
+        child = self._by_labels.get(labels)
+        if child is None:
+            if len(self._by_labels) >= MOST_CHILDREN:
+                return self._metric.labels(*[OTHER] * len(labels))
+            child = self._by_labels[labels] = self._metric.labels(*labels)
+        return child
+
+
+class Metrics:
+    """Tell it what happens (`Observer`), ask it for the text (`exposition`)."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._fleet = registry
+        self._collectors = CollectorRegistry(auto_describe=False)
+
+        def counter(name: str, text: str, *labels: str) -> _Children:
+            return _Children(Counter(f"potluck_{name}", text, labels, registry=self._collectors))
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> _Children:
+            labels = ("model", "node")
+            return _Children(Histogram(f"potluck_{name}", text, labels, registry=self._collectors, buckets=buckets))
+
+        self._requests = counter(
+            "requests", "Requests that ended, by how they ended.", "dialect", "model", "node", "outcome"
+        )
+        self._failures = counter("request_failures", "Requests that ended in an error, by its code.", "code")
+        self._attempts = counter("attempts", "Attempts begun at a node.", "model", "node")
+        self._attempt_failures = counter(
+            "attempt_failures", "Attempts that failed at a node, by reason.", "model", "node", "reason"
+        )
+        self._retries = counter("retries", "Attempts beyond a request's first.", "model")
+        self._resumed = counter("resumed_answers", "Half-told answers that went on at a node, by way.", "node", "way")
+        self._durations = histogram(
+            "request_duration_seconds", "From the request to the end of its answer.", _DURATION_BUCKETS
+        )
+        self._first_tokens = histogram(
+            "first_token_seconds", "From the request to the first token.", _FIRST_TOKEN_BUCKETS
+        )
+        self._tokens = counter("tokens", "Tokens read and written by a node.", "kind", "model", "node")
+        self._cached = counter("cache_requests", "Requests by what the answer cache said.", "outcome")
+        self._homecomings = counter(
+            "homecomings", "Requests by whether their conversation came back to its node.", "outcome"
+        )
+        self._responses = counter("http_responses", "HTTP responses by route.", "route", "status")
+        ProcessCollector(registry=self._collectors)
+
+    def watch(self, figures: FleetFigures, started_at: float = 0.0) -> None:
+        """From now on the gauges are read from the fleet and from these figures. Call once."""
+        self._collectors.register(_Gauges(self._fleet, figures, started_at or time.time()))
+
+    # Observer
+
+    def request_finished(self, record: RequestRecord) -> None:
+        model, node = self._model(record.model), record.node
+        self._requests[record.request.dialect, model, node, record.outcome].inc()
+        self._cached[(record.cache,)].inc()
+        self._homecomings[(record.homecoming,)].inc()
+        if record.attempts > 1:
+            self._retries[(model,)].inc(record.attempts - 1)
+        if record.error_code is not None:
+            self._failures[(record.error_code,)].inc()
+        if record.outcome == "done":
+            self._durations[model, node].observe(record.timings.total / 1000)
+            self._first_tokens[model, node].observe(record.timings.first_token / 1000)
+        if record.cache in ("hit", "joined"):
+            return  # no node read or wrote anything for it
+        if record.usage.prompt_tokens:
+            self._tokens["prompt", model, node].inc(record.usage.prompt_tokens)
+        for share in record.nodes:
+            self._tokens["completion", model, share.node].inc(share.tokens)
+
+    def attempt_started(self, node: NodeId, model: str) -> None:
+        self._attempts[self._model(model), self._node(node)].inc()
+
+    def attempt_failed(self, node: NodeId, model: str, reason: str) -> None:
+        self._attempt_failures[self._model(model), self._node(node), reason].inc()
+
+    def answer_resumed(self, node: NodeId, way: str) -> None:
+        self._resumed[self._node(node), way].inc()
+
+    # the HTTP layer
+
+    def http_finished(self, route: str, status: int) -> None:
+        self._responses[route, str(status or 499)].inc()  # 499, as nginx says: the client left first
+
+    def exposition(self) -> tuple[bytes, bytes]:
+        """Content type and text. For a large fleet this takes a while: call it in a thread."""
+        return CONTENT_TYPE_LATEST.encode(), generate_latest(self._collectors)
+
+    def _model(self, name: str) -> str:
+        """The name where some node has the model, else `other`: names of requests make no series."""
+        key = model_key(name)
+        for node in self._fleet.fleet.nodes.values():
+            if key in node.models:
+                return key
+        return OTHER
+
+    def _node(self, node_id: NodeId) -> str:
+        node = self._fleet.node(node_id)
+        return node.name if node is not None else OTHER
+
+
+class _Gauges:
+    """The present state, read from the fleet at each scrape."""
+
+    def __init__(self, registry: Registry, figures: FleetFigures, started_at: float) -> None:
+        self._registry = registry
+        self._figures = figures
+        self._started_at = started_at
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("potluck_build", "The gateway's version.", {"version": VERSION})
+        yield GaugeMetricFamily(
+            "potluck_start_time_seconds", "When the gateway started, in Unix time.", self._started_at
+        )
+        nodes = labelled(self._registry)
+        yield self._by_status([node for _, node, _ in nodes])
+        yield self._breakers(nodes)
+        for name, text, read in _PER_NODE:
+            yield _per_node(name, text, nodes, read)
+        yield _per_node(
+            "potluck_held_conversations",
+            "Conversations whose prompt a node holds.",
+            nodes,
+            lambda node, _: self._figures.held_conversations(node.id),
+        )
+        yield from self._queue()
+        yield from self._cache()
+
+    def _by_status(self, nodes: list[Node]) -> Metric:
+        family = GaugeMetricFamily("potluck_fleet_nodes", "Nodes by status.", labels=["status"])
+        for status in NodeStatus:
+            family.add_metric([status], sum(node.status is status for node in nodes))
+        return family
+
+    def _breakers(self, nodes: list[Labelled]) -> Metric:
+        family = GaugeMetricFamily(
+            "potluck_breaker_state", "1 for the state that a node's breaker is in.", labels=["node", "state"]
+        )
+        for name, _, load in nodes:
+            for state in BreakerState:
+                family.add_metric([name, state], load.breaker.state is state)
+        return family
+
+    def _queue(self) -> Iterator[Metric]:
+        queue = self._figures.queue_status()
+        for key, name, text in (
+            ("waiting", "potluck_queue_waiting", "Requests that wait for a node."),
+            ("limit", "potluck_queue_limit", "How many may wait before further ones are refused."),
+            ("oldest_s", "potluck_queue_oldest_seconds", "How long the oldest of them has waited."),
+        ):
+            yield GaugeMetricFamily(name, text, queue.get(key) or 0)
+
+    def _cache(self) -> Iterator[Metric]:
+        cache = self._figures.cache_status()
+        for key, name, text in (
+            ("entries", "potluck_cache_entries", "Answers in the cache."),
+            ("bytes", "potluck_cache_bytes", "What they take."),
+        ):
+            yield GaugeMetricFamily(name, text, cache.get(key) or 0)
+
+
+Labelled = tuple[str, Node, Load]
+_Reading = Callable[[Node, Load], float | None]
+_PER_NODE: tuple[tuple[str, str, _Reading], ...] = (
+    ("potluck_in_flight_requests", "Requests that a node is answering.", lambda _, load: load.in_flight),
+    ("potluck_slots", "Requests that a node can answer at once.", lambda node, _: node.slots),
+    (
+        "potluck_generation_tokens_per_second",
+        "Learned writing speed of a node.",
+        lambda _, load: load.tokens_per_second,
+    ),
+    (
+        "potluck_prompt_tokens_per_second",
+        "Learned reading speed of a node.",
+        lambda _, load: load.prompt_tokens_per_second,
+    ),
+)
+
+
+def labelled(registry: Registry) -> list[Labelled]:
+    """Nodes and loads under the label that tells them apart: the name, with the id where two share it."""
+    nodes = list(registry.fleet.nodes.values())
+    names = [node.name for node in nodes]
+    empty = Load()
+    return [
+        (
+            node.name if names.count(node.name) == 1 else f"{node.name} ({node.id})",
+            node,
+            registry.loads.get(node.id, empty),
+        )
+        for node in nodes
+    ]
+
+
+def _per_node(name: str, text: str, nodes: list[Labelled], read: _Reading) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=["node"])
+    for label, node, load in nodes:
+        value = read(node, load)
+        if value is not None:
+            family.add_metric([label], value)
+    return family
