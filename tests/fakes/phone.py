@@ -103,6 +103,7 @@ class FakePhone:
         """Close everything; no task and no socket is left."""
         self.state.thaw()
         await self.stop_listening()
+        await self.state.runner.stop()
         if self._placeholder is not None:
             self._placeholder.close()
             self._placeholder = None
@@ -137,6 +138,7 @@ class FakePhone:
         for connection in list(self._connections):
             connection.close()
         await self.stop_listening()
+        await self.state.runner.stop()
         self.state.forget()
         await self.start_listening()
 

@@ -137,7 +137,8 @@ def _problem(text: str, answer: Answer, position: int, count: int) -> Verdict:
     if found is None:
         return Verdict(False, "garbled", position, count, False, f"unexpected {text[position : position + 40]!r}")
     number, tag = int(found.group(1)), found.group(2)
-    if tag.removesuffix("z") != answer.tag:
+    diverged = tag.endswith("z") and answer.diverge_after is None
+    if diverged or tag.removesuffix("z") != answer.tag:
         return Verdict(False, "splice", position, count, False, f"goes on with {tag} instead of {answer.tag}")
     problem: Problem = "repeat" if number < count else "gap" if number > count + 3 else "garbled"
     if problem == "garbled" and number > count:

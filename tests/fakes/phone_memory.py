@@ -54,11 +54,10 @@ class Loaded:
     model: FakeModel
     num_ctx: int
     expires_at: float  # in the phone's clock
-    keep_alive: float
     cache: ConversationCache = field(default_factory=ConversationCache)
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-    unloading: bool = False
+    unloading: bool = False  # asked to go while in use: nobody's keep_alive saves it
 
     @property
     def in_use(self) -> bool:
@@ -66,9 +65,7 @@ class Loaded:
 
 
 class Runner:
-    """The models in memory and the right to use them. `on_change` is called whenever the numbers that a test
-    watches change.
-    """
+    """The models in memory and the right to use them."""
 
     def __init__(self, settings: PhoneSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -77,6 +74,7 @@ class Runner:
         self._scheduler = asyncio.Lock()
         self._pending = 0
         self._idle = asyncio.Event()
+        self._loading: set[asyncio.Task[tuple[Loaded, float]]] = set()
         self.loads = 0
 
     def resident(self) -> list[Loaded]:
@@ -113,6 +111,19 @@ class Runner:
             await self._scheduler.acquire()
         finally:
             self._pending -= 1
+        # A load that has begun goes on when the one who wanted it has left.
+        loading = asyncio.get_running_loop().create_task(self._load_in_turn(model, num_ctx, keep_alive))
+        self._loading.add(loading)
+        loading.add_done_callback(self._loading.discard)
+        return await asyncio.shield(loading)
+
+    async def stop(self) -> None:
+        """End the loads that nobody waits for any more."""
+        for loading in list(self._loading):
+            loading.cancel()
+        await asyncio.gather(*self._loading, return_exceptions=True)
+
+    async def _load_in_turn(self, model: FakeModel, num_ctx: int | None, keep_alive: float) -> tuple[Loaded, float]:
         try:
             found = self._fitting(model, num_ctx)
             return (found, 0.0) if found is not None else await self._load_anew(model, num_ctx, keep_alive)
@@ -141,14 +152,14 @@ class Runner:
         self.touch(loaded, keep_alive)
 
     def touch(self, loaded: Loaded, keep_alive: float) -> None:
-        loaded.keep_alive = keep_alive
-        loaded.expires_at = self._clock() + keep_alive
+        loaded.expires_at = self._clock() + (0.0 if loaded.unloading else keep_alive)
         if not loaded.in_use:
             self._idle.set()
 
     def unload(self, model: FakeModel) -> None:
         loaded = self._loaded.get(model.full_name)
         if loaded is not None:
+            loaded.unloading = True
             self.touch(loaded, 0.0)
 
     def _free_slot(self, loaded: Loaded) -> None:
@@ -161,9 +172,12 @@ class Runner:
         self._idle.set()
 
     def _fitting(self, model: FakeModel, num_ctx: int | None) -> Loaded | None:
+        """The model as it is in memory, unless it has another context or its time is over."""
         loaded = self._loaded.get(model.full_name)
-        wanted = num_ctx or self._settings.num_ctx
-        return loaded if loaded is not None and loaded.num_ctx == wanted else None
+        if loaded is None or loaded.num_ctx != (num_ctx or self._settings.num_ctx):
+            return None
+        over = not loaded.in_use and self._clock() >= loaded.expires_at
+        return None if over else loaded
 
     async def _load_anew(self, model: FakeModel, num_ctx: int | None, keep_alive: float) -> tuple[Loaded, float]:
         while True:
@@ -182,7 +196,7 @@ class Runner:
             await asyncio.sleep(self._settings.load_seconds * self._settings.time_scale)
         self.loads += 1
         now = self._clock()
-        loaded = Loaded(model, num_ctx or self._settings.num_ctx, now + keep_alive, keep_alive)
+        loaded = Loaded(model, num_ctx or self._settings.num_ctx, now + keep_alive)
         self._loaded[model.full_name] = loaded
         return loaded, now - started
 

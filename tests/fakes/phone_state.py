@@ -79,6 +79,7 @@ class PhoneState:
 
     def freeze(self, seconds: float | None = None) -> None:
         """Stand still, for that long or until `thaw`."""
+        self.thaw()
         self.thawed.clear()
         if seconds is not None:
             self._thaw_handle = asyncio.get_running_loop().call_later(seconds, self.thaw)

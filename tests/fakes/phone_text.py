@@ -19,7 +19,7 @@ from tests.fakes.phone_demo import demo_tokens
 WORD = re.compile(r"w(\d+)-([0-9a-f]{4}(?:x[0-9a-f]{4})?n?z?)")
 ASSISTANT = "<|im_start|>assistant\n"
 _END = "<|im_end|>"
-_OWN_START = re.compile(r"\n?[ ]?w[01](?:-[0-9a-f]|$)|\n?[ ]?w$")
+_OWN_START = re.compile(r"\n?[ ]?w[01](?:-(?:[0-9a-f]|$)|$)|\n?[ ]?w$")
 _SALT_PART = re.compile(r"w\d+-[0-9a-f]{4}x([0-9a-f]{1,4})")
 _SPACES = (" ", "\n", "\n\n", "  ")
 _BYTES = (" 漢字", "😀", " żółć", " naïve", "👩‍🚀", " مرحبا")
@@ -168,8 +168,10 @@ def answer_to(prompt: str, about: Conversation) -> Answer:
     for start in starts:
         told = prompt[start:]
         answer = answer_after(prompt[:start], _with_salt_of(told, about))
-        if answer.starts_with(told):
-            return replace(answer, told=len(told))
+        # A copy that diverges by itself still reads what another one told.
+        for reading in (answer, replace(answer, diverge_after=None)):
+            if reading.starts_with(told):
+                return replace(reading, told=len(told))
     return answer_after(prompt, about)
 
 
