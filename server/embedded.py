@@ -12,14 +12,15 @@ import json
 import logging
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from server.clock import Clock
-from server.nodes import Node, NodeId, NodeSpec, NodeStatus
+from server.errors import NodeError
+from server.nodes import Node, NodeId, NodeSpec, NodeStatus, ProbeReport
 from server.registry import NodeListed, NodeUnlisted, Registry
 
 EMBEDDED_ID = NodeId("local")
@@ -30,8 +31,11 @@ STEADY_SECONDS = 60.0  # a child that ran this long is no crash loop
 FAILURES_TO_STOP_WAITING = 3  # callers wait for a child that starts, not for one that cannot
 STOP_SECONDS = 10.0
 MAX_LINE_BYTES = 64 * 1024
+PROBE_SECONDS = 2.0
+LOOK_SECONDS = 0.25
 
 Mode = Literal["auto", "on", "off"]
+Probe = Callable[[NodeSpec, float], Awaitable[ProbeReport]]
 log = logging.getLogger(__name__)
 
 
@@ -103,15 +107,18 @@ class EmbeddedNode:
         registry: Registry,
         secret_keys: MutableMapping[str, str],
         options: EmbeddedOptions,
+        probe: Probe,
         clock: Clock | None = None,
     ) -> None:
         self._registry = registry
         self._secrets = secret_keys
         self._options = options
+        self._probe = probe
         self._clock = clock or Clock()
         self._news = asyncio.Event()
         self._runs = False
-        self._failures = 0  # in a row, without having listened
+        self._served = False
+        self._failures = 0  # in a row, without having served
         self._last_end = ""
 
     @property
@@ -120,7 +127,7 @@ class EmbeddedNode:
         if not self._runs or self._failures >= FAILURES_TO_STOP_WAITING:
             return False
         node = self._registry.node(EMBEDDED_ID)
-        return node is None or node.report is None or node.status is NodeStatus.DRAINING
+        return node is None or node.status in (NodeStatus.UNKNOWN, NodeStatus.DRAINING)
 
     @property
     def reason(self) -> str | None:
@@ -159,56 +166,58 @@ class EmbeddedNode:
         pause = 0.0
         while True:
             started = self._clock.monotonic()
-            listened = await self._run_once()
-            ran = self._clock.monotonic() - started
-            self._failures = 0 if listened else self._failures + 1
-            pause = next_pause(pause, ran)
+            self._served = False
+            await self._run_once()
+            self._failures = 0 if self._served else self._failures + 1
+            pause = next_pause(pause, self._clock.monotonic() - started)
             log.warning("the embedded node has ended (%s); it is started again in %.1f s", self._last_end, pause)
             await self._clock.sleep(pause)
 
-    async def _run_once(self) -> bool:
-        """Start the child, list it once it listens, and wait for its end. Did it listen?"""
+    async def _run_once(self) -> None:
+        """Start the child, list it once it has its model, and wait for its end."""
         key = secrets.token_urlsafe(32)
         try:
             child = await asyncio.create_subprocess_exec(
                 *self._options.arguments(),
                 env=self._environment(key),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,  # never written to: it closes when we die, however we die
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in the terminal is for the gateway, which lets running answers end
                 limit=MAX_LINE_BYTES,
             )
         except OSError as problem:
             self._last_end = f"cannot be started: {problem.strerror or problem}"
-            return False
+            return
+        log.info("the embedded node starts with model %s (process %d)", self._options.model, child.pid)
+        self._secrets[KEY_NAME] = key
+        listing: asyncio.Task[None] | None = None
         try:
-            log.info("the embedded node starts with model %s (process %d)", self._options.model, child.pid)
-            listened = await self._follow_output(child, key)
+            found = await _read_announcement(child)
+            if found is not None:
+                listing = asyncio.create_task(self._list_when_loaded(_spec(found)))
+            await _drain_output(child)
             self._last_end = _end_of(await child.wait())
-            return listened
         finally:
+            if listing is not None:
+                listing.cancel()
+                await asyncio.gather(listing, return_exceptions=True)
             self._registry.emit(NodeUnlisted(EMBEDDED_ID, self._clock.wall()))
             await _stop(child)
 
-    async def _follow_output(self, child: asyncio.subprocess.Process, key: str) -> bool:
-        """Read the child's lines until it closes its output."""
-        assert child.stdout is not None
-        listened = False
+    async def _list_when_loaded(self, spec: NodeSpec) -> None:
+        """The child listens before its model is fetched and loaded; requests are better off waiting here meanwhile."""
         while True:
             try:
-                line = await child.stdout.readline()
-            except ValueError:  # a line beyond the limit; what it said is dropped
-                continue
-            if not line:
-                return listened
-            found = read_announcement(line)
-            if found is None:
-                log.info("embedded node: %s", line.decode("utf-8", "replace").rstrip())
-            elif not listened:
-                listened = True
-                self._failures = 0
-                self._secrets[KEY_NAME] = key
-                self._registry.emit(NodeListed(_spec(found), self._clock.wall()))
+                report = await self._probe(spec, PROBE_SECONDS)
+            except NodeError as problem:
+                log.debug("the embedded node does not answer yet: %s", problem.message)
+            else:
+                if report.resident:
+                    break
+            await self._clock.sleep(LOOK_SECONDS)
+        self._served = True
+        self._failures = 0
+        self._registry.emit(NodeListed(spec, self._clock.wall()))
 
     def _environment(self, key: str) -> dict[str, str]:
         """The gateway's own keys stay with the gateway; and the child finds our packages wherever it is started."""
@@ -228,6 +237,35 @@ def _spec(found: Announcement) -> NodeSpec:
         origin="embedded",
         last_resort=True,
     )
+
+
+async def _lines(child: asyncio.subprocess.Process) -> AsyncIterator[bytes]:
+    """The lines of the child's output until it closes it; one beyond the limit is dropped."""
+    assert child.stdout is not None
+    while True:
+        try:
+            line = await child.stdout.readline()
+        except ValueError:
+            continue
+        if not line:
+            return
+        yield line
+
+
+async def _read_announcement(child: asyncio.subprocess.Process) -> Announcement | None:
+    """Where the child listens; None when it ends without saying so."""
+    async for line in _lines(child):
+        found = read_announcement(line)
+        if found is not None:
+            return found
+        log.info("embedded node: %s", line.decode("utf-8", "replace").rstrip())
+    return None
+
+
+async def _drain_output(child: asyncio.subprocess.Process) -> None:
+    """Read on, so that the child never waits for us to."""
+    async for line in _lines(child):
+        log.info("embedded node: %s", line.decode("utf-8", "replace").rstrip())
 
 
 def _end_of(code: int) -> str:
