@@ -8,7 +8,7 @@ happens to a kept connection of a node that restarted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -49,7 +49,7 @@ class OllamaBackend:
         except ValueError as problem:
             raise NodeBroken(f"{spec.address} is no Ollama: {problem}") from problem
 
-    async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncIterator[Sequence[NodeEvent]]:
+    async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncGenerator[Sequence[NodeEvent], None]:
         if call.operation == "embed":
             yield await self._embed(spec, call, patience)
             return
