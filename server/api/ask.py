@@ -93,7 +93,7 @@ def _message(item: dict[str, Any], path: str) -> dict[str, Any]:
 def _whole_only(value: Any, field: str) -> bool:
     if flag(value, field):
         raise RequestInvalid("/ask answers in one piece", field=field, hint="POST the same body to /ask_stream")
-    return value
+    return False
 
 
 ASK_FIELDS: Mapping[str, Check] = {

@@ -182,9 +182,12 @@ class Incoming:
                 return
 
     def cut(self, error: GatewayError) -> None:
-        """End this request now: with `error`, as a status or as the last event of a stream already begun."""
+        """End this request: with `error`, as a status or as the last event of a stream already begun.
+
+        One that was handed over is cancelled by dispatch, which runs in this very task.
+        """
         self.cut_error = error
-        if self._task is not None:
+        if self._task is not None and not self.handed_over:
             self._task.cancel()
 
     def end(self) -> None:

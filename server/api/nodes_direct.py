@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from server.api.services import Services
-from server.backends.base import Backend, Call, Patience
+from server.backends.base import Backend, Call
 from server.catalog import resolve
 from server.errors import AnswerBroken, GatewayError, NodeError, NodeRefused, NoNodes, RequestInvalid
 from server.exchange import AskRequest
 from server.nodes import ModelKey, Node, NodeStatus
+from server.patience import Patience
 
 # A fleet of hundreds is told in waves: each call is one connection.
 CALLS_AT_ONCE = 64

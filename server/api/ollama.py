@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -25,7 +25,7 @@ from server.api.ollama_bodies import (
 from server.api.services import Services
 from server.api.streams import WholeAnswer, gather, mark_cache, relay
 from server.errors import GatewayError, ModelNotFound
-from server.exchange import AskRequest, Done, Token
+from server.exchange import AskRequest, Done, Operation, Token
 from server.http_errors import error_bytes
 
 OLLAMA_JSON = b"application/json; charset=utf-8"
@@ -132,7 +132,6 @@ class OllamaApi:
     def __init__(self, services: Services) -> None:
         self._dispatch = services.dispatch
         self._nodes = NodesDirect(services)
-        self._cache_mode = services.settings.cache_dialects
 
     async def generate(self, incoming: Incoming) -> None:
         values = known_only(await incoming.json(), GENERATE_FIELDS)
@@ -144,10 +143,8 @@ class OllamaApi:
         request = self._request(incoming, "chat", values)
         await self._answer(incoming, request, values, empty=not request.messages)
 
-    def _request(
-        self, incoming: Incoming, operation: Literal["chat", "generate", "embed"], values: Mapping[str, Any]
-    ) -> AskRequest:
-        return ollama_request(operation, values, incoming.request_id, incoming.caller, self._cache_mode)
+    def _request(self, incoming: Incoming, operation: Operation, values: Mapping[str, Any]) -> AskRequest:
+        return ollama_request(operation, values, incoming.request_id, incoming.caller)
 
     async def _answer(self, incoming: Incoming, request: AskRequest, values: Mapping[str, Any], empty: bool) -> None:
         chat = request.operation == "chat"

@@ -24,7 +24,7 @@ from server.api.fields import (
 )
 from server.api.options import ollama_options
 from server.errors import RequestInvalid
-from server.exchange import AskRequest, CallerId, RequestId
+from server.exchange import AskRequest, CallerId, Operation, RequestId
 
 MOST_TOP_LOGPROBS = 20
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
@@ -142,26 +142,18 @@ _NOT_FIELDS = frozenset({"model", "stream", "options", "messages", "prompt", "_d
 
 
 def ollama_request(
-    operation: str, values: Mapping[str, Any], request_id: RequestId, caller: CallerId, cache_mode: str
+    operation: Operation, values: Mapping[str, Any], request_id: RequestId, caller: CallerId
 ) -> AskRequest:
     """The request that checked fields mean."""
-    options = values.get("options", {})
     return AskRequest(
         id=request_id,
         caller=caller,
-        operation=operation,  # type: ignore[arg-type]
+        operation=operation,
         model=values.get("model") or None,
         messages=values.get("messages", ()),
         prompt=values.get("prompt", ""),
-        options=options,
+        options=values.get("options", {}),
         fields={name: value for name, value in values.items() if name not in _NOT_FIELDS and value != ""},
-        cacheable=wants_cache(cache_mode, options),
+        cacheable=True,
         dialect="ollama",
     )
-
-
-def wants_cache(cache_mode: str, options: Mapping[str, Any]) -> bool:
-    """May a dialect's request be answered from the cache? As a rule only where asking again would change nothing."""
-    if cache_mode == "deterministic":
-        return options.get("temperature") == 0 or "seed" in options
-    return cache_mode == "always"

@@ -41,7 +41,7 @@ class ChatShape:
     one_tool_call: bool
 
 
-def chat_requests(incoming: Incoming, values: Mapping[str, Any], cache_mode: str) -> list[AskRequest]:
+def chat_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[AskRequest]:
     """One request to the fleet for each choice."""
     fields: dict[str, Any] = {}
     if values.get("response_format") is not None:
@@ -60,7 +60,6 @@ def chat_requests(incoming: Incoming, values: Mapping[str, Any], cache_mode: str
         values,
         incoming.request_id,
         incoming.caller,
-        cache_mode,
         operation="chat",
         messages=ollama_messages(values.get("messages", ())),
         fields=fields,
@@ -171,11 +170,10 @@ class ChatEncoder:
 class OpenAIChatApi:
     def __init__(self, services: Services) -> None:
         self._dispatch = services.dispatch
-        self._cache_mode = services.settings.cache_dialects
 
     async def chat(self, incoming: Incoming) -> None:
         values = openai_checked(await incoming.json(), CHAT_FIELDS)
-        requests = chat_requests(incoming, values, self._cache_mode)
+        requests = chat_requests(incoming, values)
         shape = ChatShape(
             model=values.get("model") or "auto",
             include_usage=values.get("stream_options", False),

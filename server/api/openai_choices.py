@@ -31,13 +31,17 @@ class ChoiceEncoder(Encoder, Protocol):
 
 
 def seeded(request: AskRequest, count: int) -> list[AskRequest]:
-    """`count` requests that differ in id and, where a seed is given, in the seed: choices are meant to differ."""
+    """`count` requests that differ in id and, where a seed is given, in the seed: choices are meant to differ.
+
+    For the same reason they share no answer, unless asking again would give the same one anyway.
+    """
     if count == 1:
         return [request]
     seed = request.options.get("seed")
     return [
         replace(
             request,
+            cacheable=request.cacheable and request.deterministic,
             id=RequestId(f"{request.id}.{index}"),
             options=request.options if seed is None else {**request.options, "seed": seed + index},
         )

@@ -37,7 +37,7 @@ from server.exchange import AskRequest, Done, RequestId, Token
 from server.http_errors import error_bytes
 
 
-def completion_requests(incoming: Incoming, values: Mapping[str, Any], cache_mode: str) -> list[AskRequest]:
+def completion_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[AskRequest]:
     """One request for each choice of each prompt, prompts first."""
     count = values.get("n", 1)
     if values.get("best_of", count) != count:
@@ -61,7 +61,6 @@ def completion_requests(incoming: Incoming, values: Mapping[str, Any], cache_mod
             values,
             request_id,
             incoming.caller,
-            cache_mode,
             operation="generate",
             prompt=prompt,
             fields=dict(fields),
@@ -136,11 +135,10 @@ class CompletionEncoder:
 class OpenAICompletionsApi:
     def __init__(self, services: Services) -> None:
         self._dispatch = services.dispatch
-        self._cache_mode = services.settings.cache_dialects
 
     async def completions(self, incoming: Incoming) -> None:
         values = openai_checked(await incoming.json(), COMPLETION_FIELDS)
-        requests = completion_requests(incoming, values, self._cache_mode)
+        requests = completion_requests(incoming, values)
         head = {
             "id": f"cmpl-{incoming.request_id}",
             "object": "text_completion",
@@ -175,9 +173,7 @@ class OpenAICompletionsApi:
         fields: dict[str, Any] = {"input": texts}
         if "dimensions" in values:
             fields["dimensions"] = values["dimensions"]
-        request = openai_request(
-            values, incoming.request_id, incoming.caller, self._cache_mode, operation="embed", fields=fields
-        )
+        request = openai_request(values, incoming.request_id, incoming.caller, operation="embed", fields=fields)
         incoming.hand_over()
         whole = await gather(self._dispatch.stream(request))
         mark_cache(incoming, whole.done.cache)

@@ -22,7 +22,7 @@ from server.api.fields import (
     text_or_texts,
     unknown_field,
 )
-from server.api.ollama_bodies import MOST_TOP_LOGPROBS, wants_cache
+from server.api.ollama_bodies import MOST_TOP_LOGPROBS
 from server.errors import RequestInvalid
 from server.exchange import AskRequest, CallerId, RequestId
 
@@ -216,9 +216,7 @@ def sampling_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def openai_request(
-    values: Mapping[str, Any], request_id: RequestId, caller: CallerId, cache_mode: str, **asked: Any
-) -> AskRequest:
+def openai_request(values: Mapping[str, Any], request_id: RequestId, caller: CallerId, **asked: Any) -> AskRequest:
     """`asked` holds operation, messages or prompt, and fields."""
     options = {} if asked["operation"] == "embed" else sampling_options(values)
     fields: dict[str, Any] = asked.pop("fields", {})
@@ -232,7 +230,7 @@ def openai_request(
         fields=fields,
         priority=values.get("priority", 0),
         deadline_seconds=values.get("deadline_s"),
-        cacheable=wants_cache(cache_mode, options) and values.get("cache", True),
+        cacheable=values.get("cache", True),
         dialect="openai",
         **asked,
     )

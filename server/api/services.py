@@ -88,7 +88,7 @@ class OpenRequests:
     draining: bool = False
 
     def cut(self, error: GatewayError) -> None:
-        """End all of them: streams with this error as their last event."""
+        """End all of them: streams with this error as their last event. Those at dispatch are cancelled there."""
         for incoming in list(self.requests):
             incoming.cut(error)
 

@@ -1,0 +1,265 @@
+"""The composition root: builds the gateway's parts, starts and stops its loops, and drains it before it ends.
+
+`create_app` reads the settings and gives the ASGI application; its parts live from lifespan startup to shutdown, on one
+event loop. A wrong setting ends the program with one sentence. Nothing else in the gateway knows all parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from server.answers import Answers
+from server.api.access import AccessRules, access_rules, is_loopback
+from server.api.app import App, build_app
+from server.api.incoming import Receive, Scope, Send
+from server.api.services import OpenRequests, Services
+from server.backends import Backends
+from server.breaker import BreakerLimits
+from server.dispatch import Dispatcher
+from server.draining import Draining
+from server.embedded import EmbeddedNode, EmbeddedOptions
+from server.failover import Failover, FailoverLimits
+from server.health import Health, ProbePace
+from server.logs import RequestLog, standard_logging
+from server.metrics import Metrics
+from server.nodes import NodeId, NodeSpec, ProbeReport
+from server.observer import Observer, RequestRecord
+from server.patience import PatienceLimits
+from server.phones_watch import FleetFile
+from server.registry import Registry
+from server.retry import RetryBudget
+from server.routing import STRATEGIES, Policy
+from server.seating import Seating, SeatingLimits
+from server.settings import Settings, SettingsError, read_settings
+
+log = logging.getLogger(__name__)
+
+
+class Observers:
+    """Tells several observers the same."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def request_finished(self, record: RequestRecord) -> None:
+        for observer in self._observers:
+            observer.request_finished(record)
+
+    def attempt_started(self, node: NodeId, model: str) -> None:
+        for observer in self._observers:
+            observer.attempt_started(node, model)
+
+    def attempt_failed(self, node: NodeId, model: str, reason: str) -> None:
+        for observer in self._observers:
+            observer.attempt_failed(node, model, reason)
+
+    def answer_resumed(self, node: NodeId, way: str) -> None:
+        for observer in self._observers:
+            observer.answer_resumed(node, way)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A running gateway."""
+
+    app: App
+    services: Services
+    dispatcher: Dispatcher
+    draining: Draining
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, environ: Mapping[str, str], log_stream: TextIO | None = None
+) -> AsyncIterator[Gateway]:
+    """The gateway's parts, built and started; stopped on leaving. Raises SettingsError."""
+    access = _access(settings)
+    stream = log_stream or sys.stderr
+    async with AsyncExitStack() as stack:
+        stack.enter_context(standard_logging(stream, settings.log_format))
+        request_log = RequestLog(stream, settings.log_format, settings.log_prompts)
+        registry = Registry()
+        keys = dict(environ)  # of nodes, by the names in `api_key_env`; the embedded node's is added later
+        backends = Backends(keys)
+        stack.push_async_callback(backends.aclose)
+        embedded = _embedded(settings, environ, registry, backends, keys)
+        metrics = Metrics(registry)
+        observers = Observers((metrics, request_log))
+        dispatcher = _dispatcher(settings, registry, backends, embedded, observers)
+        stack.push_async_callback(dispatcher.aclose)
+        started_at = time.time()
+        metrics.watch(dispatcher, started_at)
+        fleet_file = FleetFile(settings.phones_file, registry.emit, time.time)
+        fleet_file.reload()
+        health = Health(registry, backends, _pace(settings))
+        await stack.enter_async_context(
+            _loops({"health": health.run, "fleet file": fleet_file.watch, "embedded node": embedded.run})
+        )
+        services = Services(
+            settings=settings,
+            access=access,
+            registry=registry,
+            dispatch=dispatcher,
+            backends=backends,
+            metrics=metrics,
+            log=request_log,
+            open_requests=OpenRequests(),
+            fleet_file=lambda: fleet_file.state,
+            started_at=started_at,
+            loop_time=asyncio.get_running_loop().time,
+            embedded_status=lambda: {
+                "mode": settings.embedded_node,
+                "starting": embedded.starting,
+                "reason": embedded.reason,
+            },
+        )
+        draining = Draining(services.open_requests, dispatcher, settings.drain_s)
+        stack.callback(draining.stop)
+        yield Gateway(build_app(services), services, dispatcher, draining)
+
+
+def _access(settings: Settings) -> AccessRules:
+    try:
+        return access_rules(settings.api_keys, settings.allowed_origins, settings.allowed_hosts)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None  # the chained text would show the keys
+
+
+def _embedded(
+    settings: Settings,
+    environ: Mapping[str, str],
+    registry: Registry,
+    backends: Backends,
+    keys: dict[str, str],
+) -> EmbeddedNode:
+    async def probe(spec: NodeSpec, timeout_seconds: float) -> ProbeReport:
+        return await backends[spec.kind].probe(spec, timeout_seconds)
+
+    options = EmbeddedOptions(settings.embedded_node, settings.embedded_model, environ)
+    return EmbeddedNode(registry, keys, options, probe)
+
+
+def _dispatcher(
+    settings: Settings,
+    registry: Registry,
+    backends: Backends,
+    embedded: EmbeddedNode,
+    observer: Observer,
+) -> Dispatcher:
+    now = asyncio.get_running_loop().time
+    seating = Seating(
+        registry,
+        Policy(STRATEGIES[settings.strategy], affinity=settings.affinity),
+        SeatingLimits(settings.queue_limit, settings.queue_timeout_s),
+        now,
+        absence=lambda: embedded.reason,
+        starting=lambda: embedded.starting,
+    )
+    budget = RetryBudget(settings.retry_budget_ratio, settings.retry_budget_floor)
+    failover = Failover(seating, backends, budget, observer, _failover_limits(settings), now)
+    answers = Answers(
+        settings.cache_entries,
+        settings.cache_bytes,
+        settings.cache_ttl_s,
+        now,
+        settings.enable_lru_cache,
+        settings.cache_dialects,
+    )
+    return Dispatcher(registry, seating, failover, answers, observer, settings.model_aliases, now)
+
+
+def _failover_limits(settings: Settings) -> FailoverLimits:
+    breaker = BreakerLimits(settings.breaker_failures, settings.breaker_rest_s, settings.breaker_longest_rest_s)
+    patience = PatienceLimits(
+        settings.connect_timeout_s,
+        settings.first_token_floor_s,
+        settings.between_tokens_floor_s,
+        settings.load_allowance_s,
+        settings.silence_ceiling_s,
+        settings.request_timeout_s,
+    )
+    return FailoverLimits(settings.attempts_per_outage, breaker, patience)
+
+
+def _pace(settings: Settings) -> ProbePace:
+    return ProbePace(settings.probe_interval_s, settings.probe_timeout_s, settings.probe_retry_s)
+
+
+@asynccontextmanager
+async def _loops(loops: Mapping[str, Callable[[], Coroutine[Any, Any, None]]]) -> AsyncIterator[None]:
+    """Run the loops as tasks; one that breaks is a line in the log, and the others go on."""
+
+    async def guarded(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await run()
+        except Exception:
+            log.exception("the loop %r has ended by a fault of ours", name)
+
+    tasks = [asyncio.create_task(guarded(name, run), name=name) for name, run in loops.items()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Application:
+    """The ASGI application: lifespan here, requests by the gateway that lifespan started."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self.settings = settings
+        self._environ = environ
+        self._gateway: Gateway | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                if self._gateway is None:
+                    raise RuntimeError("the gateway has not been started: its server must send lifespan events")
+                await self._gateway.app(scope, receive, send)
+            case "lifespan":
+                await self._live(receive, send)
+            case "websocket":
+                await receive()
+                await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with running(self.settings, self._environ) as self._gateway:
+                with self._gateway.draining.on_signals() as address:
+                    self._warn_if_exposed(address)
+                    await send({"type": "lifespan.startup.complete"})
+                    await receive()
+        except SettingsError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        finally:
+            self._gateway = None
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _warn_if_exposed(self, address: str | None) -> None:
+        assert self._gateway is not None
+        services = self._gateway.services
+        if address and address != "localhost" and not is_loopback(address) and not services.access.needs_key:
+            services.log.exposed(address)
+
+
+def create_app(settings: Settings | None = None, environ: Mapping[str, str] | None = None) -> Application:
+    """The application for `uvicorn server:app`. A wrong setting ends the program with one sentence."""
+    variables = dict(os.environ if environ is None else environ)
+    try:
+        used = settings or read_settings(variables)
+        _access(used)
+    except SettingsError as error:
+        raise SystemExit(f"potluck: {error}") from None
+    return Application(used, variables)
