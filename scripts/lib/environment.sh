@@ -95,10 +95,12 @@ make_environment() {
     "$interpreter" -m venv --clear "$VENV" || fail "no virtual environment could be made in $VENV"
 }
 
+stamp_of() { printf '%s/.installed-%s' "$VENV" "$(printf '%s' "$*" | tr -c 'a-z0-9' '-')"; }
+
 # ensure_environment requirements.txt [more.txt]: afterwards all of them are installed.
 ensure_environment() {
     local stamp interpreter
-    stamp="$VENV/.installed-$(printf '%s-' "$@" | tr -c 'a-z0-9' '-')"
+    stamp=$(stamp_of "$@")
     if is_installed "$stamp" "$@"; then return 0; fi
     interpreter=$(find_python) || explain_missing_python
     take_lock "$interpreter"
