@@ -184,8 +184,13 @@ class NodeMemory:
 
     def next_lost(self, model: ModelKey) -> Held | None:
         """The conversation that one more would push out; None while there is room."""
-        mine = [entry for entry in reversed(self.held.values()) if entry.model == model][: self.capacity]
-        return mine[-1] if len(mine) >= self.capacity else None
+        room = self.capacity
+        for entry in reversed(self.held.values()):
+            if entry.model == model:
+                room -= 1
+                if room == 0:
+                    return entry
+        return None
 
     def forget(self, model: ModelKey | None = None) -> None:
         """The model left the node's memory (None: the node itself restarted): nothing of it is held any more."""

@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from server.affinity import Match, Memories, NodeMemory, ReturnRate, loss_seconds
@@ -22,7 +23,7 @@ StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
 UNKNOWN_PROMPT_SPEED = 30.0  # tokens/s of a mid-range phone, until the node has shown its own
 UNKNOWN_SPEED = 10.0  # tokens/s, likewise
 EQUAL_LOSS = 0.05  # losses within this share of the newcomer's own reading time count as equal
-LOOKED_AT = 64  # seats weighed for what they would lose: keeps a choice among a thousand under 100 us
+LOOKED_AT = 32  # seats weighed one by one: keeps a choice among a thousand under 100 us
 
 
 @dataclass(slots=True)
@@ -112,6 +113,14 @@ class Roster:
         self.seats.pop(node_id, None)
         self.last_resorts.discard(node_id)
 
+    def window(self) -> Sequence[Seat]:
+        """`LOOKED_AT` free seats, the next ones each time: enough to find a good one in a fleet of any size."""
+        if len(self.free) <= LOOKED_AT:
+            return list(self.free.values())
+        start = self.cursor = (self.cursor + LOOKED_AT) % len(self.free)
+        seats = list(islice(self.free.values(), start, start + LOOKED_AT))
+        return seats + list(islice(self.free.values(), LOOKED_AT - len(seats)))
+
     def reweigh(self, node_id: NodeId) -> None:
         """A node whose weight is "auto" has shown its speed."""
         seat = self.seats.get(node_id)
@@ -181,12 +190,6 @@ class Policy:
 def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice | Refusal:
     """Pick a seat for the demand, or say why not. Mutates only the rotation of the roster."""
     roster.wake(now)
-    only: Sequence[Seat] | None = None  # None: every free seat will do
-    if not demand.plain():
-        only = [seat for seat in roster.free.values() if suits(seat, demand)]
-    if roster.last_resorts and not _needs_last_resort(demand, roster, now):
-        candidates = roster.free.values() if only is None else only
-        only = [seat for seat in candidates if not seat.node.spec.last_resort]
     home = demand.home
     if home is not None:
         seat = roster.free.get(home.node_id)
@@ -195,11 +198,28 @@ def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice
             return Choice(seat, at_home=True)
         if now < home.waits_until and home.node_id in roster.seats and home.node_id not in demand.excluded:
             return Refusal("home", retry_at=home.waits_until)
+    weighed = policy.affinity and demand.needs_memory and policy.returns.share > 0.0
+    only = _candidates(demand, roster, now, weighed)
     if not (roster.free if only is None else only):
         return _refusal(demand, roster, now)
-    if policy.affinity and demand.needs_memory and policy.returns.share > 0.0:
-        only = losing_least(demand, list(roster.free.values()) if only is None else only, roster, policy.returns, now)
+    if weighed and only is not None:
+        only = losing_least(demand, only, policy.returns, now)
     return Choice(policy.strategy(roster, only))
+
+
+def _candidates(demand: Demand, roster: Roster, now: float, weighed: bool) -> Sequence[Seat] | None:
+    """The free seats that may take it: those of one window, or where it has none, all. None: any free seat will do."""
+    reserve = bool(roster.last_resorts) and not _needs_last_resort(demand, roster, now)
+    if demand.plain() and not reserve:
+        return roster.window() if weighed else None
+
+    def may(seat: Seat) -> bool:
+        return suits(seat, demand) and not (reserve and seat.node.spec.last_resort)
+
+    near = [seat for seat in roster.window() if may(seat)]
+    if near or len(roster.free) <= LOOKED_AT:
+        return near
+    return [seat for seat in roster.free.values() if may(seat)]
 
 
 def suits(seat: Seat, demand: Demand) -> bool:
@@ -238,16 +258,8 @@ def _needs_last_resort(demand: Demand, roster: Roster, now: float) -> bool:
     )
 
 
-def losing_least(
-    demand: Demand, free: Sequence[Seat], roster: Roster, returns: ReturnRate, now: float
-) -> Sequence[Seat]:
-    """The free seats where a newcomer pushes out nothing worth keeping, else those that lose least.
-
-    Looks at `LOOKED_AT` seats in turn: enough to find a good one in a fleet of any size.
-    """
-    if len(free) > LOOKED_AT:
-        start = roster.cursor = (roster.cursor + LOOKED_AT) % len(free)
-        free = [*free[start : start + LOOKED_AT], *free[: max(0, start + LOOKED_AT - len(free))]]
+def losing_least(demand: Demand, free: Sequence[Seat], returns: ReturnRate, now: float) -> Sequence[Seat]:
+    """The free seats where a newcomer pushes out nothing worth keeping, else those that lose least."""
     losses = [loss_seconds(seat.memory.next_lost(seat.model), seat.prompt_speed, returns, now) for seat in free]
     bound = min(losses) + EQUAL_LOSS * demand.prompt_tokens / UNKNOWN_PROMPT_SPEED
     return [seat for seat, loss in zip(free, losses, strict=True) if loss <= bound]
@@ -277,6 +289,9 @@ def weighted_round_robin(roster: Roster, only: Sequence[Seat] | None) -> Seat:
 
 def least_busy(roster: Roster, only: Sequence[Seat] | None) -> Seat:
     """The smallest share of slots in use; weighted rotation among equals."""
+    idle = [seat for seat in (roster.window() if only is None else only) if not seat.load.in_flight]
+    if idle:
+        return weighted_round_robin(roster, idle)
     candidates = list(roster.free.values()) if only is None else only
     least = min(seat.load.in_flight / seat.slots for seat in candidates)
     equals = [seat for seat in candidates if seat.load.in_flight / seat.slots == least]
