@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from potluck.cli.connection import KEY_VARIABLE, URL_VARIABLE
 from potluck.cli.reports import reporting
 from potluck.errors import Misuse
 
@@ -24,22 +23,37 @@ PASS_ON_WITH_HELP: dict[str, Any] = {**PASS_ON, "help_option_names": []}
 def serve(
     context: typer.Context,
     host: Annotated[
-        str, typer.Option("--host", envvar="HOST", help="Address to listen on; 0.0.0.0 opens it to the network.")
-    ] = "127.0.0.1",
+        str | None, typer.Option("--host", help="Address to listen on; 0.0.0.0 opens it to the network.")
+    ] = None,
     port: Annotated[
-        int, typer.Option("--port", envvar="PORT", min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = 8000,
+        int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = None,
 ) -> None:
-    """Run the gateway here, until Ctrl-C. Other flags go to uvicorn (--log-level, --ssl-keyfile …)."""
+    """Run the gateway here, until Ctrl-C. Other flags go to uvicorn (--log-level, --ssl-keyfile …).
+
+    Without flags it listens where the settings say (HOST, PORT, potluck.toml), else on 127.0.0.1:8000.
+    """
     with reporting():
-        arguments = server_arguments(host, port, context.args)
         _must_be_there("server", "uvicorn")
-    # The command's own variables are not settings of the gateway, which refuses names that it does not know.
-    for name in (URL_VARIABLE, KEY_VARIABLE):
-        os.environ.pop(name, None)
+        flags = {"host": host, "port": port}
+        host, port = _listening_place({name: value for name, value in flags.items() if value is not None})
+        arguments = server_arguments(host, port, context.args)
+    # The gateway reads its settings itself, and has to find there what the flags said.
+    os.environ.update(POTLUCK_HOST=host, POTLUCK_PORT=str(port))
     import uvicorn.main
 
     uvicorn.main.main(args=arguments, prog_name="potluck serve")
+
+
+def _listening_place(flags: dict[str, Any]) -> tuple[str, int]:
+    """The flags first, then what the gateway's own settings say."""
+    from server.settings import SettingsError, read_settings
+
+    try:
+        settings = read_settings(os.environ, flags)
+    except SettingsError as error:
+        raise Misuse(str(error)) from error
+    return settings.host, settings.port
 
 
 def node(context: typer.Context) -> None:

@@ -42,11 +42,19 @@ def reporting() -> Iterator[None]:
         tell_error(error)
         raise typer.Exit(FAILED) from error
     except BrokenPipeError as error:
-        # Python would flush once more at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         raise typer.Exit(READER_LEFT) from error
+    except OSError as error:  # a full disk behind stdout: everything else is translated where it happens
+        _give_up_stdout()
+        typer.echo(f"error: cannot write the answer: {sentence(error.strerror or str(error))}", err=True)
+        raise typer.Exit(FAILED) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(STOPPED) from error
+
+
+def _give_up_stdout() -> None:
+    """Python would flush once more at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell_error(error: PotluckError) -> None:

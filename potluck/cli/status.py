@@ -78,23 +78,23 @@ class Watch:
     def __init__(self, look: Callable[[], Health], url: str) -> None:
         self._look = look
         self._url = url
-        self._health: Health | None = None
-        self._trouble: str | None = None
+        self.health: Health | None = None
+        self.trouble: str | None = None
 
     def look(self) -> None:
         """Ask once. A refusal (a wrong key) is raised: asking again would not mend it."""
         from potluck.errors import AnswerTimeout, GatewayFailed, GatewayUnreachable, UnexpectedAnswer
 
         try:
-            self._health = self._look()
-            self._trouble = None
+            self.health = self._look()
+            self.trouble = None
         except (GatewayUnreachable, AnswerTimeout, GatewayFailed, UnexpectedAnswer) as error:
-            self._trouble = error.message
+            self.trouble = error.message
 
     def view(self, console: Console) -> RenderableType:
         from potluck.cli.fleet_view import Canvas, fleet_view, no_gateway_view
 
-        if self._health is None:
-            return no_gateway_view(self._url, self._trouble or "not asked yet")
+        if self.health is None:
+            return no_gateway_view(self._url, self.trouble or "not asked yet")
         canvas = Canvas(console.width, console.height, console.options.ascii_only)
-        return fleet_view(self._health, self._url, canvas, trouble=self._trouble)
+        return fleet_view(self.health, self._url, canvas, trouble=self.trouble)

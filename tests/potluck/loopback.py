@@ -97,6 +97,10 @@ class Loopback:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """As if the server were killed; its port is free then."""
         self._stop.set()
         for thread in self._threads:
             thread.join(10)

@@ -26,6 +26,11 @@ def test_it_is_written_back_as_it_was_read():
     assert read_answer(ANSWER).as_record() == ANSWER
 
 
+def test_thoughts_are_kept_beside_the_text():
+    answer = read_answer({**ANSWER, "thinking": "hmm"})
+    assert (answer.text, answer.thinking, answer.as_record()["thinking"]) == ("Paris is nice", "hmm", "hmm")
+
+
 def test_it_is_frozen_and_reads_as_its_text():
     answer = read_answer(DONE, "told")
     assert str(answer) == "told"

@@ -14,6 +14,7 @@ from potluck import (
     PotluckError,
     Queued,
     QueueFull,
+    Thinking,
     Token,
     UnexpectedAnswer,
 )
@@ -77,6 +78,17 @@ def test_empty_lines_and_carriage_returns_do_not_matter():
     reading.receive_data(b"\r\n\n" + STREAM.replace(b"\n", b"\r\n\r\n"))
     reading.end()
     assert reading.answer.text == TOLD
+
+
+def test_thoughts_are_no_part_of_the_text():
+    reading = AnswerReading()
+    assert reading.receive_data(lines({"thinking": "hm"}, {"thinking": "m"}, {"token": "a"}, DONE)) == [
+        Thinking("hm"),
+        Thinking("m"),
+        Token("a"),
+    ]
+    reading.end()
+    assert (reading.answer.text, reading.answer.thinking) == ("a", "hmm")
 
 
 def test_records_of_a_newer_gateway_are_passed_over():

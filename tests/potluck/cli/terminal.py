@@ -33,6 +33,7 @@ class Terminal:
     def __init__(self, url: str, *arguments: str, size: tuple[int, int] = (80, 24)) -> None:
         self.seen = ""
         self.raw = ""
+        self._waited_for = 0
         self._master, slave = pty.openpty()
         self._resize(*size)
         self.process = subprocess.Popen(
@@ -59,13 +60,14 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def wait_for(self, text: str) -> str:
-        """Until the text has been seen since the last wait; returns what came with it."""
+        """Until the text comes after the one waited for last; returns all between the two, with it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        start = len(self.seen)
-        while text not in self.seen[start:]:
+        start = self._waited_for
+        while (found := self.seen.find(text, start)) < 0:
             if not self._read(deadline):
                 raise AssertionError(f"{text!r} did not come; this came: {self.seen[start:]!r}")
-        return self.seen[start:]
+        self._waited_for = found + len(text)
+        return self.seen[start : self._waited_for]
 
     def end(self) -> int:
         """Read to the end of the process and return its exit code."""

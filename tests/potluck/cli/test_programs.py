@@ -1,0 +1,54 @@
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from potluck.cli import app
+from potluck.cli.programs import server_arguments
+from potluck.errors import Misuse
+from tests.potluck.cli.terminal import run
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def test_the_server_is_one_process_on_the_fast_loop():
+    arguments = server_arguments("127.0.0.1", 8000, ["--log-level", "warning"])
+    assert arguments[:5] == ["server:app", "--host", "127.0.0.1", "--port", "8000"]
+    assert arguments[-2:] == ["--log-level", "warning"]
+    if sys.platform != "win32":
+        assert arguments[5:9] == ["--loop", "uvloop", "--http", "httptools"]
+
+
+@pytest.mark.parametrize("flag", ["--workers", "--workers=4", "--factory"])
+def test_flags_that_would_break_the_gateway_are_refused(flag):
+    with pytest.raises(Misuse, match="cannot be used"):
+        server_arguments("127.0.0.1", 8000, [flag, "4"])
+
+
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--port", "many"], ["--workers", "2"]])
+def test_serve_refuses_what_cannot_work(arguments):
+    result = CliRunner().invoke(app, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_serve_explains_a_wrong_setting_in_a_sentence():
+    done = run(NOWHERE, "serve", POTLUCK_QUEUE_LIMITT="5")
+    assert done.returncode == 2
+    assert "POTLUCK_QUEUE_LIMIT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_passes_unknown_flags_to_uvicorn_which_judges_them():
+    done = run(NOWHERE, "serve", "--port", "0", "--no-such-flag")
+    assert done.returncode == 2
+    assert "--no-such-flag" in done.stderr
+
+
+def test_node_passes_everything_to_the_gpu_node():
+    done = run(NOWHERE, "node", "--help")
+    assert done.returncode == 0
+    assert "--model" in done.stdout
+    wrong = run(NOWHERE, "node", "--port", "many")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
