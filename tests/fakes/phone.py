@@ -9,6 +9,7 @@ in one process.
         phone.heal()                                             # no more faults
         phone.counters.cancelled; phone.log[-1].json             # what was counted, what reached it
         phone.freeze(3.0); phone.thaw()                          # SIGSTOP, SIGCONT
+        await phone.until(lambda counters: counters.tokens_sent >= 5); await phone.idle()
         await phone.stop_listening()                             # refused in the kernel ...
         await phone.start_listening()                            # ... and back on the same port
         await phone.restart()                                    # streams cut, models and conversations forgotten
@@ -24,9 +25,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from copy import copy
 
@@ -167,6 +169,16 @@ class FakePhone:
 
     def thaw(self) -> None:
         self.state.thaw()
+
+    async def until(self, condition: Callable[[PhoneCounters], bool], seconds: float = 5.0) -> None:
+        """Wait until the counters fulfil it; raises TimeoutError. Watching costs a look each millisecond."""
+        async with asyncio.timeout(seconds):
+            for _ in itertools.takewhile(lambda _: not condition(self.counters), itertools.count()):
+                await asyncio.sleep(0.001)
+
+    async def idle(self, seconds: float = 5.0) -> None:
+        """Wait until no request is in flight: whoever left has been noticed."""
+        await self.until(lambda counters: counters.in_flight == 0, seconds)
 
     def resident(self) -> list[str]:
         """Names of the models in memory."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal[
     "refuse",
@@ -30,6 +30,7 @@ Kind = Literal[
     "wrong_model",
     "flap",
 ]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 RUNNER_DIED = "an error was encountered while running the model: unexpected EOF"
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 
@@ -136,7 +137,9 @@ class Fault:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Fault:
-        """For /_control: `{"kind": "cut", "after_tokens": 5}`; unknown names raise TypeError."""
+        """For /_control: `{"kind": "cut", "after_tokens": 5}`; raises ValueError or TypeError for unknown names."""
+        if value.get("kind") not in KINDS:
+            raise ValueError(f"unknown kind of fault: {value.get('kind')}; known: {', '.join(KINDS)}")
         return Fault(**value)
 
     def is_down(self, count: int, now: float) -> bool:
