@@ -76,9 +76,7 @@ def test_it_asks_for_torch_only_with_the_extra(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: torch")]
-    assert needs == ["Requires-Dist: torch==2.13.0; extra == 'gpu'".replace("'", '"')] or needs == [
-        "Requires-Dist: torch==2.13.0; extra == 'gpu'"
-    ]
+    assert [line.replace('"', "'") for line in needs] == ["Requires-Dist: torch==2.13.0; extra == 'gpu'"]
     assert "License-Expression: Apache-2.0" in metadata
 
 
@@ -89,7 +87,8 @@ def test_it_is_imported_from_where_it_is_installed(installed: Path, tmp_path: Pa
 
 
 def test_the_gpu_node_finds_the_models_it_knows(installed: Path, tmp_path: Path) -> None:
-    code = "from gpu_node.manifest import models_folder, read_manifest; print(read_manifest(models_folder()).find('default').name)"
+    names = "from gpu_node.manifest import models_folder, read_manifest"
+    code = f"{names}; print(read_manifest(models_folder()).find('default').name)"
     assert _ask(installed, tmp_path, code) == "smollm2:135m"
 
 
@@ -98,9 +97,8 @@ def test_the_application_is_built_in_any_folder(installed: Path, tmp_path: Path)
 
 
 def test_the_gateway_is_built_where_torch_is_not_installed(installed: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; from server import app; print('built')"
-    )
+    absent = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None"
+    code = f"{absent}; from server import app; print('built' if app else '')"
     assert _ask(installed, tmp_path, code) == "built"
 
 

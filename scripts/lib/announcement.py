@@ -20,6 +20,7 @@ LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 45.0
 # A fetch of the model at the first start may take long; nobody reads the lines after an hour.
 LONGEST_SECONDS = 3600.0
+USUAL_URL = "http://127.0.0.1:8000"  # where the command looks by itself
 # With keys set, /ready may ask for one: the gateway is up then, which is all that is asked here.
 UP = frozenset({200, 204, 401, 403})
 
@@ -42,12 +43,13 @@ def main(arguments: list[str]) -> int:
 
 def ready_text(url: str, *, with_key: bool) -> str:
     key = "-H 'Authorization: Bearer YOUR_KEY' " if with_key else ""
+    address = "" if url == USUAL_URL else f"--url {url} "
     question = "What is the capital of France?"
     return f"""
 Potluck is ready. Try:
 
   curl -X POST {url}/ask {key}-H 'Content-Type: application/json' -d '{{"prompt": "{question}"}}'
-  POTLUCK_URL={url} .venv/bin/potluck ask "{question}"
+  .venv/bin/potluck ask {address}"{question}"
   {url}/   shows the fleet live, with a box to ask
 
 Ctrl-C stops it.

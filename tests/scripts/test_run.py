@@ -128,7 +128,8 @@ def test_demo_ports_lie_in_a_row_beside_what_is_taken() -> None:
 def test_the_announcement_has_lines_that_can_be_pasted() -> None:
     text = announcement.ready_text("http://127.0.0.1:9000", with_key=False)
     assert "curl -X POST http://127.0.0.1:9000/ask -H 'Content-Type: application/json' -d '{\"prompt\": " in text
-    assert "potluck ask" in text
+    assert '.venv/bin/potluck ask --url http://127.0.0.1:9000 "' in text
+    assert '.venv/bin/potluck ask "' in announcement.ready_text("http://127.0.0.1:8000", with_key=False)
     assert "Authorization" not in text
     assert "Authorization: Bearer" in announcement.ready_text("http://127.0.0.1:9000", with_key=True)
 

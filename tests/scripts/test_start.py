@@ -64,11 +64,9 @@ class Running:
         for line in self.process.stdout:
             self.said += line
 
-    def wait_for(self, happened: Callable[[], object]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not happened():
-            assert time.monotonic() < deadline, self.said
-            time.sleep(0.02)
+    def wait_until_ready(self) -> None:
+        wait_for(lambda: "Potluck is ready" in self.said or self.process.poll() is not None)
+        assert self.process.poll() is None, self.said
 
     def end(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
@@ -76,6 +74,13 @@ class Running:
         code = self.process.wait(PATIENCE_SECONDS)
         self._reader.join(PATIENCE_SECONDS)  # ends when the last process that could say something has ended
         return code
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -121,14 +126,14 @@ def test_a_simulated_fleet_answers_and_ends_with_the_server(
 ) -> None:
     port = _free_port()
     running = start("--demo-phones", "2", "--port", str(port))
-    running.wait_for(lambda: "Potluck is ready" in running.said)
+    running.wait_until_ready()
     assert f"curl -X POST http://127.0.0.1:{port}/ask" in running.said
     first, last = map(int, re.findall(r"on ports (\d+) to (\d+)", running.said)[0])
     assert (last - first, _listens(first), _listens(last)) == (1, True, True)
     assert "demo-phone" in str(_ask(port)["node"])
     running.end(number)
-    running.wait_for(lambda: not any(map(_listens, (port, first, last))))
-    running.wait_for(lambda: not list(checkout.glob("potluck-demo-phones*")))
+    wait_for(lambda: not any(map(_listens, (port, first, last))))
+    wait_for(lambda: not list(checkout.glob("potluck-demo-phones*")))
 
 
 def test_a_taken_port_stops_the_start_before_anything_runs(start: Callable[..., Running]) -> None:
