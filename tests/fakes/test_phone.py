@@ -148,16 +148,21 @@ async def test_a_held_conversation_is_read_much_faster() -> None:
     """The second turn reads only what is new; after another conversation, a phone that holds one reads all of it."""
     settings = PhoneSettings(prompt_tokens_per_second=20_000, prompt_cache=1)
     long = user("once upon a time " * 200)
+
+    def seconds(answer: dict[str, Any]) -> float:
+        return answer["prompt_eval_duration"] / 1e9
+
     async with FakePhone(settings) as phone:
         first = (await chat(phone, messages=long)).json
+        assert seconds(first) >= first["prompt_eval_count"] / 20_000
         turn = [*long, first["message"], *user("and then?")]
+        read = phone.counters.tokens_read
         second = (await chat(phone, messages=turn)).json
+        assert phone.counters.tokens_read - read < 20
         assert second["prompt_eval_count"] > first["prompt_eval_count"], "all tokens are counted, held or not"
-        assert second["prompt_eval_duration"] * 10 < first["prompt_eval_duration"]
         await chat(phone, messages=user("something else"))
         again = (await chat(phone, messages=turn)).json
-        assert again["prompt_eval_duration"] > first["prompt_eval_duration"] * 0.9
-        assert phone.counters.tokens_read < 2 * (first["prompt_eval_count"] + second["prompt_eval_count"])
+        assert seconds(again) >= 0.9 * again["prompt_eval_count"] / 20_000
         assert second["prompt_eval_count"] >= first["prompt_eval_count"] + first["eval_count"] - 1
 
 
@@ -247,7 +252,7 @@ async def test_times_can_be_scaled() -> None:
     )
     async with FakePhone(settings) as phone:
         answer = (await chat(phone)).json
-        assert 0.02e9 <= answer["eval_duration"] < 2e9, "20 tokens at 10 a second, a hundred times faster"
+        assert 0.02e9 <= answer["eval_duration"] < 1.9e9, "20 tokens at 10 a second, a hundred times faster"
         assert answer["total_duration"] >= answer["eval_duration"] + answer["prompt_eval_duration"]
 
 
