@@ -55,9 +55,10 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
     from gpu_node.errors import UsageError
+    from gpu_node.listening import bind
     from gpu_node.manifest import models_folder
     from gpu_node.model_store import INSTALL_HINT, ModelStore
-    from gpu_node.node import Node, bind, warn_when_exposed
+    from gpu_node.node import Node, warn_when_exposed
     from gpu_node.progress import Progress
     from gpu_node.settings import read_settings
 

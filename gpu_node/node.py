@@ -10,32 +10,23 @@ import json
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import uvicorn
 
 from gpu_node.api.access import is_loopback, rules_of
 from gpu_node.api.app import build_app
 from gpu_node.engine.engine import Engine, ModelRunner
-from gpu_node.errors import ModelError, NodeError, NodeStopping, UsageError
+from gpu_node.errors import ModelError, NodeError, NodeStopping
 from gpu_node.fetching import fetch_in_child
 from gpu_node.host import ModelHost
+from gpu_node.listening import Server
 from gpu_node.model_folder import describe
 from gpu_node.model_source import names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
 from gpu_node.settings import NodeSettings
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
 log = logging.getLogger("gpu_node")
 
-# Answers that were cut by the stop still want to be written; a client that reads nothing must not hold the node.
-STOP_SECONDS = 3
 # A load or a forward cannot be interrupted; after this the process ends around it.
 WORKER_SECONDS = 1.0
 
@@ -58,7 +49,7 @@ class Node:
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until told to stop; returns the exit code."""
-        server = _Server(self.app, on_listening=self._announce, on_stop=self.host.engine.stop)
+        server = Server(self.app, on_listening=self._announce, on_stop=self.host.engine.stop)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)
@@ -74,7 +65,7 @@ class Node:
             leave_now(exit_code)
         return exit_code
 
-    async def _first_load(self, server: _Server) -> int:
+    async def _first_load(self, server: Server) -> int:
         try:
             await self.host.start()
         except NodeStopping:
@@ -117,55 +108,6 @@ class Node:
         if self._settings.announce_port:
             event = {"event": "listening", "host": host, "port": port, "model": self.host.name}
             print(json.dumps(event), flush=True)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: the node decides what ends when."""
-
-    def __init__(self, app: ASGIApp, on_listening: Callable[[str, int], None], on_stop: Callable[[], None]) -> None:
-        config = uvicorn.Config(
-            app,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # else a caller could claim to be a neighbour
-            timeout_graceful_shutdown=STOP_SECONDS,
-        )
-        super().__init__(config)
-        self._on_listening, self._on_stop = on_listening, on_stop
-
-    def stop(self) -> None:
-        """The second time without waiting for clients."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-        self._on_stop()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in sockets or []:
-            self._on_listening(*listener.getsockname()[:2])
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Raises `UsageError` when the address is taken or not ours."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise UsageError(f"cannot listen on {host}: {error.strerror or error}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise UsageError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-    return listener
 
 
 def warn_when_exposed(settings: NodeSettings) -> None:

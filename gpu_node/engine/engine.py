@@ -82,12 +82,18 @@ class Engine:
         if self._runner is not None:
             return
         if self._loading is None:
+            self._state, self.error = "loading", ""
             self._loading = asyncio.create_task(self._load_once(), name="load the model")
             self._loading.add_done_callback(_look_at)
-        await asyncio.shield(self._loading)
+        loading = self._loading
+        try:
+            await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            if loading.cancelled():  # by `stop`, not by whoever waits here
+                raise NodeStopping() from None
+            raise
 
     async def _load_once(self) -> None:
-        self._state, self.error = "loading", ""
         try:
             if self._prepare is not None:
                 await self._prepare()
