@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from potluck.cli.answering import summary, tell
 from potluck.cli.connection import KeyFile, Url, connect
+from potluck.cli.questions import STDIN, parse_options, question, read_piped
 from potluck.cli.reports import reporting
+
+if TYPE_CHECKING:
+    from potluck.answers import Answer
+    from potluck.streams import Stream
 
 
 def ask(
@@ -51,34 +57,20 @@ def ask(
         "think": think,
         "cache": None if cache else False,
     }
-    with reporting():
-        _ask(prompt, fields, option or [], as_json=as_json, verbose=verbose, url=url, key_file=key_file)
-
-
-def _ask(
-    prompt: str | None,
-    fields: dict[str, Any],
-    pairs: list[str],
-    *,
-    as_json: bool,
-    verbose: bool,
-    url: str | None,
-    key_file: Path | None,
-) -> None:
-    from potluck.cli.answering import summary, tell
-    from potluck.cli.questions import STDIN, parse_options, question, read_piped
-
     for_people = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
-    fields["progress"] = for_people or None
-    fields["options"] = parse_options(pairs, fields) or None
-    text = question(prompt, read_piped(prompt == STDIN))
-    with connect(url, key_file) as gateway:
-        stream = gateway.stream(text, **fields)
-        if as_json:
-            with stream:
-                answer = stream.finish()
-            typer.echo(json.dumps(answer.as_record(), ensure_ascii=False, indent=2))
-        else:
-            answer = tell(stream, for_people=for_people)
+    with reporting():
+        fields["progress"] = for_people or None
+        fields["options"] = parse_options(option or [], fields) or None
+        text = question(prompt, read_piped(prompt == STDIN))
+        with connect(url, key_file) as gateway:
+            stream = gateway.stream(text, **fields)
+            answer = _print_json(stream) if as_json else tell(stream, for_people=for_people)
     if verbose or for_people:
         typer.secho(summary(answer), err=True, dim=True)
+
+
+def _print_json(stream: Stream) -> Answer:
+    with stream:
+        answer = stream.finish()
+    typer.echo(json.dumps(answer.as_record(), ensure_ascii=False, indent=2))
+    return answer

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from potluck.cli.answering import summary, tell
 from potluck.cli.connection import KeyFile, Url, connect
 from potluck.cli.conversation import FENCE, Conversation, Lines, Order, Say
 from potluck.cli.reports import FAILED, reporting, tell_error
+from potluck.cli.safe_text import for_terminal
 from potluck.errors import PotluckError
 
 if TYPE_CHECKING:
@@ -90,8 +92,6 @@ class Chat:
                 self._note("Ctrl-D or /bye leaves.")
 
     def _say(self, text: str) -> None:
-        from potluck.cli.answering import summary, tell
-
         for_people = self._interactive and sys.stdout.isatty()
         stream = self._gateway.stream(
             messages=self._conversation.messages(text), model=self._conversation.model, progress=for_people or None
@@ -165,8 +165,6 @@ class Chat:
 
     def _note(self, text: str) -> None:
         """Words of this program, not of a model: on stderr, so that a pipe gets answers only."""
-        from potluck.cli.safe_text import for_terminal
-
         typer.secho(for_terminal(text), err=True, dim=True)
 
 
