@@ -10,7 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -60,6 +66,7 @@ class Metrics:
     """Tell it what happens (`Observer`), ask it for the text (`exposition`)."""
 
     def __init__(self, registry: Registry) -> None:
+        disable_created_metrics()  # a second series beside each counter, which nobody looks at
         self._fleet = registry
         self._collectors = CollectorRegistry(auto_describe=False)
 

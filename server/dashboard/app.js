@@ -1,0 +1,287 @@
+// The page: the fleet once a second, and a conversation that is told as it comes. Text from nodes and models is set as
+// text, never as markup. The API key lives in this tab's session storage and travels as a header.
+
+const EVERY_MS = 1000;
+const KEY = "potluck-key";
+const element = (id) => document.getElementById(id);
+const messages = []; // the conversation so far, as the gateway wants it
+let running = null; // the AbortController of the answer being told
+
+// talking to the gateway
+
+class Refused extends Error {
+  constructor(status, record) {
+    const error = record?.error ?? {};
+    const told = typeof error === "string" ? error : error.message;
+    super([told ?? `the gateway answered ${status}`, error.hint].filter(Boolean).join("\n"));
+    this.status = status;
+  }
+}
+
+function headers(more = {}) {
+  const key = sessionStorage.getItem(KEY);
+  return key ? { ...more, Authorization: `Bearer ${key}` } : more;
+}
+
+async function call(path, options = {}) {
+  const response = await fetch(path, { ...options, headers: headers(options.headers) });
+  if (response.ok) return response;
+  throw new Refused(response.status, await response.json().catch(() => null));
+}
+
+async function* records(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line) yield JSON.parse(line);
+  }
+}
+
+// small words
+
+function make(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
+const seconds = (ms) => (ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
+
+function show(id, text) {
+  element(id).textContent = text;
+}
+
+function notice(text) {
+  element("notice").hidden = !text;
+  show("notice", text ?? "");
+}
+
+function askForKey(wanted, refused) {
+  const form = element("key-form");
+  if (wanted && form.hidden) {
+    form.hidden = false;
+    element("key").focus();
+  }
+  if (!wanted) form.hidden = true;
+  if (wanted && refused) notice("The gateway does not know this key.");
+}
+
+// the fleet
+
+function stateOf(node) {
+  if (node.status !== "ready") return [node.status === "silent" ? "bad" : "idle", words[node.status] ?? node.status];
+  if (node.breaker === "open") return ["bad", `resting after failures, ${Math.ceil(node.breaker_open_for_s ?? 0)} s`];
+  if (node.breaker === "half_open") return ["busy", "on trial"];
+  if (node.in_flight >= node.slots) return ["busy", "busy"];
+  return ["good", node.in_flight ? "answering" : "free"];
+}
+
+const words = {
+  unknown: "not asked yet",
+  silent: "does not answer",
+  draining: "leaving",
+  disabled: "switched off",
+};
+
+function nodeCard(node) {
+  const [look, state] = stateOf(node);
+  const card = make("li", `panel node ${look}`);
+  card.dataset.node = node.id;
+  const top = make("div", "top");
+  top.append(make("span", "name", node.name), make("span", "state", state));
+  const models = make("div", "models");
+  for (const model of node.models) {
+    const chip = make("span", node.resident.includes(model) ? "resident" : "", model);
+    if (chip.className) chip.title = "in memory";
+    models.append(chip);
+  }
+  const facts = [`${node.in_flight} of ${node.slots} in use`];
+  if (node.tokens_per_second) facts.push(`${node.tokens_per_second} tokens/s`);
+  if (node.first_token_s) facts.push(`first token after ${node.first_token_s} s`);
+  if (node.answered) facts.push(`${node.answered} answered`);
+  if (node.failed) facts.push(`${node.failed} failed`);
+  if (node.held_conversations) facts.push(`holds ${count(node.held_conversations, "conversation")}`);
+  const place = [node.address, node.kind, node.last_resort ? "last resort" : ""].filter(Boolean).join(" · ");
+  card.append(top, make("div", "place", place), models, make("div", "facts", facts.join(" · ")));
+  if (node.last_error && look !== "good") card.append(make("div", "error", node.last_error));
+  return card;
+}
+
+function showFleet(health) {
+  const usable = health.nodes.filter((node) => node.status === "ready" && node.breaker !== "open");
+  const busy = health.nodes.reduce((sum, node) => sum + node.in_flight, 0);
+  show("figure-nodes", `${usable.length}/${health.nodes.length}`);
+  show("figure-busy", busy);
+  show("figure-waiting", health.queue.waiting ?? 0);
+  show("figure-hits", health.cache.hits ?? 0);
+  show("summary", health.draining ? "The gateway is being stopped." : summaries[health.status] ?? health.status);
+  show("version", `Potluck ${health.version}`);
+  element("nodes").replaceChildren(...health.nodes.map(nodeCard));
+  const nobody = element("no-nodes");
+  nobody.hidden = health.nodes.length > 0;
+  nobody.textContent = health.embedded?.reason
+    ?? (health.embedded?.starting ? "The embedded model is starting…" : "No phones are listed yet: add them to phones.json.");
+  showModels(health.nodes);
+  notice(health.fleet_file.error ? `${health.fleet_file.path}: ${health.fleet_file.error}` : null);
+}
+
+const summaries = {
+  ok: "Everything is ready.",
+  degraded: "Some nodes are missing; the others answer.",
+  unavailable: "No node can answer now.",
+};
+
+function showModels(nodes) {
+  const names = [...new Set(nodes.flatMap((node) => (node.status === "ready" ? node.models : [])))].sort();
+  const select = element("model");
+  const known = [...select.options].slice(1).map((option) => option.value);
+  if (names.join("\n") === known.join("\n")) return;
+  const chosen = select.value;
+  select.replaceChildren(select.options[0], ...names.map((name) => new Option(name, name)));
+  select.value = names.includes(chosen) ? chosen : "";
+}
+
+async function watchFleet() {
+  for (;;) {
+    if (!document.hidden) {
+      try {
+        const health = await (await call("/health")).json();
+        askForKey(false);
+        showFleet(health);
+      } catch (error) {
+        if (error.status === 401) {
+          askForKey(true, sessionStorage.getItem(KEY) !== null);
+          sessionStorage.removeItem(KEY);
+          show("summary", "Locked.");
+        } else {
+          show("summary", error instanceof Refused ? error.message : "The gateway does not answer.");
+        }
+      }
+    }
+    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+  }
+}
+
+// asking
+
+function openAnswer(question) {
+  element("empty").hidden = true;
+  const article = make("article");
+  const parts = {
+    article,
+    thinking: make("div", "thinking"),
+    told: make("div", "told running"),
+    facts: make("div", "facts"),
+  };
+  article.append(make("div", "question", question), parts.thinking, parts.told, parts.facts);
+  element("thread").append(article);
+  parts.told.scrollIntoView({ block: "nearest" });
+  return parts;
+}
+
+function factsOf(done) {
+  const facts = [done.node];
+  if (done.cached) facts.push("from the cache");
+  if (done.tokens_per_second) facts.push(`${done.tokens_per_second.toFixed(1)} tokens/s`);
+  facts.push(count(done.usage.completion_tokens, "token"), seconds(done.timings_ms.total));
+  if (done.nodes.length > 1) facts.push(`told by ${done.nodes.map((share) => share.node).join(", then ")}`);
+  if (done.done_reason === "length") facts.push("cut at its limit");
+  return facts.join(" · ");
+}
+
+function take(record, parts, answer) {
+  const thread = element("thread");
+  const following = thread.scrollHeight - thread.scrollTop - thread.clientHeight < 40; // not while reading above
+  if (record.token !== undefined) {
+    answer.text += record.token;
+    parts.told.append(record.token);
+    parts.facts.textContent = "";
+  } else if (record.thinking !== undefined) {
+    parts.thinking.append(record.thinking);
+  } else if (record.queued !== undefined) {
+    parts.facts.textContent = `Waiting, place ${record.queued}.`;
+  } else if (record.done) {
+    answer.done = true;
+    parts.facts.textContent = factsOf(record);
+  } else if (record.error) {
+    throw new Refused(0, record);
+  }
+  if (following) thread.scrollTop = thread.scrollHeight;
+}
+
+async function ask(question) {
+  const parts = openAnswer(question);
+  const answer = { text: "", done: false };
+  const asked = [...messages, { role: "user", content: question }];
+  running = new AbortController();
+  setRunning(true);
+  try {
+    const body = { messages: asked, progress: true };
+    if (element("model").value) body.model = element("model").value;
+    const response = await call("/ask_stream", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+      signal: running.signal,
+    });
+    for await (const record of records(response)) take(record, parts, answer);
+    if (!answer.done) throw new Error("The connection ended before the answer did.");
+  } catch (error) {
+    if (error.status === 401) askForKey(true, sessionStorage.getItem(KEY) !== null);
+    const stopped = error.name === "AbortError";
+    parts.facts.textContent = stopped ? "Stopped." : error.message;
+    parts.facts.classList.toggle("trouble", !stopped);
+  } finally {
+    parts.told.classList.remove("running");
+    if (answer.text) messages.push(asked.at(-1), { role: "assistant", content: answer.text });
+    running = null;
+    setRunning(false);
+  }
+}
+
+function setRunning(yes) {
+  element("send").disabled = yes;
+  element("stop").hidden = !yes;
+  element("fresh").hidden = yes || messages.length === 0;
+}
+
+element("ask-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const question = element("prompt").value.trim();
+  if (!question || running) return;
+  element("prompt").value = "";
+  ask(question);
+});
+
+element("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    element("ask-form").requestSubmit();
+  }
+});
+
+element("stop").addEventListener("click", () => running?.abort());
+
+element("fresh").addEventListener("click", () => {
+  messages.length = 0;
+  for (const article of element("thread").querySelectorAll("article")) article.remove();
+  element("empty").hidden = false;
+  setRunning(false);
+  element("prompt").focus();
+});
+
+element("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, element("key").value.trim());
+  element("key").value = "";
+  notice(null);
+  askForKey(false);
+});
+
+watchFleet();
