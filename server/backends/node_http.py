@@ -79,32 +79,43 @@ class NodeHttp:
         self._swept_at = 0.0
         self._all_lost: asyncio.Event | None = None
 
-    async def open(self, request: Request, patience: Patience, end: float, phase: str = "first_token") -> Connection:
+    async def open(self, request: Request, patience: Patience, end: float) -> Connection:
         """Send the request and wait for the answer's head. The caller hands the connection back with `close`.
 
-        `end` is when the whole exchange must be over (loop clock); `phase` is the name that a silence gets.
+        `end` is when the whole exchange must be over (loop clock).
         """
         encoded = request.encoded()
         kept = self._take_idle(request.spec)
         if kept is not None:
             try:
-                return await _ask(kept, encoded, patience, end, phase)
+                return await _ask(kept, encoded, patience, end)
             except NodeUnreachable:
                 if kept.answered:
                     raise
         connection = await self._connect(request.spec, patience.connect)
-        return await _ask(connection, encoded, patience, end, phase)
+        return await _ask(connection, encoded, patience, end)
 
-    async def fetch(self, request: Request, patience: Patience, limit_bytes: int, phase: str = "first_token") -> Answer:
+    async def fetch(self, request: Request, patience: Patience, limit_bytes: int) -> Answer:
         """One whole answer, whatever its status."""
         end = asyncio.get_running_loop().time() + patience.total
-        connection = await self.open(request, patience, end, phase)
+        connection = await self.open(request, patience, end)
         try:
-            connection.expect(phase, patience.between_tokens, end)
+            connection.expect("between_tokens", patience.between_tokens, end)
             body = await connection.read_all(limit_bytes)
             return Answer(connection.status, connection.headers, body)
         finally:
             self.close(connection)
+
+    async def fetch_soon(self, request: Request, timeout_seconds: float, limit_bytes: int, phase: str) -> Answer:
+        """One whole answer to a short question, which has one limit and a phase of its own."""
+        patience = Patience(timeout_seconds, timeout_seconds, timeout_seconds, timeout_seconds)
+        try:
+            return await self.fetch(request, patience, limit_bytes)
+        except NodeStalled as stall:
+            if stall.phase == "connect":
+                raise
+            message = f"{request.spec.address} did not answer {request.path} within {timeout_seconds:g} s"
+            raise NodeStalled(message, phase) from stall
 
     def close(self, connection: Connection, *, answered: bool = False) -> None:
         """End an exchange. A body that was read to its end leaves a connection for later, else the node is hung up on.
@@ -216,8 +227,8 @@ class NodeHttp:
             self._all_lost.set()
 
 
-async def _ask(connection: Connection, encoded: bytes, patience: Patience, end: float, phase: str) -> Connection:
-    connection.expect(phase, patience.first_token, end)
+async def _ask(connection: Connection, encoded: bytes, patience: Patience, end: float) -> Connection:
+    connection.expect("first_token", patience.first_token, end)
     connection.begin(encoded)
     try:
         await connection.wait_for_head()

@@ -108,8 +108,7 @@ class OllamaBackend:
         return Request(spec, "POST", path, orjson.dumps(body), key_of(spec, self._secrets))
 
     async def _fetch(self, request: Request, timeout_seconds: float, phase: str) -> Answer:
-        patience = Patience(timeout_seconds, timeout_seconds, timeout_seconds, timeout_seconds)
-        return await self._http.fetch(request, patience, MAX_BODY_BYTES, phase)
+        return await self._http.fetch_soon(request, timeout_seconds, MAX_BODY_BYTES, phase)
 
 
 def body_of(call: Call) -> dict[str, Any]:

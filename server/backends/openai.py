@@ -94,9 +94,8 @@ class OpenAIBackend:
         await self._http.aclose()
 
     async def _models(self, spec: NodeSpec, timeout_seconds: float) -> list[dict[str, Any]]:
-        patience = Patience(timeout_seconds, timeout_seconds, timeout_seconds, timeout_seconds)
         request = Request(spec, "GET", "/v1/models", key=key_of(spec, self._secrets))
-        answer = await self._http.fetch(request, patience, MAX_BODY_BYTES, "probe")
+        answer = await self._http.fetch_soon(request, timeout_seconds, MAX_BODY_BYTES, "probe")
         body = parsed(spec, answer)
         records = body.get("data") if isinstance(body, dict) else None
         if not isinstance(records, list) or not all(_is_model(record) for record in records):
