@@ -16,7 +16,7 @@ from tests.fakes.phone_settings import FakeModel, PhoneSettings
 from tests.fakes.phone_template import Message, render
 from tests.fakes.phone_text import Answer, Conversation, answer_to, conversation_digits
 
-_TOKENS = re.compile(r" ?w\d+-[0-9a-f]{4}\w*| ?\w+| ?[^\w\s]|\s")
+_TOKENS = re.compile(r"<\|\w+\|>| ?w\d+-[0-9a-f]{4}\w*| ?\w+| ?[^\w\s]|\s")
 _JSON_PIECES = re.compile(r'"[^"]{0,5}|[^"]{1,4}|"')
 
 
