@@ -115,13 +115,18 @@ ensure_environment() {
 
 install_requirements() {
     local file
-    local arguments=()
-    for file in "$@"; do arguments+=(-r "$ROOT/$file"); done
-    say "Installing $* (the first time this takes minutes, mostly for torch)"
-    "$python" -m pip install --disable-pip-version-check --no-input "${arguments[@]}" >&2 ||
-        fail "the packages could not be installed; the lines above say why" \
-            "What arrived is kept: run the same command again and it goes on."
+    local paths=() arguments=()
+    for file in "$@"; do
+        paths+=("$ROOT/$file")
+        arguments+=(-r "$ROOT/$file")
+    done
+    if ! "$python" "$ROOT/scripts/lib/pins_met.py" "${paths[@]}"; then
+        say "Installing $* (the first time this takes minutes, mostly for torch)"
+        "$python" -m pip install --disable-pip-version-check --no-input "${arguments[@]}" >&2 ||
+            fail "the packages could not be installed; the lines above say why" \
+                "What arrived is kept: run the same command again and it goes on."
+    fi
     # The command `potluck` itself, as a link to this folder; everything it needs is there by now.
     "$python" -m pip install --disable-pip-version-check --no-input --quiet --no-deps --no-build-isolation \
-        -e "$ROOT" >&2 || fail "the command potluck could not be installed"
+        --no-index -e "$ROOT" >&2 || fail "the command potluck could not be installed"
 }

@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAIN_TOOLS = ("bash", "basename", "cat", "chmod", "cmp", "cp", "dirname", "env", "mkdir", "mktemp", "mv", "rm", "tr")
 
 STAND_IN = """#!/usr/bin/env bash
-if [ "${1:-}" != -c ] && [ "${1:-}" != - ]; then printf '%s\\n' "$*" >>"$STAND_IN_LOG"; fi
+case "${1:-}" in
+    -c | - | */pins_met.py) ;;
+    *) printf '%s\\n' "$*" >>"$STAND_IN_LOG" ;;
+esac
 case "${1:-} ${2:-}" in
     "- ") cat >/dev/null ;;
     "-c "*platform*) echo "${STAND_IN_VERSION:-3.12.1}" ;;
@@ -20,6 +23,7 @@ case "${1:-} ${2:-}" in
     "-c "*pip*) if [ -e "$(dirname "$0")/../half-made" ]; then exit 1; fi ;;
     "-c "*version_info*) exit "${STAND_IN_OLD:-0}" ;;
     "-m venv") rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    */pins_met.py*) exit "${STAND_IN_MET:-1}" ;;
     "-m pip") exit "${STAND_IN_PIP_STATUS:-0}" ;;
 esac
 """

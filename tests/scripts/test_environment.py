@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_the_first_time_makes_the_environment_and_installs(checkout: Checkout) -
     assert checkout.asked[0].startswith("-m venv")
     requirements, link = _installs(checkout)
     assert f"-r {checkout.folder}/requirements.txt" in requirements
-    assert "--no-deps --no-build-isolation -e" in link
+    assert "--no-deps --no-build-isolation --no-index -e" in link
 
 
 def test_the_second_time_asks_python_for_nothing(checkout: Checkout) -> None:
@@ -49,6 +50,21 @@ def test_each_set_of_requirements_is_remembered_by_itself(checkout: Checkout) ->
     assert "requirements-dev.txt" in _installs(checkout)[0]
     checkout.install("requirements.txt")
     assert checkout.asked == []
+
+
+def test_pins_that_are_installed_already_are_not_asked_for(checkout: Checkout) -> None:
+    done = checkout.install(STAND_IN_MET="0")
+    assert done.returncode == 0
+    assert ["-e " in line for line in _installs(checkout)] == [True]
+    assert "Installing" not in done.stderr
+
+
+@pytest.mark.parametrize(("pin", "status"), [("", 0), ("pytest==0.1", 1), ("no-such-package==1", 1)])
+def test_pins_are_compared_with_what_is_installed(tmp_path: Path, pin: str, status: int) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text((ROOT / "requirements.txt").read_text() + pin + "\n")
+    command = [sys.executable, str(ROOT / "scripts/lib/pins_met.py"), str(file)]
+    assert subprocess.run(command, check=False).returncode == status
 
 
 def test_a_failed_install_is_told_and_tried_again(checkout: Checkout) -> None:
