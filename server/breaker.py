@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+MOST_DOUBLINGS = 64  # beyond every rest one may want; a node that never comes back must not overflow a float
+
 
 class BreakerState(StrEnum):
     CLOSED = "closed"
@@ -64,7 +66,8 @@ def on_failure(breaker: Breaker, now: float, limits: BreakerLimits = DEFAULT_LIM
         return breaker  # requests that were under way when it opened: already counted in the opening
     failures = breaker.failures + 1
     if breaker.state is BreakerState.HALF_OPEN or failures >= limits.failures_to_open:
-        rest = min(limits.first_rest_seconds * 2**breaker.openings, limits.longest_rest_seconds)
+        doublings = min(breaker.openings, MOST_DOUBLINGS)
+        rest = min(limits.first_rest_seconds * 2**doublings, limits.longest_rest_seconds)
         return Breaker(BreakerState.OPEN, failures, breaker.openings + 1, now + rest)
     return Breaker(BreakerState.CLOSED, failures, breaker.openings)
 
