@@ -30,6 +30,7 @@ class PatienceLimits:
     between_tokens_floor_seconds: float = 5.0
     load_allowance_seconds: float = 120.0
     ceiling_seconds: float = 600.0
+    factor: float = PATIENCE_FACTOR
     total_seconds: float = 3600.0
 
 
@@ -46,12 +47,12 @@ class Work:
 
 def patience_for(work: Work, limits: PatienceLimits) -> Patience:
     prompt_speed = work.prompt_tokens_per_second or CAUTIOUS_PROMPT_SPEED
-    reading = PATIENCE_FACTOR * work.shared_by * work.unread_tokens / prompt_speed
+    reading = limits.factor * work.shared_by * work.unread_tokens / prompt_speed
     first = reading + limits.first_token_floor_seconds
     if work.must_load:
         first += limits.load_allowance_seconds
     pace = work.shared_by / (work.tokens_per_second or CAUTIOUS_SPEED)
-    between = PATIENCE_FACTOR * pace + limits.between_tokens_floor_seconds
+    between = limits.factor * pace + limits.between_tokens_floor_seconds
     return Patience(
         connect=limits.connect_seconds,
         first_token=min(first, limits.ceiling_seconds),
