@@ -23,7 +23,7 @@ class Outage:
 
     def delivered(self, node_id: NodeId) -> None:
         """Tokens reached the client: should this node fail as well, that is a new outage."""
-        if self.failures:
+        if self.tried or self.failures:  # nodes that could not go on were tried as well, though they did not fail
             self.tried = frozenset()
             self.failures = 0
 
