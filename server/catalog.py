@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
 from server.errors import ModelNotFound
@@ -16,7 +16,7 @@ NEAREST_NAMES = 3  # more would be a list, not a hint
 LISTED = (NodeStatus.READY, NodeStatus.DRAINING)
 
 
-def resolve(model: str | None, nodes: Iterable[Node], aliases: Mapping[str, str]) -> ModelKey | None:
+def resolve(model: str | None, nodes: Collection[Node], aliases: Mapping[str, str]) -> ModelKey | None:
     """The key of the model meant; None for each node's own.
 
     A name that a silent node is known to have resolves too: that it cannot answer now is another error.
@@ -25,13 +25,13 @@ def resolve(model: str | None, nodes: Iterable[Node], aliases: Mapping[str, str]
     if model is None or model.strip().lower() in ("", AUTO):
         return None
     wanted = model_key(model)
-    known = {key for node in nodes for key in node.models}
-    if wanted in known:
+    if any(wanted in node.models for node in nodes):  # asked for every request: no list of all models is made
         return wanted
     by_key = {model_key(alias): target for alias, target in aliases.items()}
     target = by_key.get(wanted)
     if target is not None:
         return None if target.strip().lower() == AUTO else resolve(target, nodes, {})
+    known = {key for node in nodes for key in node.models}
     raise ModelNotFound(model, nearest(wanted, [*known, *by_key]))
 
 
