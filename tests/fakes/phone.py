@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -98,7 +99,7 @@ class FakePhone:
         return self.state.log
 
     async def start(self) -> None:
-        self._state = PhoneState(self.settings, asyncio.get_running_loop().time)
+        self._state = PhoneState(self.settings, time.monotonic)
         await self.start_listening()
 
     async def stop(self) -> None:

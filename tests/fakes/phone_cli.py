@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-from dataclasses import replace
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from tests.fakes.phone import FakeModel, PhoneSettings, fake_fleet
 
@@ -54,6 +56,7 @@ def settings_from(arguments: argparse.Namespace) -> PhoneSettings:
         log_size=arguments.log_size,
         control=arguments.control,
         demo=arguments.demo,
+        check_origin=arguments.host in ("127.0.0.1", "::1", "localhost"),  # on other addresses Ollama does not ask
     )
 
 
@@ -62,7 +65,7 @@ async def run(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    settings = replace(settings_from(arguments))
+    settings = settings_from(arguments)
     async with fake_fleet(arguments.count, settings, host=arguments.host, first_port=arguments.port) as phones:
         last = f" to {phones[-1].port}" if len(phones) > 1 else ""
         print(f"{len(phones)} fake phone(s) ready on {arguments.host}, port {phones[0].port}{last}", flush=True)
@@ -72,11 +75,17 @@ async def run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     arguments = parser().parse_args()
     try:
+        _loop_runner()(run(arguments))
+    except OSError as error:
+        sys.exit(f"cannot listen on {arguments.host}, port {arguments.port} and following: {error.strerror or error}")
+
+
+def _loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    try:
         import uvloop
     except ImportError:  # slower, but the same
-        asyncio.run(run(arguments))
-    else:
-        uvloop.run(run(arguments))
+        return asyncio.run
+    return uvloop.run
 
 
 if __name__ == "__main__":
