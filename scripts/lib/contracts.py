@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> int:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    status: int = lint_imports(no_cache=True)
+    status: int = lint_imports(no_cache=True, no_logo=True)
     return 0 if status == EXIT_STATUS_SUCCESS else 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,7 +137,12 @@ def test_a_second_install_waits_for_the_first(tmp_path: Path) -> None:
     # Two takers of the real lock: the second one says that it waits, and has it as soon as the first is gone.
     code = '. "$0"; ROOT=$1; take_lock python3; echo held; read -r _'
     command = ["bash", "-c", code, str(ROOT / "scripts/lib/environment.sh"), str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     with subprocess.Popen(command, **pipes) as first:
         assert first.stdout.readline() == "held\n"
         with subprocess.Popen(command, **pipes) as second:
