@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import logging
 import os
 import sys
@@ -54,18 +53,16 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
-    from gpu_node.errors import UsageError
+    from gpu_node.libraries import require_libraries
     from gpu_node.listening import bind
     from gpu_node.manifest import models_folder
-    from gpu_node.model_store import INSTALL_HINT, ModelStore
+    from gpu_node.model_store import ModelStore
     from gpu_node.node import Node, warn_when_exposed
     from gpu_node.progress import Progress
     from gpu_node.settings import read_settings
 
     settings = read_settings(environ, flags)
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"{' and '.join(missing)} is not installed; install with: {INSTALL_HINT}")
+    require_libraries()
     store = ModelStore(settings.cache, models_folder(), Progress(sys.stderr))
     warn_when_exposed(settings)
 

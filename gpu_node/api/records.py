@@ -131,10 +131,9 @@ def shown(name: str, model: ModelDescription, begins_with_bos: bool | None) -> R
     info = _model_info(model)
     if begins_with_bos is not None:
         info["tokenizer.ggml.add_bos_token"] = begins_with_bos
-    parameters = "\n".join(f"{key:<30} {_parameter(value)}" for key, value in model.parameters.items())
     record: Record = {
         "modelfile": f"# served by Potluck\nFROM {name}\n",
-        "parameters": parameters,
+        "parameters": _parameter_lines(model.parameters),
         "template": model.template,
         "details": details_of(model),
         "model_info": info,
@@ -196,5 +195,7 @@ def _model_info(model: ModelDescription) -> Record:
     return {key: value for key, value in info.items() if value is not None}
 
 
-def _parameter(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def _parameter_lines(parameters: Mapping[str, Any]) -> str:
+    """One value a line; an option with several values has several lines."""
+    pairs = [(key, one) for key, value in parameters.items() for one in (value if isinstance(value, list) else [value])]
+    return "\n".join(f"{key:<30} " + (f'"{value}"' if isinstance(value, str) else str(value)) for key, value in pairs)

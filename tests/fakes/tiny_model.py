@@ -1,7 +1,8 @@
 """A whole model in a folder, small enough for every test: random Llama weights and a byte-level tokenizer.
 
-Its answers are noise, but real noise: bytes that are no characters, multi-token characters, end tokens. The same seed gives
-the same weights. Written as safetensors, or as GGUF in the layout that other programs write (query and key rows permuted).
+Its answers are noise, but real noise: bytes that are no characters, multi-token characters, end tokens. The same seed
+gives the same weights. Written as safetensors, or as GGUF in the layout that other programs write (query and key rows
+permuted).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ async def test_one_too_many_is_refused_at_once_and_only_while_it_is() -> None:
     slot, order, gate = Slot(1), list[str](), asyncio.Event()
     tasks = [asyncio.create_task(hold(slot, name, order, gate)) for name in "ab"]
     await settle()
-    with pytest.raises(NodeBusy, match="server busy, please try again.  maximum pending requests exceeded"):
+    with pytest.raises(NodeBusy, match=r"server busy, please try again\.  maximum pending requests exceeded"):
         await hold(slot, "c", order, gate)
     gate.set()
     await asyncio.gather(*tasks)

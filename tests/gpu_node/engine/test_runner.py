@@ -35,7 +35,11 @@ def runner(tiny_folder: Path) -> Runner:
 
 
 def ask(
-    runner: Runner, prompt: str | ChatPrompt, stop: tuple[str, ...] = (), sampling: SamplingOptions = GREEDY, **bounds: Any
+    runner: Runner,
+    prompt: str | ChatPrompt,
+    stop: tuple[str, ...] = (),
+    sampling: SamplingOptions = GREEDY,
+    **bounds: Any,
 ) -> tuple[str, Done]:
     pieces: list[Token] = []
     request = GenerationRequest(

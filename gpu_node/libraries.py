@@ -1,0 +1,18 @@
+"""The heavy libraries that only the GPU node wants. A phones-only install lacks them, and is told what to type."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+from gpu_node.errors import UsageError
+
+NEEDED = ("torch", "transformers", "tokenizers", "safetensors")
+INSTALL_HINT = "pip install -r requirements.txt (in a checkout) or pip install 'potluck-llm[gpu]'"
+
+
+def require_libraries(find: Callable[[str], object | None] = importlib.util.find_spec) -> None:
+    """Looks only; nothing is imported."""
+    missing = [name for name in NEEDED if find(name) is None]
+    if missing:
+        raise UsageError(f"the GPU node needs {', '.join(missing)}; install with: {INSTALL_HINT}")

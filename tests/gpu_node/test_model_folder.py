@@ -1,0 +1,91 @@
+"""What a folder says about its model, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from gpu_node.errors import ModelError
+from gpu_node.model_folder import ORIGIN_FILE, describe, sampled_digest, weight_files
+from tests.fakes.tiny_model import CHAT_TEMPLATE, CONTEXT, write_tiny_model
+
+
+def test_a_folder_describes_its_model(tiny_folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = describe(tiny_folder)
+    tensors = load_file(tiny_folder / "model.safetensors")
+    assert (model.family, model.quantisation) == ("llama", "F32")
+    assert (model.context_length, model.embedding_length) == (CONTEXT, 32)
+    assert model.parameter_count == sum(tensor.numel() for tensor in tensors.values())
+    assert model.parameter_size.endswith("K")
+    assert model.template.strip() == CHAT_TEMPLATE
+    assert {tensor.name for tensor in model.tensors} == set(tensors)
+    assert model.size_bytes == (tiny_folder / "model.safetensors").stat().st_size
+
+
+def test_the_digest_is_of_the_content_wherever_it_lies(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "elsewhere")
+    assert describe(copy).digest == describe(tiny_folder).digest
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    assert describe(other).digest != describe(tiny_folder).digest
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert describe(copy).digest != describe(tiny_folder).digest
+
+
+def test_what_the_store_wrote_beside_a_converted_model_counts(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "converted")
+    origin = {"digest": "d" * 64, "size_bytes": 7, "quantisation": "Q4_1", "parameters": {"top_k": 1}, "licence": "MIT"}
+    (copy / ORIGIN_FILE).write_text(json.dumps(origin))
+    model = describe(copy)
+    assert (model.digest, model.size_bytes, model.quantisation) == ("d" * 64, 7, "Q4_1")
+    assert (model.parameters, model.licence) == ({"top_k": 1}, "MIT")
+
+
+def test_a_sampled_digest_sees_beginning_end_and_size(tmp_path: Path) -> None:
+    path, size = tmp_path / "w", 2_000_000
+    digests = set()
+    for data in (bytes(size), b"x" + bytes(size - 1), bytes(size - 1) + b"x", bytes(size + 1)):
+        path.write_bytes(data)
+        digests.add(sampled_digest(path))
+    assert len(digests) == 4
+
+
+def test_pickle_without_safetensors_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "p", ignore=shutil.ignore_patterns("*.safetensors"))
+    (copy / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="can run any code"):
+        describe(copy)
+
+
+def test_a_folder_that_lacks_something_says_what(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        weight_files(tmp_path)
+    copy = shutil.copytree(tiny_folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ModelError, match=r"holds no \.safetensors file"):
+        weight_files(copy)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    (copy / "one.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"two\.safetensors is missing"):
+        weight_files(copy)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", struct.pack("<Q", 1 << 50), struct.pack("<Q", 4) + b"{,}}"])
+def test_a_torn_weight_file_is_one_sentence(tiny_folder: Path, tmp_path: Path, data: bytes) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "m")
+    (copy / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        describe(copy)
+
+
+def test_a_config_that_is_no_json_is_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "m")
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="JSON object"):
+        describe(copy)

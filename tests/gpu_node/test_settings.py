@@ -1,0 +1,88 @@
+"""Flags before environment before defaults; a wrong or unknown name is one sentence that names it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gpu_node.errors import UsageError
+from gpu_node.settings import NodeSettings, read_settings
+
+
+def test_defaults() -> None:
+    settings = read_settings({"HOME": "/home/x"}, {})
+    assert (settings.model, settings.host, settings.port) == ("default", "127.0.0.1", 5000)
+    assert settings.keep_alive == 300
+    assert settings.max_body_bytes == 4 * 1024 * 1024
+    assert settings.cache == Path.home() / ".cache/potluck"
+
+
+def test_every_setting_comes_from_the_environment() -> None:
+    environ = {
+        "POTLUCK_NODE_MODEL": "m", "POTLUCK_NODE_HOST": "::1", "POTLUCK_NODE_PORT": "0", "POTLUCK_NODE_DEVICE": "cpu",
+        "POTLUCK_NODE_DTYPE": "float32", "POTLUCK_NODE_THREADS": "2", "POTLUCK_NODE_CONTEXT": "512",
+        "POTLUCK_NODE_KEEP_ALIVE": "-1", "POTLUCK_NODE_CACHE": "/c", "POTLUCK_NODE_MAX_QUEUE": "3",
+        "POTLUCK_NODE_MAX_BODY_BYTES": "2048", "POTLUCK_NODE_ALLOWED_HOSTS": "a, b",
+        "POTLUCK_NODE_ALLOWED_ORIGINS": "o",
+        "POTLUCK_NODE_EXIT_WITH_PARENT": "true", "POTLUCK_NODE_ANNOUNCE_PORT": "1", "POTLUCK_API_KEYS": "anna:k1,k2",
+    }  # fmt: skip
+    assert {f"POTLUCK_NODE_{name.upper()}" for name in NodeSettings.model_fields} - set(environ) == {
+        "POTLUCK_NODE_API_KEYS"
+    }
+    settings = read_settings(environ, {})
+    assert (settings.model, settings.host, settings.port, settings.device) == ("m", "::1", 0, "cpu")
+    assert (settings.dtype, settings.threads, settings.context) == ("float32", 2, 512)
+    assert math.isinf(settings.keep_alive)
+    assert (settings.cache, settings.max_queue, settings.max_body_bytes) == (Path("/c"), 3, 2048)
+    assert (settings.allowed_hosts, settings.allowed_origins) == (("a", "b"), ("o",))
+    assert settings.exit_with_parent and settings.announce_port
+    assert settings.api_keys == ("anna:k1", "k2")
+
+
+def test_flags_win() -> None:
+    settings = read_settings({"POTLUCK_NODE_PORT": "1"}, {"port": "2", "keep_alive": "90s", "cache": "~/c"})
+    assert (settings.port, settings.keep_alive, settings.cache) == (2, 90, Path.home() / "c")
+
+
+def test_the_cache_follows_the_desktops_rule() -> None:
+    assert read_settings({"XDG_CACHE_HOME": "/x"}, {}).cache == Path("/x/potluck")
+
+
+def test_names_of_the_gateway_do_not_disturb() -> None:
+    settings = read_settings({"POTLUCK_EMBEDDED_NODE": "on", "POTLUCK_PHONES_FILE": "x", "PORT": "80"}, {})
+    assert settings.port == 5000
+
+
+@pytest.mark.parametrize("name", ["POTLUCK_NODE_PROT", "POTLUCK_NODE_API_KEYS"])
+def test_an_unknown_name_is_told_with_the_nearest(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        read_settings({name: "1"}, {})
+    with pytest.raises(UsageError, match="did you mean POTLUCK_NODE_PORT"):
+        read_settings({"POTLUCK_NODE_PROT": "1"}, {})
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "told"),
+    [
+        ({"POTLUCK_NODE_PORT": "70000"}, {}, "POTLUCK_NODE_PORT"),
+        ({}, {"port": "many"}, "--port"),
+        ({}, {"device": "tpu"}, "--device"),
+        ({}, {"keep_alive": "soon"}, "--keep-alive: \"soon\" is no duration"),
+        ({"POTLUCK_API_KEYS": "anna:"}, {}, "POTLUCK_API_KEYS"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_where_it_was_given(environ: dict[str, str], flags: dict[str, str], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_settings(environ, flags)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_frozen_and_do_not_show_keys() -> None:
+    settings = read_settings({"POTLUCK_API_KEYS": "anna:secret"}, {})
+    assert "secret" not in repr(settings)
+    with pytest.raises(ValidationError):
+        settings.port = 1
