@@ -8,7 +8,7 @@ enough, and a pick among a thousand seats looks at a handful of heap tops. The t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from server.nodes import NodeId
@@ -73,33 +73,43 @@ class Rotation:
         """The next seat of all that joined (at least one)."""
         best: tuple[float, int, NodeId] | None = None
         for group in self.groups.values():
-            group.gained += group.weight
             negative_offset, order, node_id = self._top(group)
-            entry = (negative_offset - group.gained, order, node_id)
+            entry = (negative_offset - (group.gained + group.weight), order, node_id)
             if best is None or entry < best:
                 best = entry
         assert best is not None, "nobody joined"
-        self._charge(best[2], self.total)
+        self._turn(best[2])
         return best[2]
 
-    def pick_among(self, candidates: Iterable[NodeId]) -> NodeId:
+    def pick_among(self, candidates: Collection[NodeId]) -> NodeId:
         """The next seat of the candidates, charged over all that joined, so that over time the weights hold."""
-        for group in self.groups.values():
-            group.gained += group.weight
-        chosen = max(candidates, key=lambda node_id: (self.sum_of(node_id), -self.order[node_id]))
-        self._charge(chosen, self.total)
+        chosen = min(candidates, key=lambda node_id: (-self._next_sum(node_id), self.order[node_id]))
+        self._turn(chosen, candidates)
         return chosen
 
     def charge(self, node_id: NodeId) -> None:
         """Turn the rotation by one pick that was decided elsewhere."""
-        for group in self.groups.values():
-            group.gained += group.weight
-        self._charge(node_id, self.total)
+        self._turn(node_id, (node_id,))
 
-    def _charge(self, node_id: NodeId, total: float) -> None:
+    def _next_sum(self, node_id: NodeId) -> float:
         group = self.group_of[node_id]
-        least = -FURTHEST_CHARGE * total - group.gained
-        self._set(group, node_id, max(self.offsets[node_id] - total, least))
+        return self.offsets[node_id] + (group.gained + group.weight)
+
+    def _turn(self, chosen: NodeId, candidates: Collection[NodeId] = ()) -> None:
+        """Every seat gains its weight, the chosen one pays for all.
+
+        One that has paid as far ahead as it may pays the other candidates only: the rest must not gain without end.
+        """
+        if candidates and self._next_sum(chosen) - self.total < -FURTHEST_CHARGE * self.total:
+            for node_id in candidates:
+                group = self.group_of[node_id]
+                self._set(group, node_id, self.offsets[node_id] + group.weight)
+            paid = sum(self.group_of[node_id].weight for node_id in candidates)
+        else:
+            for group in self.groups.values():
+                group.gained += group.weight
+            paid = self.total
+        self._set(self.group_of[chosen], chosen, self.offsets[chosen] - paid)
 
     def _set(self, group: _Group, node_id: NodeId, offset: float) -> None:
         self.offsets[node_id] = offset
