@@ -105,7 +105,7 @@ def _listed(known: Node | None, spec: NodeSpec, now: float) -> Node:
     if spec.enabled and known.status not in (NodeStatus.DISABLED, NodeStatus.DRAINING):
         status = known.status  # what probes found out stays true
     elif spec.enabled and known.report is not None:
-        status = NodeStatus.READY
+        status = NodeStatus.READY if known.failed_probes < FAILED_PROBES_TO_SILENT else NodeStatus.SILENT
     models = servable(spec, known.report)
     return _with_status(replace(known, spec=spec, models=models), status, now)
 
