@@ -66,7 +66,8 @@ class Metrics:
     """Tell it what happens (`Observer`), ask it for the text (`exposition`)."""
 
     def __init__(self, registry: Registry) -> None:
-        disable_created_metrics()  # a second series beside each counter, which nobody looks at
+        # the moment of creation is a second series beside each counter, which nobody looks at
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._fleet = registry
         self._collectors = CollectorRegistry(auto_describe=False)
 

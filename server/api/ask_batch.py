@@ -21,7 +21,7 @@ from server.api.services import Services
 from server.api.streams import gather
 from server.errors import GatewayError, QueueFull, RequestInvalid
 from server.exchange import AskRequest, CallerId, RequestId
-from server.http_errors import error_record
+from server.http_errors import InternalError, error_record
 from server.nodes import NodeStatus
 
 # More prompts than this do not fit into the body limit as real questions; the bound is on the tasks' memory.
@@ -85,10 +85,12 @@ def _read_item(
         return error
 
 
+Tell = Callable[[int, dict[str, Any]], Awaitable[None]]
+
+
 class BatchApi:
     def __init__(self, services: Services) -> None:
-        self._dispatch = services.dispatch
-        self._registry = services.registry
+        self._services = services
 
     async def ask_batch(self, incoming: Incoming) -> None:
         batch = read_batch(await incoming.json(), incoming.request_id, incoming.caller)
@@ -104,7 +106,7 @@ class BatchApi:
         async def keep(index: int, result: dict[str, Any]) -> None:
             results[index] = result
 
-        await self._run(batch, keep)
+        await self._run(incoming, batch, keep)
         await incoming.answer(orjson.dumps({"results": results}))
 
     async def _tell_as_they_finish(self, incoming: Incoming, batch: Batch) -> None:
@@ -116,7 +118,7 @@ class BatchApi:
             await incoming.tell(before + orjson.dumps({"index": index, **result}) + after)
 
         try:
-            await self._run(batch, tell)
+            await self._run(incoming, batch, tell)
             last: dict[str, Any] = {"done": True}
         except asyncio.CancelledError:
             if incoming.cut_error is None:
@@ -124,58 +126,59 @@ class BatchApi:
             last = error_record(incoming.cut_error, "ask")
         await incoming.tell(before + orjson.dumps(last) + after, last=True)
 
-    async def _run(self, batch: Batch, tell: Callable[[int, dict[str, Any]], Awaitable[None]]) -> None:
-        waiting = deque(range(len(batch.items)))
+    async def _run(self, incoming: Incoming, batch: Batch, tell: Tell) -> None:
         workers = min(len(batch.items), self._at_once())
-        running = _Running(workers)
+        run = _Run(self._services, incoming, batch, tell, workers)
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
-                group.create_task(self._work(batch, waiting, running, tell))
+                group.create_task(run.work())
 
-    async def _work(
-        self,
-        batch: Batch,
-        waiting: deque[int],
-        running: _Running,
-        tell: Callable[[int, dict[str, Any]], Awaitable[None]],
-    ) -> None:
+    def _at_once(self) -> int:
+        nodes = self._services.registry.fleet.nodes.values()
+        slots = sum(node.slots for node in nodes if node.status is NodeStatus.READY)
+        return max(LEAST_AT_ONCE, AT_ONCE_PER_SLOT * slots)
+
+
+class _Run:
+    """One batch under way: its items in order, and how many workers are still at it."""
+
+    def __init__(self, services: Services, incoming: Incoming, batch: Batch, tell: Tell, workers: int) -> None:
+        self._services = services
+        self._incoming = incoming
+        self._items = batch.items
+        self._tell = tell
+        self._workers = workers
+        self._waiting = deque(range(len(batch.items)))
+
+    async def work(self) -> None:
         """Answer one item after another. Where the queue is full, one worker fewer tries, down to the last."""
         try:
-            while waiting:
-                index = waiting.popleft()
-                result = await self._result(batch.items[index], running)
+            while self._waiting:
+                index = self._waiting.popleft()
+                result = await self._result(self._items[index])
                 if result is None:
-                    waiting.appendleft(index)
+                    self._waiting.appendleft(index)
                     return
-                await tell(index, result)
+                await self._tell(index, result)
         finally:
-            running.workers -= 1
+            self._workers -= 1
 
-    async def _result(self, item: AskRequest | GatewayError, running: _Running) -> dict[str, Any] | None:
+    async def _result(self, item: AskRequest | GatewayError) -> dict[str, Any] | None:
         """The answer or the error; None when the queue is full and another worker is left to come back to it."""
         if isinstance(item, GatewayError):
             return error_record(item, "ask")
         for tried in range(1, TRIES_AT_FULL_QUEUE + 1):
             try:
-                return answer_record(await gather(self._dispatch.stream(item)))
+                return answer_record(await gather(self._services.dispatch.stream(item)))
             except QueueFull as error:
-                if running.workers > 1:
+                if self._workers > 1:
                     return None
                 if tried == TRIES_AT_FULL_QUEUE:
                     return error_record(error, "ask")
                 await asyncio.sleep(error.retry_after)
             except GatewayError as error:
                 return error_record(error, "ask")
+            except Exception as error:  # a fault of ours costs this item, not the others
+                self._services.log.failed(self._incoming, error)
+                return error_record(InternalError(), "ask")
         raise AssertionError("the loop returns")
-
-    def _at_once(self) -> int:
-        nodes = self._registry.fleet.nodes.values()
-        slots = sum(node.slots for node in nodes if node.status is NodeStatus.READY)
-        return max(LEAST_AT_ONCE, AT_ONCE_PER_SLOT * slots)
-
-
-@dataclass(slots=True)
-class _Running:
-    """How many workers of one batch are still at it."""
-
-    workers: int

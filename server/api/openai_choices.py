@@ -118,9 +118,13 @@ async def _send(incoming: Incoming, merging: _Merging, piece: bytes) -> None:
 
 async def _read(events: Events, index: int, queue: asyncio.Queue[Batch]) -> None:
     """Pass one choice's batches on. Whatever ends it goes the same way, or the reader would wait for ever."""
+    last: Event = Started("off")
     try:
         async for batch in events:
+            last = batch[-1]
             await queue.put((index, batch))
+        if not isinstance(last, Done | Failed):
+            raise InternalError from AssertionError("the stream ended without Done or Failed")
     except Exception as error:
         await queue.put((index, error))
     finally:
