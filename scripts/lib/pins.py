@@ -1,9 +1,8 @@
 """Write the pinned requirements files from the ranges in pyproject.toml and what is installed here.
 
-`requirements.txt` is the closure of the gateway and the GPU node, `requirements-dev.txt` adds what tests and checks
-want, `requirements-bench.txt` what the measurements want. A pin is the version installed in the environment that
-runs this, so install the wanted versions first. Nothing is asked of the network. `--check` writes nothing and fails
-where a file differs from what would be written.
+`requirements.txt` is the closure of the gateway and the GPU node, `requirements-dev.txt` adds what tests, checks and
+measurements want. A pin is the version installed in the environment that runs this, so install the wanted versions
+first. Nothing is asked of the network. `--check` writes nothing and fails where a file is stale.
 """
 
 from __future__ import annotations
@@ -41,14 +40,10 @@ def pinned_files(project: dict[str, Any]) -> dict[str, str]:
     extras = project["optional-dependencies"]
     base = _pins([*project["dependencies"], *extras["gpu"]])
     develop = _pins(extras["dev"], known=base)
-    files = {
+    return {
         "requirements.txt": _text(base),
         "requirements-dev.txt": _text(develop, include="requirements.txt"),
     }
-    if all(_is_installed(line) for line in extras["bench"]):  # an environment for tests has no need of it
-        bench = _pins(extras["bench"], known={**base, **develop})
-        files["requirements-bench.txt"] = _text(bench, include="requirements-dev.txt")
-    return files
 
 
 def _pins(direct: Iterable[str], known: dict[str, str] | None = None) -> dict[str, str]:
@@ -86,10 +81,6 @@ def _children(name: str, extras: set[str]) -> Iterator[Requirement]:
         wanted = extras or {""}
         if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in wanted):
             yield requirement
-
-
-def _is_installed(line: str) -> bool:
-    return bool(list(metadata.distributions(name=Requirement(line).name)))
 
 
 def _text(pins: dict[str, str], include: str = "") -> str:
