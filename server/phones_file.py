@@ -113,7 +113,7 @@ def _value(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as problem:
-        raise FleetFileError(_syntax_message(text, problem), problem.lineno, problem.colno) from problem
+        raise _syntax_error(text, problem) from problem
     except _NoNumber as problem:
         place = line_and_column(text, max(0, text.find(str(problem))))
         raise FleetFileError(f"{problem} is no number of JSON", *place) from problem
@@ -152,13 +152,16 @@ def _no_constant(name: str) -> Any:
     raise _NoNumber(name)
 
 
-def _syntax_message(text: str, problem: json.JSONDecodeError) -> str:
-    rest = text[problem.pos :].lstrip()
+def _syntax_error(text: str, problem: json.JSONDecodeError) -> FleetFileError:
+    """The parser's words, or better ones for the two mistakes that everybody makes."""
+    before, rest = text[: problem.pos].rstrip(), text[problem.pos :].lstrip()
     if rest.startswith(("//", "#", "/*")):
-        return "JSON has no comments"
-    if rest.startswith(("]", "}")) and text[: problem.pos].rstrip().endswith(","):
-        return "JSON has no comma after the last item"
-    return f"no JSON: {problem.msg}"
+        return FleetFileError("JSON has no comments", problem.lineno, problem.colno)
+    if before.endswith(",") and rest.startswith(("]", "}")):  # newer parsers name the comma itself
+        return FleetFileError("JSON has no comma after the last item", *line_and_column(text, len(before) - 1))
+    if rest.startswith(",") and rest[1:].lstrip().startswith(("]", "}")):
+        return FleetFileError("JSON has no comma after the last item", problem.lineno, problem.colno)
+    return FleetFileError(f"no JSON: {problem.msg}", problem.lineno, problem.colno)
 
 
 def _schema_of(path: Path) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,8 +175,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
             continue
         field = name.removeprefix(PREFIX).lower()
         if field not in Settings.model_fields or name != name.upper():
-            known = [PREFIX + known.upper() for known in Settings.model_fields]
-            raise SettingsError(f"{name} is no setting of the gateway{_nearest(name, [*known, *FOREIGN_NAMES])}")
+            others = [other.removeprefix(PREFIX).lower() for other in FOREIGN_NAMES]
+            nearest = _nearest(field, [*Settings.model_fields, *others], lambda known: PREFIX + known.upper())
+            raise SettingsError(f"{name} is no setting of the gateway{nearest}")
         if value.strip() or field in SECRETS:
             found[field] = (name, value)
     return found
@@ -234,6 +235,6 @@ def _sentence(problem: ValidationError, values: Mapping[str, Any], told_by: Mapp
     return f"{name} {words.partition(', unable to')[0]}{shown}"
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def _nearest(name: str, known: list[str], spelled: Callable[[str], str] = str) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else "; docs/settings.md lists them all"
+    return f"; did you mean {spelled(close[0])}?" if close else "; docs/settings.md lists them all"

@@ -1,0 +1,358 @@
+"""The fleet file: what each entry means, where each mistake stands, and that the published schema says the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.nodes import NodeId, NodeSpec
+from server.phones_entry import FIELDS, EntryError, entry_of, spec_of
+from server.phones_file import MAX_FILE_BYTES, FleetFileError, load, parse, save
+from server.phones_places import line_and_column, places, repeats
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "phones.schema.json").read_text())
+
+
+def error(text: str) -> FleetFileError:
+    with pytest.raises(FleetFileError) as caught:
+        parse(text)
+    return caught.value
+
+
+def entry_error(**entry: Any) -> str:
+    with pytest.raises(EntryError) as caught:
+        spec_of(entry)
+    return caught.value.message
+
+
+def fits_schema(value: object) -> bool:
+    return bool(jsonschema.Draft202012Validator(SCHEMA).is_valid(value))
+
+
+# -- entries -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_needs_only_a_host():
+    assert spec_of({"host": "192.168.1.20"}) == NodeSpec(
+        id=NodeId("192.168.1.20:11434"), name="192.168.1.20:11434", kind="ollama", host="192.168.1.20", port=11434
+    )
+
+
+def test_every_field():
+    entry = {
+        "host": "Phone.Local",
+        "port": 8000,
+        "id": "a",
+        "name": "Kitchen",
+        "kind": "openai",
+        "model": ["x", "y", "x"],
+        "weight": 2,
+        "max_concurrency": 3,
+        "serial": "S1",
+        "tags": ["t"],
+        "enabled": False,
+        "api_key_env": "KEY",
+        "continues_final_message": True,
+    }
+    assert set(entry) == set(FIELDS)
+    assert spec_of(entry) == NodeSpec(
+        id=NodeId("a"),
+        name="Kitchen",
+        kind="openai",
+        host="phone.local",
+        port=8000,
+        models=("x", "y"),
+        weight=2.0,
+        max_concurrency=3,
+        serial="S1",
+        tags=("t",),
+        enabled=False,
+        api_key_env="KEY",
+        continues_final_message=True,
+    )
+
+
+def test_the_automatic_weight_and_a_single_model():
+    spec = spec_of({"host": "a", "weight": "auto", "model": "x"})
+    assert (spec.weight, spec.models) == (None, ("x",))
+
+
+@pytest.mark.parametrize(
+    ("host", "kept", "identity"),
+    [
+        ("[::1]", "::1", "[::1]:11434"),
+        ("::1", "::1", "[::1]:11434"),
+        ("fe80::1%wlan0", "fe80::1%wlan0", "[fe80::1%wlan0]:11434"),
+        ("phone.local.", "phone.local", "phone.local:11434"),
+        ("täle.local", "xn--tle-qla.local", "xn--tle-qla.local:11434"),
+        ("my_phone", "my_phone", "my_phone:11434"),
+    ],
+)
+def test_hosts_have_one_spelling(host: str, kept: str, identity: str):
+    spec = spec_of({"host": host})
+    assert (spec.host, spec.id) == (kept, identity)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("host", ""),
+        ("host", 5),
+        ("host", "http://10.0.0.1"),
+        ("host", "10.0.0.1:11434"),
+        ("host", "10.0.0.300"),
+        ("host", "a b"),
+        ("host", "a\r\nX-Evil: 1"),
+        ("host", "-a"),
+        ("host", "a..b"),
+        ("port", 0),
+        ("port", 65536),
+        ("port", "11434"),
+        ("port", True),
+        ("port", 1.5),
+        ("id", ""),
+        ("id", 7),
+        ("name", "a\nb"),
+        ("name", "x" * 201),
+        ("kind", "vllm"),
+        ("kind", None),
+        ("model", []),
+        ("model", [""]),
+        ("model", 5),
+        ("weight", 0),
+        ("weight", -1),
+        ("weight", "heavy"),
+        ("weight", True),
+        ("max_concurrency", 0),
+        ("max_concurrency", 1.5),
+        ("serial", ""),
+        ("tags", "kitchen"),
+        ("tags", [""]),
+        ("enabled", "yes"),
+        ("api_key_env", "sk-1234"),
+        ("api_key_env", ""),
+        ("continues_final_message", 1),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_fields_name(field: str, value: object):
+    assert f"'{field}'" in entry_error(**{"host": "10.0.0.1", field: value})
+
+
+def test_what_a_message_says():
+    assert entry_error(host="a", wieght=2) == "unknown field 'wieght': did you mean 'weight'?"
+    assert "known are host, port" in entry_error(host="a", zzz=2)
+    assert entry_error(host="a", port=True) == "'port' must be a whole number from 1 to 65535, not true"
+    assert "'host' is missing" in entry_error(port=1)
+    assert "until phones are served over USB" in entry_error(serial="S1")
+    assert "'relay' cannot be served yet" in entry_error(host="a", kind="relay")
+    assert "kind 'openai' only" in entry_error(host="a", continues_final_message=True)
+    assert "never the key itself" in entry_error(host="a", api_key_env="sk-12")
+
+
+@pytest.mark.parametrize("entry", [5, None, "10.0.0.1", []])
+def test_an_entry_that_is_no_object(entry: object):
+    with pytest.raises(EntryError, match="an entry is an object"):
+        spec_of(entry)
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def test_both_forms_of_the_file():
+    entries = '[{"host": "a"}, {"host": "a", "port": 11435}]'
+    assert [spec.id for spec in parse(entries)] == ["a:11434", "a:11435"]
+    assert parse(f'{{"$schema": "x", "phones": {entries}}}') == parse(entries)
+    assert parse("[]") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "words"),
+    [
+        ('[\n  {"host": "a"},\n]', 2, 16, "comma"),
+        ("[\n  // phones\n]", 2, 3, "comments"),
+        ('[\n  {"host": "a"\n', 3, 1, "no JSON"),
+        ("[{'host': 'a'}]", 1, 3, "no JSON"),
+        ("", 1, 1, "empty"),
+        ("  \n", 1, 1, "empty"),
+        ("7", 1, 1, "must be a list"),
+        ('{"phones": 7}', 1, 2, "'phones' must be a list"),
+        ('{\n "phone": []}', 2, 2, "did you mean 'phones'?"),
+        ("{}", 1, 1, "'phones' must be a list"),
+        ('[\n {"host": "a",\n  "wieght": 2}]', 3, 3, "did you mean 'weight'?"),
+        ('[{"host": "a"},\n {"host": "b", "port": 0}]', 2, 16, "'port'"),
+        ('{"phones": [{"host": "a"},\n {"port": 1}]}', 2, 2, "'host' is missing"),
+        ('[{"host": "a"},\n {"host": "A"}]', 2, 2, "same node as entry 1"),
+        ('[{"host": "a", "id": "x"},\n {"host": "b", "id": "x"}]', 2, 2, "give one an 'id'"),
+        ('[{"host": "a",\n "host": "b"}]', 2, 2, "twice"),
+        ('[{"host": "a",\n "weight": NaN}]', 2, 12, "no number"),
+        ("[" * 100_000, 1, 1, "nested"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(text: str, line: int, column: int, words: str):
+    found = error(text)
+    assert (found.line, found.column) == (line, column) and words in found.message
+    assert str(found) == f"line {line}, column {column}: {found.message}"
+
+
+def test_a_missing_file_has_no_nodes(tmp_path: Path):
+    assert load(tmp_path / "phones.json") == ()
+
+
+def test_a_mark_of_the_byte_order_does_not_matter(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    path.write_bytes(b"\xef\xbb\xbf[]")
+    assert load(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "place"), [(b'[\n "\xff"]', (2, 3)), (b"[" + b" " * MAX_FILE_BYTES + b"]", (None, None))]
+)
+def test_a_file_that_cannot_be_read_as_text(tmp_path: Path, content: bytes, place: tuple[int | None, int | None]):
+    path = tmp_path / "phones.json"
+    path.write_bytes(content)
+    with pytest.raises(FleetFileError) as caught:
+        load(path)
+    assert (caught.value.line, caught.value.column) == place
+
+
+def test_a_folder_is_no_file(tmp_path: Path):
+    with pytest.raises(FleetFileError, match="cannot be read"):
+        load(tmp_path)
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+SPECS = (
+    spec_of({"host": "a"}),
+    spec_of({"host": "b", "weight": "auto", "model": ["x", "y"], "tags": ["t"], "enabled": False, "name": "Ä"}),
+    spec_of({"host": "::1", "kind": "openai", "port": 8000, "continues_final_message": True, "model": "x"}),
+)
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    save(path, SPECS)
+    assert load(path) == SPECS
+    assert json.loads(path.read_text())[0] == {"host": "a"}
+    assert os.listdir(tmp_path) == ["phones.json"]
+
+
+def test_mode_link_and_schema_stay(tmp_path: Path):
+    real, link = tmp_path / "real.json", tmp_path / "phones.json"
+    real.write_text('{"$schema": "docs/phones.schema.json", "phones": []}')
+    real.chmod(0o640)
+    link.symlink_to(real)
+    save(link, SPECS)
+    assert link.is_symlink() and real.stat().st_mode & 0o777 == 0o640
+    assert json.loads(real.read_text())["$schema"] == "docs/phones.schema.json"
+    assert load(link) == SPECS
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    save(path, SPECS)
+    broken = NodeSpec(NodeId("x"), "\ud800", "ollama", "x", 1)  # cannot be encoded
+    with pytest.raises(UnicodeEncodeError):
+        save(path, [broken])
+    assert load(path) == SPECS and os.listdir(tmp_path) == ["phones.json"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_an_entry_means_its_node_and_the_node_its_entry(spec: NodeSpec):
+    entry = entry_of(spec)
+    assert spec_of(entry) == spec and fits_schema([entry])
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.sampled_from([None, 2]))
+def test_every_value_is_found_where_it_stands(value: object, indent: int | None):
+    text = json.dumps(value, indent=indent)
+    found = places(text)
+    assert repeats(text) == []
+
+    def look(inner: object, path: tuple[str | int, ...]) -> None:
+        rest = text[found[path] :]
+        if path and isinstance(path[-1], str):
+            key, end = json.JSONDecoder().raw_decode(rest)
+            assert key == path[-1]
+            rest = rest[end:].lstrip().removeprefix(":").lstrip()
+        assert json.JSONDecoder().raw_decode(rest)[0] == inner
+        for key, child in inner.items() if isinstance(inner, dict) else ():
+            look(child, (*path, key))
+        for index, child in enumerate(inner) if isinstance(inner, list) else ():
+            look(child, (*path, index))
+
+    look(value, ())
+
+
+def test_lines_and_columns_count_from_one():
+    assert [line_and_column("a\nbc", offset) for offset in range(4)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+# -- what is published -------------------------------------------------------------------------------------------------
+
+
+def test_the_example_shows_every_field_and_is_taken():
+    text = (ROOT / "phones.example.json").read_text()
+    specs = parse(text)
+    entries = json.loads(text)["phones"]
+    assert len(specs) == len(entries) and {key for entry in entries for key in entry} == set(FIELDS)
+    assert fits_schema(json.loads(text))
+
+
+def test_the_file_as_shipped_is_empty():
+    assert parse((ROOT / "phones.json").read_text()) == () and fits_schema([])
+
+
+def test_the_schema_is_one_and_knows_the_same_fields():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert set(SCHEMA["$defs"]["entry"]["properties"]) == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"host": ""},
+        {"host": "http://a"},
+        {"host": "a", "prot": 1},
+        {"host": "a", "port": 0},
+        {"host": "a", "kind": "relay"},
+        {"host": "a", "weight": 0},
+        {"host": "a", "weight": "heavy"},
+        {"host": "a", "model": []},
+        {"host": "a", "max_concurrency": 0},
+        {"host": "a", "tags": "x"},
+        {"host": "a", "enabled": "yes"},
+        {"host": "a", "api_key_env": "sk-12"},
+        {"host": "a", "continues_final_message": True},
+        {"host": "a", "name": " "},
+        5,
+    ],
+)
+def test_what_the_reader_refuses_the_schema_refuses_too(entry: object):
+    with pytest.raises(EntryError):
+        spec_of(entry)
+    assert not fits_schema([entry]) and not fits_schema({"phones": [entry]})
+
+
+def test_the_page_about_the_file_lists_every_field():
+    page = (ROOT / "docs" / "fleet-file.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(FIELDS)
