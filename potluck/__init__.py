@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         RequestRefused,
         UnexpectedAnswer,
     )
-    from .fleet import CacheFacts, FleetFile, Health, NodeHealth, QueueFacts
+    from .fleet import CacheFacts, EmbeddedFacts, FleetFile, Health, NodeHealth, QueueFacts
     from .gateway import AsyncGateway, Gateway
     from .streams import AsyncBatchStream, AsyncStream, BatchStream, Stream
     from .timeouts import Timeouts
@@ -47,6 +47,7 @@ __all__ = [
     "BatchStream",
     "CacheFacts",
     "DeadlinePassed",
+    "EmbeddedFacts",
     "FleetFile",
     "Gateway",
     "GatewayFailed",
@@ -94,7 +95,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "RequestRefused",
         "UnexpectedAnswer",
     ),
-    "fleet": ("CacheFacts", "FleetFile", "Health", "NodeHealth", "QueueFacts"),
+    "fleet": ("CacheFacts", "EmbeddedFacts", "FleetFile", "Health", "NodeHealth", "QueueFacts"),
     "gateway": ("AsyncGateway", "Gateway"),
     "streams": ("AsyncBatchStream", "AsyncStream", "BatchStream", "Stream"),
     "timeouts": ("Timeouts",),

@@ -72,6 +72,14 @@ class CacheFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedFacts:
+    """The gateway's own node, the last resort. `reason` says why it cannot serve, where it cannot."""
+
+    starting: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """The whole. `status`: ok, degraded (some node is missing) or unavailable (none answers)."""
 
@@ -82,6 +90,7 @@ class Health:
     queue: QueueFacts
     cache: CacheFacts
     nodes: tuple[NodeHealth, ...]
+    embedded: EmbeddedFacts
     record: Mapping[str, Any]
     """The gateway's own JSON, with whatever a newer one adds."""
 
@@ -96,6 +105,7 @@ def read_health(value: object) -> Health:
         queue=_read_queue(read_record(record, "queue")),
         cache=_read_cache(read_record(record, "cache")),
         nodes=read_nodes(record),
+        embedded=_read_embedded(read_record(record, "embedded")),
         record=record,
     )
 
@@ -146,6 +156,10 @@ def _read_names(record: Record, name: str) -> tuple[str, ...]:
 def _read_fleet_file(record: Record) -> FleetFile:
     error = record.get("error")
     return FleetFile(read_optional_text(record, "path"), None if error is None else str(error))
+
+
+def _read_embedded(record: Record) -> EmbeddedFacts:
+    return EmbeddedFacts(record.get("starting") is True, read_optional_text(record, "reason"))
 
 
 def _read_queue(record: Record) -> QueueFacts:

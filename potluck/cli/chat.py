@@ -94,7 +94,10 @@ class Chat:
     def _say(self, text: str) -> None:
         for_people = self._interactive and sys.stdout.isatty()
         stream = self._gateway.stream(
-            messages=self._conversation.messages(text), model=self._conversation.model, progress=for_people or None
+            messages=self._conversation.messages(text),
+            model=self._conversation.model,
+            cache=False,  # whoever says the same twice in a chat wants another answer
+            progress=for_people or None,
         )
         try:
             answer = tell(stream, for_people=for_people)

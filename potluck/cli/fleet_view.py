@@ -20,7 +20,8 @@ from potluck.fleet import Health, NodeHealth
 # Headline, names of the columns, line of the queue, a blank line on either side of the table, one for the cursor.
 LINES_AROUND = 6
 MOST_TROUBLES = 3
-NO_NODES = "no nodes yet: list phones in phones.json, or wait for the embedded one"
+NO_NODES = "no nodes yet: list phones in phones.json"
+STARTING = "no phones yet; the embedded node is starting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def fleet_view(health: Health, url: str, canvas: Canvas, *, trouble: str | None 
     if shown:
         parts.append(_table(shown, canvas, dim=trouble is not None))
     else:
-        parts.append(Text(NO_NODES, "dim"))
+        parts.append(Text(STARTING if health.embedded.starting else NO_NODES, "dim"))
     if left_out := len(health.nodes) - len(shown):
         parts.append(Text(f"and {left_out} more", "dim"))
     return Group(*parts, Text(), footline(health, canvas), *told)
@@ -97,6 +98,8 @@ def cache_text(health: Health) -> str:
 def _troubles(health: Health, canvas: Canvas) -> list[Text]:
     """What the owner should see to. Old errors of nodes that are well again would only worry people."""
     told = [f"fleet file: {health.fleet_file.error}"] if health.fleet_file.error else []
+    if health.embedded.reason and not any(node.serving for node in health.nodes):
+        told.append(health.embedded.reason)
     told += [f"{node.name}: {node.last_error}" for node in health.nodes if node.last_error and needs_a_look(node)]
     most = len(told)
     if canvas.height is not None:

@@ -70,14 +70,14 @@ def sentence(message: str) -> str:
 
 def advice_for(error: PotluckError) -> str | None:
     """What to do about it: the gateway's own hint, else what this command knows."""
+    if isinstance(error, KeyRefused) and error.code == "unauthorized":  # the gateway's hint speaks of headers
+        return "Give the key in the environment variable POTLUCK_API_KEY or with --key-file."
     if error.hint:
         hint = sentence(error.hint)
         return hint[0].upper() + hint[1:]
     match error:
         case GatewayUnreachable():
             return "Start a gateway with: potluck serve. One elsewhere is named with --url or POTLUCK_URL."
-        case KeyRefused():
-            return "Give the key in the environment variable POTLUCK_API_KEY or with --key-file."
         case QueueFull(retry_after_seconds=float() | int() as seconds):
             return f"Try again in {seconds:.0f} s."
         case AnswerCutShort():

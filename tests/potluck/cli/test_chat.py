@@ -58,8 +58,8 @@ def test_whole_messages_are_sent_so_that_conversations_come_home():
         result = talk(server, "one", "two", arguments=["-m", "m", "-s", "Be brief."])
         system = {"role": "system", "content": "Be brief."}
         assert asked(server) == [
-            {"messages": [system, user("one")], "model": "m"},
-            {"messages": [system, user("one"), assistant("ONE "), user("two")], "model": "m"},
+            {"messages": [system, user("one")], "model": "m", "cache": False},
+            {"messages": [system, user("one"), assistant("ONE "), user("two")], "model": "m", "cache": False},
         ]
     assert (result.exit_code, result.stdout) == (0, "ONE \nTWO \n")
 
@@ -138,7 +138,9 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves():
         assert asked(server)[1]["messages"] == [user("forever"), assistant("FOR"), user("next\nline")]
         terminal.type("/help\n")
         assert "/save FILE" in terminal.wait_for(">>> ")
-        terminal.type("half a line" + CTRL_C)
+        terminal.type("half a line")
+        terminal.wait_for("half a line")
+        terminal.type(CTRL_C)
         terminal.wait_for("Ctrl-D or /bye leaves.")
         terminal.wait_for(">>> ")
         terminal.type(CTRL_D)

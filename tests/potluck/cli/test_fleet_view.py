@@ -80,6 +80,13 @@ def test_a_gateway_that_is_gone_keeps_the_last_table():
 
 def test_an_empty_fleet_says_what_to_do():
     assert "phones.json" in view()
+    assert "the embedded node is starting" in view(embedded={"mode": "auto", "starting": True, "reason": None})
+
+
+def test_why_the_last_resort_is_missing_matters_only_when_nothing_serves():
+    embedded = {"mode": "off", "starting": False, "reason": "the embedded node is switched off"}
+    assert "! the embedded node is switched off" in view(SILENT, embedded=embedded)
+    assert "switched off" not in view(node("well"), embedded=embedded)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def test_an_error_is_one_sentence_and_a_hint_on_stderr(capsys):
     ("error", "words"),
     [
         (GatewayUnreachable("gone", "http://x"), "potluck serve"),
-        (KeyRefused("no key"), "POTLUCK_API_KEY"),
+        (KeyRefused("no key", code="unauthorized", hint="send a header"), "POTLUCK_API_KEY"),
+        (KeyRefused("foreign host", code="forbidden", hint="allow it"), "Allow it."),
         (QueueFull("full", retry_after_seconds=7.0), "7 s"),
         (AnswerCutShort("cut", text="a"), "ask again"),
         (AnswerTimeout("silent"), "potluck status"),
