@@ -29,7 +29,6 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a child that ran this long is no crash loop
 FAILURES_TO_STOP_WAITING = 3  # callers wait for a child that starts, not for one that cannot
-STOP_SECONDS = 10.0
 MAX_LINE_BYTES = 64 * 1024
 PROBE_SECONDS = 2.0
 LOOK_SECONDS = 0.25
@@ -53,6 +52,7 @@ class EmbeddedOptions:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     command: tuple[str, ...] = (sys.executable, "-m", "gpu_node")
     has_engine: Callable[[], bool] = has_engine
+    stop_seconds: float = 10.0  # how long it may take to end before it is killed
 
     def arguments(self) -> list[str]:
         place = ("--host", "127.0.0.1", "--port", "0")
@@ -202,7 +202,7 @@ class EmbeddedNode:
                 listing.cancel()
                 await asyncio.gather(listing, return_exceptions=True)
             self._registry.emit(NodeUnlisted(EMBEDDED_ID, self._clock.wall()))
-            await _stop(child)
+            await _stop(child, self._options.stop_seconds)
 
     async def _list_when_loaded(self, spec: NodeSpec) -> None:
         """The child listens before its model is fetched and loaded; requests are better off waiting here meanwhile."""
@@ -272,13 +272,13 @@ def _end_of(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-async def _stop(child: asyncio.subprocess.Process) -> None:
+async def _stop(child: asyncio.subprocess.Process, patience_seconds: float) -> None:
     """End the child: asked first, killed when it does not listen. Returns when it is gone."""
     if child.returncode is not None:
         return
     child.terminate()
     try:
-        async with asyncio.timeout(STOP_SECONDS):
+        async with asyncio.timeout(patience_seconds):
             await child.wait()
     except TimeoutError:
         log.warning("the embedded node does not stop; it is killed")
