@@ -59,9 +59,20 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def wait_for(self, text: str) -> str:
+    def press_until(self, key: str, text: str) -> None:
+        """Press until the text comes: Python's prompt overlooks a Ctrl-C in the moment in which it draws a letter."""
+        self.type(key)
+        for _ in range(int(PATIENCE_SECONDS)):
+            try:
+                self.wait_for(text, patience_seconds=1.0)
+                return
+            except AssertionError:
+                self.type(key)
+        self.wait_for(text)
+
+    def wait_for(self, text: str, patience_seconds: float = PATIENCE_SECONDS) -> str:
         """Until the text comes after the one waited for last; returns all between the two, with it."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_seconds
         start = self._waited_for
         while (found := self.seen.find(text, start)) < 0:
             if not self._read(deadline):

@@ -140,8 +140,7 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves():
         assert "/save FILE" in terminal.wait_for(">>> ")
         terminal.type("half a line")
         terminal.wait_for("half a line")
-        terminal.type(CTRL_C)
-        terminal.wait_for("Ctrl-D or /bye leaves.")
+        terminal.press_until(CTRL_C, "Ctrl-D or /bye leaves.")
         terminal.wait_for(">>> ")
         terminal.type(CTRL_D)
         assert terminal.end() == 0
