@@ -92,9 +92,8 @@ async def test_every_field_reaches_the_request():
             "max_tokens": 16,
             "num_ctx": 2048,
             "repeat_penalty": 1.1,
-            "options": {"mirostat": None, "num_thread": 4} | {"typical_p": 0.5},
+            "options": {"num_thread": 4, "typical_p": 0.5},
         }
-        | {"options": {"num_thread": 4, "typical_p": 0.5}}
     )
     assert request.model == "qwen2.5:1.5b"
     assert request.fields == {"format": {"type": "object"}, "keep_alive": "10m", "think": "low"}
