@@ -76,7 +76,7 @@ def _show_thought(event: Thinking, for_people: bool) -> None:
 def summary(answer: Answer) -> str:
     """One line on how the answer came about."""
     parts = [_who(answer), answer.model, _counted(answer.usage.completion_tokens, "token")]
-    if answer.tokens_per_second is not None:
+    if answer.tokens_per_second is not None and not answer.cached:
         parts.append(f"{answer.tokens_per_second:.1f} tokens/s")
     if answer.timings.first_token_ms is not None and not answer.cached:
         parts.append(f"first token after {seconds(answer.timings.first_token_ms)}")
@@ -101,4 +101,6 @@ def _counted(number: int, noun: str) -> str:
 
 def seconds(milliseconds: float) -> str:
     value = milliseconds / 1000
+    if value < 0.01:
+        return "under 0.01 s"
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"

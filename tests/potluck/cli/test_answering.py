@@ -20,9 +20,9 @@ def test_how_it_went_with_several_nodes():
 
 
 def test_a_cached_answer_says_so():
-    cached = replace(WHOLE, cached=True, tokens_per_second=None, timings=Timings(0, 0, 0.4))
-    assert summary(cached) == "from the cache · qwen2.5:0.5b · 3 tokens · 0.00 s in all"
+    cached = replace(WHOLE, cached=True, timings=Timings(0, 0, 0.4))
+    assert summary(cached) == "from the cache · qwen2.5:0.5b · 3 tokens · under 0.01 s in all"
 
 
 def test_seconds():
-    assert [seconds(value) for value in (5, 1234, 61_000)] == ["0.01 s", "1.23 s", "61 s"]
+    assert [seconds(value) for value in (9, 10, 1234, 61_000)] == ["under 0.01 s", "0.01 s", "1.23 s", "61 s"]
