@@ -31,12 +31,14 @@ class Conversation:
     """What a request's prompt has in common with earlier ones.
 
     `prefixes`: keys of the prefixes that end in an assistant message, longest first, each with its estimated tokens.
-    `whole`: the hash of everything, the link that the answer's own key continues.
+    `whole`: the hash of everything, the link that the answer's own key continues; `begun` is left out of it: the
+    assistant's message that the client has begun itself, and that the answer makes whole.
     """
 
     prefixes: tuple[tuple[int, int], ...]
     whole: int
     tokens: int
+    begun: str = ""
 
     @property
     def later_turn(self) -> bool:
@@ -45,19 +47,24 @@ class Conversation:
 
 def conversation(request: AskRequest) -> Conversation:
     """Read the keys off a request. Without messages, Ollama's `context` stands for the history."""
-    link = hash(tuple(_canonical(request.fields.get(name)) for name in TEMPLATE_FIELDS))
+    parts = [_canonical(request.fields.get(name)) for name in TEMPLATE_FIELDS]
+    link = hash((*parts, request.options.get("num_ctx")))
     if request.operation != "chat":
         return _from_context(request, link)
     prefixes: list[tuple[int, int]] = []
     tokens = 0
     last = len(request.messages) - 1
+    begun = ""
     for index, message in enumerate(request.messages):
-        link = _next_link(link, message)
         tokens += _message_tokens(message)
-        if message.get("role") == "assistant" and index != last:
+        if message.get("role") == "assistant" and index == last:
+            begun = str(message.get("content") or "")
+            break
+        link = _next_link(link, message)
+        if message.get("role") == "assistant":
             prefixes.append((link, tokens))
     prefixes.reverse()
-    return Conversation(tuple(prefixes[:KEYS_PER_CONVERSATION]), link, tokens)
+    return Conversation(tuple(prefixes[:KEYS_PER_CONVERSATION]), link, tokens, begun)
 
 
 def _from_context(request: AskRequest, link: int) -> Conversation:
@@ -142,8 +149,8 @@ class NodeMemory:
             if entry is None or entry.digest != digest:
                 continue
             depth = self._depth(entry)
-            if self.cold_depth is not None and 0 < self.cold_depth <= depth:
-                return None
+            if self.cold_depth is not None and max(1, self.cold_depth) <= depth:
+                return None  # even then the newest one is asked for: that is how it can show that it holds one
             certain = depth <= self.warm_depth and self.cold_depth != 0
             whole = key == entry.keys[0]
             return Match(entry.tokens if whole else min(estimated, entry.tokens), depth, certain, entry.at)
@@ -164,8 +171,8 @@ class NodeMemory:
             if older is not None:
                 self._drop(older)
                 break
+        self.forget_newest(entry.keys[0])
         self.held[entry.keys[0]] = entry
-        self.held.move_to_end(entry.keys[0])
         for key in entry.keys:
             self.by_key[key] = entry
             self.holders.setdefault(key, set()).add(self.node_id)
@@ -196,13 +203,15 @@ class NodeMemory:
         """The model left the node's memory (None: the node itself restarted): nothing of it is held any more."""
         if model is None:
             self.pinned_contexts.clear()
+            self.warm_depth, self.cold_depth = 0, None  # it may have come back with more memory, or another version
         else:
             self.pinned_contexts.pop(model, None)
         for entry in [e for e in self.held.values() if model is None or e.model == model]:
             self._drop(entry)
 
-    def forget_key(self, key: int) -> None:
-        entry = self.by_key.get(key)
+    def forget_newest(self, key: int) -> None:
+        """Drop the conversation whose newest state has this key."""
+        entry = self.held.get(key)
         if entry is not None:
             self._drop(entry)
 
@@ -231,10 +240,13 @@ class Memories:
         return memory
 
     def forget_elsewhere(self, node_id: NodeId, prefixes: Iterable[tuple[int, int]]) -> None:
-        """The conversation went on at `node_id`: what others hold of it will not be asked for again."""
+        """The conversation went on at `node_id`: what others hold of it will not be asked for again.
+
+        Only where its newest state is held: many conversations may begin alike, and each has its own way from there.
+        """
         for key, _ in prefixes:
             for other in [holder for holder in self.holders.get(key, ()) if holder != node_id]:
-                self.by_node[other].forget_key(key)
+                self.by_node[other].forget_newest(key)
             return  # the longest prefix names the conversation; shorter ones may belong to its siblings
 
     def remove(self, node_id: NodeId) -> None:
@@ -281,4 +293,4 @@ def loss_seconds(lost: Held | None, prompt_tokens_per_second: float, rate: Retur
 def continued_keys(conversation: Conversation, text: str, context: tuple[int, ...] = ()) -> tuple[int, ...]:
     """All keys of a conversation after its answer, newest first: regenerating an earlier turn comes home as well."""
     older = (key for key, _ in conversation.prefixes)
-    return (answer_key(conversation.whole, text, context), *older)[:KEYS_PER_CONVERSATION]
+    return (answer_key(conversation.whole, conversation.begun + text, context), *older)[:KEYS_PER_CONVERSATION]

@@ -43,6 +43,11 @@ class Seat:
         return self.node.spec.id
 
     @property
+    def identity(self) -> str:
+        """What tells this copy's conversations from another's: the digest, or the name where there is none."""
+        return self.copy.digest or self.model
+
+    @property
     def prompt_speed(self) -> float:
         return self.load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
 
@@ -50,13 +55,21 @@ class Seat:
         """In service, busy or not: its breaker does not rest."""
         return self.load.breaker.state is not BreakerState.OPEN or self.load.breaker.admits(now)
 
+    @property
+    def rests_until(self) -> float:
+        """When its breaker, a failure just now or its own word lets it be asked again."""
+        load, breaker = self.load, self.load.breaker
+        opens = breaker.open_until if breaker.state is BreakerState.OPEN else 0.0
+        return max(opens, load.shunned_until, load.busy_until)
+
 
 @dataclass(slots=True)
 class Roster:
     """All seats of one model (None: of every node's own) and, kept up by `touch`, the free ones among them.
 
     The index of free seats spares each choice a look at a thousand busy nodes. Who changes a node's load must `touch`
-    its seats; a rest that ends by time alone is in `resting`.
+    its seats; a rest that ends by time alone is in `resting`. Last resorts stand apart, out of the rotation, so that
+    they take nothing from the weights of the others.
     """
 
     model: ModelKey | None
@@ -64,6 +77,7 @@ class Roster:
     free: dict[NodeId, Seat] = field(default_factory=dict)
     resting: list[tuple[float, NodeId]] = field(default_factory=list)  # a heap: when to look again
     rotation: Rotation = field(default_factory=Rotation)
+    reserve: dict[NodeId, Seat] = field(default_factory=dict)  # free last resorts
     last_resorts: set[NodeId] = field(default_factory=set)
     cursor: int = 0
 
@@ -76,16 +90,21 @@ class Roster:
         if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
             self._take(node_id)
             return
-        opens = load.breaker.open_until if load.breaker.state is BreakerState.OPEN else 0.0
-        until = max(opens, load.shunned_until, load.busy_until)
+        until = seat.rests_until
         if until > now:
             self._take(node_id)
             heapq.heappush(self.resting, (until, node_id))
+        elif seat.node.spec.last_resort:
+            self.reserve[node_id] = seat
         else:
             self.free[node_id] = seat
             self.rotation.join(node_id, seat.weight)
 
+    def is_free(self, node_id: NodeId) -> bool:
+        return node_id in self.free or node_id in self.reserve
+
     def _take(self, node_id: NodeId) -> None:
+        self.reserve.pop(node_id, None)
         if self.free.pop(node_id, None) is not None:
             self.rotation.leave(node_id)
 
@@ -101,11 +120,11 @@ class Roster:
             self.remove(node.id)
             return
         weight = node.spec.weight or learned_weight(load)
-        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight)
+        if node.spec.last_resort != (node.id in self.last_resorts):
+            self.remove(node.id)
         if node.spec.last_resort:
             self.last_resorts.add(node.id)
-        if node.id in self.free:
-            self.free[node.id] = self.seats[node.id]
+        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight)
         self.touch(node.id, now)
 
     def remove(self, node_id: NodeId) -> None:
@@ -190,16 +209,16 @@ class Policy:
 def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice | Refusal:
     """Pick a seat for the demand, or say why not. Mutates only the rotation of the roster."""
     roster.wake(now)
+    last_resort = bool(roster.last_resorts) and _needs_last_resort(demand, roster, now)
     home = demand.home
-    if home is not None:
-        seat = roster.free.get(home.node_id)
-        if seat is not None and suits(seat, demand):
-            roster.rotation.charge(home.node_id)
-            return Choice(seat, at_home=True)
-        if now < home.waits_until and home.node_id in roster.seats and home.node_id not in demand.excluded:
-            return Refusal("home", retry_at=home.waits_until)
+    if home is not None and (last_resort or home.node_id not in roster.last_resorts):
+        outcome = _come_home(home, demand, roster, now)
+        if outcome is not None:
+            return outcome
+    if last_resort:
+        return _take_last_resort(demand, roster, now)
     weighed = policy.affinity and demand.needs_memory and policy.returns.share > 0.0
-    only = _candidates(demand, roster, now, weighed)
+    only = _candidates(demand, roster, weighed)
     if not (roster.free if only is None else only):
         return _refusal(demand, roster, now)
     if weighed and only is not None:
@@ -207,19 +226,36 @@ def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice
     return Choice(policy.strategy(roster, only))
 
 
-def _candidates(demand: Demand, roster: Roster, now: float, weighed: bool) -> Sequence[Seat] | None:
+def _come_home(home: Home, demand: Demand, roster: Roster, now: float) -> Choice | Refusal | None:
+    """The home's seat if it is free; else a wait, while that can still save something; None: go elsewhere."""
+    seat = roster.seats.get(home.node_id)
+    if seat is None or not suits(seat, demand):
+        return None
+    if roster.is_free(home.node_id):
+        if home.node_id in roster.free:
+            roster.rotation.charge(home.node_id)
+        return Choice(seat, at_home=True)
+    rests_until = seat.rests_until
+    if now < home.waits_until and rests_until < home.waits_until:
+        return Refusal("home", retry_at=rests_until if rests_until > now else home.waits_until)
+    return None
+
+
+def _take_last_resort(demand: Demand, roster: Roster, now: float) -> Choice | Refusal:
+    willing = [seat for seat in roster.reserve.values() if suits(seat, demand)]
+    if not willing:
+        return _refusal(demand, roster, now)
+    return Choice(min(willing, key=lambda seat: seat.load.in_flight / seat.slots))
+
+
+def _candidates(demand: Demand, roster: Roster, weighed: bool) -> Sequence[Seat] | None:
     """The free seats that may take it: those of one window, or where it has none, all. None: any free seat will do."""
-    reserve = bool(roster.last_resorts) and not _needs_last_resort(demand, roster, now)
-    if demand.plain() and not reserve:
+    if demand.plain():
         return roster.window() if weighed else None
-
-    def may(seat: Seat) -> bool:
-        return suits(seat, demand) and not (reserve and seat.node.spec.last_resort)
-
-    near = [seat for seat in roster.window() if may(seat)]
+    near = [seat for seat in roster.window() if suits(seat, demand)]
     if near or len(roster.free) <= LOOKED_AT:
         return near
-    return [seat for seat in roster.free.values() if may(seat)]
+    return [seat for seat in roster.free.values() if suits(seat, demand)]
 
 
 def suits(seat: Seat, demand: Demand) -> bool:
@@ -244,11 +280,12 @@ def fits_context(seat: Seat, wanted: int) -> bool:
 
 
 def context_length(seat: Seat) -> int | None:
-    """What the loaded model's context is; None when it is not loaded, or the node does not tell."""
+    """What the model's context is, as we had it loaded or as the node tells; None: not loaded, or nobody knows."""
+    pinned = seat.memory.pinned_contexts.get(seat.model)
+    if pinned is not None:  # also before a probe has seen it loaded: a second request must not take it for free
+        return pinned
     resident = seat.node.resident.get(seat.model)
-    if resident is None:
-        return None
-    return seat.memory.pinned_contexts.get(seat.model, resident.context_length)
+    return None if resident is None else resident.context_length
 
 
 def _needs_last_resort(demand: Demand, roster: Roster, now: float) -> bool:
@@ -332,13 +369,17 @@ def find_home(prefixes: Sequence[tuple[int, int]], roster: Roster, memories: Mem
     """
     for key, _ in prefixes:
         best: Home | None = None
-        for node_id in memories.holders.get(key, ()):
+        best_rank = (False, -1)
+        for node_id in islice(memories.holders.get(key, ()), LOOKED_AT):
             seat = roster.seats.get(node_id)
-            match = seat.memory.find(prefixes, seat.copy.digest) if seat else None
-            if seat is None or match is None or (best is not None and match.tokens <= best.match.tokens):
+            match = seat.memory.find(prefixes, seat.identity) if seat else None
+            if seat is None or match is None:
                 continue
-            saving = match.tokens / seat.prompt_speed
-            best = Home(node_id, match, saving, now + saving if match.certain else now)
+            rank = (roster.is_free(node_id), match.tokens)  # among several that hold it, one need not wait
+            if rank > best_rank:
+                saving = match.tokens / seat.prompt_speed
+                best = Home(node_id, match, saving, now + saving if match.certain else now)
+                best_rank = rank
         if best is not None:
             return best
     return None

@@ -93,14 +93,14 @@ class Remembering:
                 memory.pinned_contexts[seat.model] = pinned
         tokens = done.usage.prompt_tokens + done.usage.completion_tokens or conversation.tokens
         keys = continued_keys(conversation, text, done.context)
-        memory.write(Held(keys, seat.model, seat.copy.digest, tokens, now), conversation.prefixes)
+        memory.write(Held(keys, seat.model, seat.identity, tokens, now), conversation.prefixes)
         if conversation.later_turn:
             self.memories.forget_elsewhere(seat.id, conversation.prefixes)
 
     def broke_off(self, seat: Seat, conversation: Conversation, mark: int, now: float) -> None:
         """The node has read at least a part: older conversations have moved down, this one may be asked again."""
         keys = (mark, *(key for key, _ in conversation.prefixes))
-        held = Held(keys, seat.model, seat.copy.digest, conversation.tokens, now)
+        held = Held(keys, seat.model, seat.identity, conversation.tokens, now)
         self.memories.of(seat.id).write(held, conversation.prefixes)
 
     def came_home(self, seat: Seat, match: Match, done: NodeDone, now: float) -> None:
