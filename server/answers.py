@@ -14,6 +14,7 @@ from typing import Literal
 import orjson
 from cachetools import TTLCache
 
+from server.course import Course
 from server.exchange import AskRequest, Done, Event, Failed, Queued, Token
 from server.nodes import ModelKey
 
@@ -48,7 +49,8 @@ def answer_key(request: AskRequest, model: ModelKey | None) -> bytes:
 class SharedAnswer:
     """One answer in the making, and its listeners. The events so far are kept for those that join later."""
 
-    def __init__(self) -> None:
+    def __init__(self, course: Course) -> None:
+        self.course = course
         self.events: list[Event] = []
         self.ended = False
         self.listeners = 0

@@ -27,6 +27,8 @@ class Course:
     kind: NodeKind = "ollama"
     shares: list[NodeShare] = field(default_factory=list)
     attempts: int = 0
+    node: str = ""  # the last one asked, and its name of the model
+    model: str = ""
     seated_at: float = 0.0
     first_token_at: float | None = None
     spent: Durations = field(default_factory=Durations)  # by parts that broke off

@@ -9,18 +9,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.answers import Answers, SharedAnswer, answer_key, complete_answer, is_last, replayed
 from server.catalog import resolve
+from server.course import Course
 from server.errors import GatewayDraining, GatewayError
-from server.exchange import AskRequest, CacheOutcome, Done, Event, Failed, Started
-from server.failover import Failover
+from server.exchange import AskRequest, CacheOutcome, Done, Event, Started
+from server.failover import Failover, failed
 from server.nodes import ModelKey, NodeId
 from server.observer import Observer, record_of
 from server.registry import Registry
 from server.seating import Seating
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request at the door: how the cache took it, and the course it takes (of another, where it joined)."""
+
+    course: Course
+    cache: CacheOutcome = "off"
+    request: AskRequest = field(init=False)
+    arrived: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.request, self.arrived = self.course.request, self.course.arrived
 
 
 class Dispatcher:
@@ -53,73 +67,72 @@ class Dispatcher:
 
         Close the stream (aclose) when its client leaves: that cancels the work on the node.
         """
-        arrived = self._now()
-        last: Event = Started("off")
-        outcome: CacheOutcome = "off"
+        visit = Visit(self._failover.course(request, self._now()))
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
+        last: Event = Started("off")
         try:
-            async with aclosing(self._answer(request, arrived)) as batches:
+            async with aclosing(self._answer(visit)) as batches:
                 async for batch in batches:
-                    if isinstance(batch[0], Started):
-                        outcome = batch[0].cache
                     last = batch[-1]
                     if is_last(last):
-                        self._record(request, arrived, last, outcome)
+                        self._record(visit, last)
                     yield batch
         except asyncio.CancelledError:
             if not self._cut or is_last(last):
                 raise
             task.uncancel()  # ours, from `cut_off`: the client gets an honest end instead
-            last = Failed(GatewayDraining("the gateway was stopped before the answer was whole"))
-            self._record(request, arrived, last, outcome)
+            last = failed(visit.course, GatewayDraining("the gateway was stopped before the answer was whole"))
+            self._record(visit, last)
             yield [last]
         finally:
             self._running.discard(task)
             if not is_last(last):
-                self._record(request, arrived, None, outcome)
+                self._record(visit, None)
 
-    async def _answer(self, request: AskRequest, arrived: float) -> AsyncGenerator[Sequence[Event], None]:
+    async def _answer(self, visit: Visit) -> AsyncGenerator[Sequence[Event], None]:
         """From the cache, together with an equal request, or made anew."""
+        course = visit.course
         try:
             if self.draining:
                 raise GatewayDraining("the gateway is being stopped")
-            model = resolve(request.model, self._registry.fleet.nodes.values(), self._aliases)
+            model = resolve(course.request.model, self._registry.fleet.nodes.values(), self._aliases)
         except GatewayError as error:
-            yield [Started("off"), Failed(error)]
+            yield [Started("off"), failed(course, error)]
             return
-        if not self._answers.wants(request):
+        if not self._answers.wants(course.request):
             yield [Started("off")]
-            events = self._failover.answer(request, model, arrived)
+            events = self._failover.answer(course, model)
         else:
-            key = answer_key(request, model)
+            key = answer_key(course.request, model)
             cached = self._answers.get(key)
             if cached is not None:
                 self._answers.hits += 1
-                yield [Started("hit"), *replayed(cached, (self._now() - arrived) * 1000)]
+                visit.cache = "hit"
+                yield [Started("hit"), *replayed(cached, (self._now() - course.arrived) * 1000)]
                 return
-            events = self._share(request, model, arrived, key)
+            events = self._share(visit, model, key)
         async with aclosing(events) as batches:
             async for batch in batches:
                 yield batch
 
-    async def _share(
-        self, request: AskRequest, model: ModelKey | None, arrived: float, key: bytes
-    ) -> AsyncGenerator[Sequence[Event], None]:
+    async def _share(self, visit: Visit, model: ModelKey | None, key: bytes) -> AsyncGenerator[Sequence[Event], None]:
         """Make the answer in a task of its own, so that one listener's leaving does not end it for the others."""
         answers = self._answers
         shared = answers.in_flight.get(key)
         outcome: CacheOutcome = "miss" if shared is None else "joined"
         if shared is None:
             answers.misses += 1
-            shared = answers.in_flight[key] = SharedAnswer()
-            making = asyncio.create_task(self._make_shared(request, model, arrived, key, shared))
+            shared = answers.in_flight[key] = SharedAnswer(visit.course)
+            making = asyncio.create_task(self._make_shared(model, key, shared))
             self._making.add(making)
             making.add_done_callback(self._making.discard)
             shared.on_abandoned = lambda: self._abandon(key, shared, making)
         else:
             answers.joined += 1
+            visit.course = shared.course
+        visit.cache = outcome
         yield [Started(outcome)]
         async with aclosing(shared.listen()) as batches:
             async for batch in batches:
@@ -132,12 +145,10 @@ class Dispatcher:
             del self._answers.in_flight[key]
         making.cancel()
 
-    async def _make_shared(
-        self, request: AskRequest, model: ModelKey | None, arrived: float, key: bytes, shared: SharedAnswer
-    ) -> None:
+    async def _make_shared(self, model: ModelKey | None, key: bytes, shared: SharedAnswer) -> None:
         answers = self._answers
         try:
-            async with aclosing(self._failover.answer(request, model, arrived)) as batches:
+            async with aclosing(self._failover.answer(shared.course, model)) as batches:
                 async for batch in batches:
                     if is_last(batch[-1]):
                         # whoever asks from here on finds the cache, not an answer that is over
@@ -153,9 +164,10 @@ class Dispatcher:
                 del answers.in_flight[key]
             shared.end()
 
-    def _record(self, request: AskRequest, arrived: float, last: Event | None, cache: CacheOutcome) -> None:
+    def _record(self, visit: Visit, last: Event | None) -> None:
         """Tell the observer how the request ended; `last` is None when its client left."""
-        self._observer.request_finished(record_of(request, last, cache, (self._now() - arrived) * 1000))
+        total = (self._now() - visit.arrived) * 1000
+        self._observer.request_finished(record_of(visit.request, last, visit.cache, total, visit.course))
 
     def queue_status(self) -> dict[str, Any]:
         room = self._seating.room

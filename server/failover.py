@@ -68,12 +68,13 @@ class Failover:
         self._now = now
         self._remembering = Remembering(seating.memories, seating.policy.returns)
 
-    async def answer(
-        self, request: AskRequest, model: ModelKey | None, arrived: float
-    ) -> AsyncGenerator[Sequence[Event], None]:
-        """The events of the answer, the last one Done or Failed."""
-        course = Course(request, conversation(request), arrived, Outage(self._limits.attempts_per_outage))
-        self._budget.deposit(arrived)
+    def course(self, request: AskRequest, arrived: float) -> Course:
+        return Course(request, conversation(request), arrived, Outage(self._limits.attempts_per_outage))
+
+    async def answer(self, course: Course, model: ModelKey | None) -> AsyncGenerator[Sequence[Event], None]:
+        """The events of the answer, the last one Done or Failed. `course` tells how it went, also when it is closed."""
+        request = course.request
+        self._budget.deposit(course.arrived)
         if request.operation != "embed":
             self._remembering.arrived(course.conversation)
         try:
@@ -95,6 +96,7 @@ class Failover:
                         yield [Queued(waiting.position)]
                         choice = await waiting.seat(POSITION_SECONDS)
             claim.seated = True
+            course.node, course.model = choice.seat.node.name, choice.seat.copy.name
             if course.attempts == 0:
                 course.seated_at = now()
                 self._note_homecoming(course, claim.demand.home, choice)
@@ -267,9 +269,8 @@ def broken(course: Course, seat: Seat, error: NodeError) -> AnswerBroken:
 
 
 def failed(course: Course, error: GatewayError) -> Failed:
-    node = error.node if isinstance(error, AnswerBroken) else ""
-    model = course.copy.name if course.copy is not None else course.request.model or ""
-    return Failed(error, model, node, course.attempts, tuple(course.shares), course.homecoming)
+    model = course.model or course.request.model or ""
+    return Failed(error, model, course.node, course.attempts, tuple(course.shares), course.homecoming)
 
 
 def done_of(course: Course, attempt: Attempt, reason: str, now: float) -> Done:

@@ -71,40 +71,50 @@ class SilentObserver:
     def answer_resumed(self, node: NodeId, way: str) -> None: ...
 
 
-def record_of(request: AskRequest, last: Event | None, cache: CacheOutcome, total_ms: float) -> RequestRecord:
+class Trace(Protocol):
+    """How far a request came whose client left (see `course.Course`)."""
+
+    node: str
+    model: str
+    attempts: int
+    shares: list[NodeShare]
+    homecoming: HomecomingOutcome
+
+
+def record_of(
+    request: AskRequest, last: Event | None, cache: CacheOutcome, total_ms: float, trace: Trace
+) -> RequestRecord:
     """The record of a request by its last event; None: its client left before there was one."""
     if isinstance(last, Done):
         return RequestRecord(
-            request,
-            "done",
-            last.model,
-            last.node,
-            last.attempts,
-            last.nodes,
-            last.usage,
-            last.timings,
-            last.tokens_per_second,
-            cache,
-            last.homecoming,
+            request=request,
+            outcome="done",
+            model=last.model,
+            node=last.node,
+            attempts=last.attempts,
+            nodes=last.nodes,
+            usage=last.usage,
+            timings=last.timings,
+            tokens_per_second=last.tokens_per_second,
+            cache=cache,
+            homecoming=last.homecoming,
         )
-    timings = Timings(0.0, 0.0, total_ms)
-    if isinstance(last, Failed):
-        return RequestRecord(
-            request,
-            "failed",
-            last.model,
-            last.node,
-            last.attempts,
-            last.nodes,
-            Usage(),
-            timings,
-            None,
-            cache,
-            last.homecoming,
-            last.error.code,
-            last.error.message,
-        )
-    return RequestRecord(request, "cancelled", request.model or "", "", 0, (), Usage(), timings, None, cache, "new")
+    error = last.error if isinstance(last, Failed) else None
+    return RequestRecord(
+        request=request,
+        outcome="cancelled" if error is None else "failed",
+        model=trace.model or request.model or "",
+        node=trace.node,
+        attempts=trace.attempts,
+        nodes=tuple(trace.shares),
+        usage=Usage(),
+        timings=Timings(0.0, 0.0, total_ms),
+        tokens_per_second=None,
+        cache=cache,
+        homecoming=trace.homecoming,
+        error_code=error.code if error is not None else None,
+        error=error.message if error is not None else None,
+    )
 
 
 def reason_of(error: NodeError) -> str:
