@@ -142,6 +142,7 @@ _HARMLESS: Mapping[str, Check] = {
     "metadata": harmless,  # belongs to stored completions
     "prompt_cache_key": harmless,  # conversations find their node by their text
     "prompt_cache_retention": harmless,
+    "prompt_cache_options": harmless,
     "service_tier": harmless,  # there is one tier
     "store": only(False, reason="nothing is stored here"),
 }
@@ -170,6 +171,7 @@ CHAT_FIELDS: Mapping[str, Check] = {
     "prediction": harmless,  # only ever makes OpenAI's answer come faster
     "audio": refused("answers are text"),
     "web_search_options": refused("the gateway works offline"),
+    "moderation": refused("nothing is moderated here"),
     "functions": refused("use 'tools'"),
     "function_call": refused("use 'tool_choice'"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -221,13 +221,21 @@ async def served(app: Any, **config: Any) -> AsyncIterator[str]:
     server = _QuietServer(uvicorn.Config(app, lifespan="off", log_level="error", http="httptools", **config))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.started)
         yield address
     finally:
         server.should_exit = True
         await task
         listener.close()
+
+
+async def until(predicate: Callable[[], Any]) -> None:
+    """Let others run until it is so; what another process or socket has to do takes real time."""
+    for turn in range(4000):
+        if predicate():
+            return
+        await asyncio.sleep(0 if turn < 200 else 0.005)
+    raise AssertionError("it did not come about")
 
 
 class _QuietServer(uvicorn.Server):

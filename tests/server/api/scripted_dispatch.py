@@ -1,7 +1,7 @@
 """A dispatch that tells a script: for tests of the HTTP surface without nodes.
 
-A script is a list of batches of events; an `asyncio.Event` between them holds the stream until it is set. What was asked,
-and which streams were closed before their end, is kept.
+A script is a list of batches of events; an `asyncio.Event` between them holds the stream until it is set. What was
+asked, and which streams were closed before their end, is kept.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from server.api.ask_batch import LEAST_AT_ONCE, LONGEST_BATCH, TRIES_AT_FULL_QUE
 from server.errors import NoNodes, QueueFull
 from server.exchange import AskRequest
 from tests.server.api.gateway import Call, fleet, gateway, post, report, spec
-from tests.server.api.scripted_dispatch import ScriptedDispatch, Script, failing, whole
+from tests.server.api.scripted_dispatch import Script, ScriptedDispatch, failing, whole
 
 
 def echo(request: AskRequest) -> Script:

@@ -1,0 +1,56 @@
+"""The page's shell: what is served to whom, and under which rules browsers run it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.server.api.gateway import ask, gateway, get
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+async def test_browsers_get_the_page_and_programs_the_sentence():
+    app = gateway().app
+    page = await get(app, "/", headers=BROWSER)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert b"<title>Potluck</title>" in page.body
+    for method, headers in (("GET", {}), ("GET", {"Accept": "*/*"}), ("HEAD", BROWSER)):
+        plain = await ask(app, method, "/", headers=headers)
+        assert plain.headers["content-type"] == "text/plain; charset=utf-8"
+        assert plain.body == b"Ollama is running"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/dashboard/app.js", "text/javascript"), ("/dashboard/style.css", "text/css")]
+)
+async def test_its_parts(path: str, kind: str):
+    answer = await get(gateway().app, path)
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith(kind)
+
+
+@pytest.mark.parametrize(
+    "path", ["/dashboard/../main.py", "/dashboard/..%2fmain.py", "/dashboard/nothing", "/dashboard/app.js/"]
+)
+async def test_nothing_else_is_served(path: str):
+    assert (await get(gateway().app, path)).status == 404
+
+
+async def test_the_page_runs_its_own_script_only():
+    page = await get(gateway().app, "/", headers=BROWSER)
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    text = page.body.decode()
+    assert not re.search(r"<script(?![^>]*src=)", text), "no inline script"
+    assert not re.search(r"\son\w+=|style=", text), "no inline handlers or styles"
+    assert not re.findall(r"(?:src|href)=\"(?!/|data:)[^\"]+", text), "nothing from elsewhere"
+
+
+async def test_the_script_sets_text_and_never_markup():
+    script = (await get(gateway().app, "/dashboard/app.js")).body.decode()
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):
+        assert way not in script
