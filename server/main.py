@@ -7,8 +7,10 @@ event loop. A wrong setting ends the program with one sentence. Nothing else in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -39,6 +41,8 @@ from server.retry import RetryBudget
 from server.routing import STRATEGIES, Policy
 from server.seating import Seating, SeatingLimits
 from server.settings import Settings, SettingsError, read_settings
+
+MAX_DESCRIPTORS = 65_536  # more than a gateway can serve; a bound, since some systems count in their table's memory
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,15 @@ class Gateway:
     services: Services
     dispatcher: Dispatcher
     draining: Draining
+
+
+def raise_file_limit() -> None:
+    """A connection per phone and client: the usual soft limit of 1,024 descriptors ends a large fleet at a third."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS may grant less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @asynccontextmanager
@@ -158,7 +171,7 @@ def _dispatcher(
     seating = Seating(
         registry,
         Policy(STRATEGIES[settings.strategy], affinity=settings.affinity),
-        SeatingLimits(settings.queue_limit, settings.queue_timeout_s),
+        SeatingLimits(settings.queue_limit, settings.queue_timeout_s, settings.no_node_wait_s),
         now,
         absence=lambda: embedded.reason,
         starting=lambda: embedded.starting,
@@ -257,6 +270,7 @@ class Application:
 def create_app(settings: Settings | None = None, environ: Mapping[str, str] | None = None) -> Application:
     """The application for `uvicorn server:app`. A wrong setting ends the program with one sentence."""
     variables = dict(os.environ if environ is None else environ)
+    raise_file_limit()
     try:
         used = settings or read_settings(variables)
         _access(used)

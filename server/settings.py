@@ -50,6 +50,7 @@ class Settings(BaseModel):
     affinity: bool = True
     queue_limit: int = Field(1024, ge=0)
     queue_timeout_s: float = Field(300.0, gt=0)
+    no_node_wait_s: float = Field(3.0, ge=0)
 
     # probes
     probe_interval_s: float = Field(5.0, gt=0)
