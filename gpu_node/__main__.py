@@ -64,11 +64,11 @@ def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
     settings = read_settings(environ, flags)
     require_libraries()
     store = ModelStore(settings.cache, models_folder(), Progress(sys.stderr))
-    warn_when_exposed(settings)
 
     async def run() -> int:
         node = Node(settings, store)
         with bind(settings.host, settings.port) as listener:
+            warn_when_exposed(settings)
             return await node.run(listener)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

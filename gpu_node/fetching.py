@@ -12,6 +12,8 @@ from gpu_node.errors import ModelError
 
 # Its last line is the sentence that says why; lines before it are progress and go on to our own stderr.
 MAX_LINE_BYTES = 1 << 16
+# It ends pip and removes what is half done; longer than this it does not get.
+STOP_SECONDS = 3.0
 # The child must find this package from whatever folder the node was started in.
 PACKAGE_ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -32,10 +34,18 @@ async def fetch_in_child(model: str, cache: Path) -> None:
         code = await child.wait()
     finally:
         if child.returncode is None:
-            child.terminate()
-            await asyncio.shield(child.wait())
+            await _end(child)
     if code != 0:
         raise ModelError(last or f"fetching {model} failed with exit code {code}")
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    child.terminate()
+    try:
+        await asyncio.wait_for(child.wait(), STOP_SECONDS)
+    except TimeoutError:  # in the middle of a long computation
+        child.kill()
+        await child.wait()
 
 
 async def _pass_on(child: asyncio.subprocess.Process) -> str:

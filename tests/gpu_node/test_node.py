@@ -1,0 +1,208 @@
+"""The whole node as a process: what it prints, how it ends, and that it ends with its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes.tiny_model import write_tiny_model
+
+# Long enough for importing torch on a machine that is busy with something else.
+PATIENCE_SECONDS = 60.0
+
+
+def environment(cache: Path, **more: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**kept, "OMP_NUM_THREADS": "1", "POTLUCK_NODE_CACHE": str(cache), "HF_HUB_OFFLINE": "1", **more}
+
+
+def command(model: Path | str, *flags: str) -> list[str]:
+    fixed = ["--device", "cpu", "--dtype", "float32", "--announce-port"]
+    return [sys.executable, "-m", "gpu_node", "--model", str(model), "--port", "0", *fixed, *flags]
+
+
+@contextmanager
+def running(
+    model: Path | str, cache: Path, *flags: str, **more: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
+    process = subprocess.Popen(
+        command(model, *flags),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(cache, **more),
+    )
+    try:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def client_of(event: dict[str, object]) -> httpx.Client:
+    return httpx.Client(base_url=f"http://{event['host']}:{event['port']}", timeout=PATIENCE_SECONDS)
+
+
+def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = write_tiny_model(tmp_path / "Tiny-Llama", max_position_embeddings=2048, eos_token_id=0)
+    with running(model, tmp_path) as (process, event), client_of(event) as client:
+        assert event == {"event": "listening", "host": "127.0.0.1", "port": event["port"], "model": "tiny-llama"}
+        early = client.get("/api/version").json()  # listening begins at once
+        assert early["potluck"] == {"continues_assistant": True, "slots": 1}
+        body = {"model": "tiny-llama", "prompt": "the quick", "stream": False, "options": {"num_predict": 4}}
+        answer = client.post("/api/generate", json=body).json()
+        assert (answer["eval_count"], answer["done_reason"]) == (4, "length")
+        assert client.get("/ready").status_code == 200
+        endless = {"model": "tiny-llama", "prompt": "the", "options": {"temperature": 2.0, "num_predict": -1}}
+        with client.stream("POST", "/api/generate", json=endless) as reply:
+            records = reply.iter_lines()
+            assert json.loads(next(records))["done"] is False
+            process.send_signal(signal.SIGTERM)
+            last = json.loads(list(records)[-1])
+        assert last == {"error": "the node is shutting down"}
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    assert out == "", "one line on stdout and no more"
+    assert "Traceback" not in err
+    assert "tiny-llama is loaded" in err
+
+
+def test_ctrl_c_during_the_load_ends_it_cleanly(tiny_folder: Path, tmp_path: Path) -> None:
+    with running(tiny_folder, tmp_path) as (process, _):
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    assert "Traceback" not in err
+
+
+def test_it_ends_when_its_stdin_ends(tiny_folder: Path, tmp_path: Path) -> None:
+    with running(tiny_folder, tmp_path, "--exit-with-parent") as (process, _):
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+        process.wait(PATIENCE_SECONDS)
+    assert process.returncode == 0
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=sys.stdout, stderr=subprocess.DEVNULL)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_it_does_not_outlive_a_parent_that_is_killed(tiny_folder: Path, tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *command(tiny_folder, "--exit-with-parent")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path),
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert json.loads(parent.stdout.readline())["event"] == "listening"
+    parent.kill()
+    parent.wait()
+    # The pipe that the child inherited as its stdout ends when the child does.
+    parent.stdout.read()
+    deadline = time.monotonic() + 5
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(child)
+    parent.stdout.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_model_that_can_never_load_ends_it_with_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
+    torn = shutil.copytree(tiny_folder, tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes(b"no weights")
+    with running(torn, tmp_path) as (process, _):
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
+    assert "not a whole safetensors file" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_node_with_keys_says_nothing_of_them(tiny_folder: Path, tmp_path: Path) -> None:
+    keys = {"POTLUCK_API_KEYS": "anna:very-secret", "POTLUCK_STRATEGY": "of the gateway"}
+    with running(tiny_folder, tmp_path, "--host", "0.0.0.0", **keys) as (process, event), client_of(event) as client:
+        assert client.get("/api/tags").status_code == 401
+        assert client.get("/api/tags", headers={"X-API-Key": "very-secret"}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert "very-secret" not in out + err
+    assert "without an API key" not in err
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "gpu_node", *arguments]
+    return subprocess.run(
+        whole, capture_output=True, text=True, env={**environment(Path("/nowhere")), **environ}, check=False
+    )
+
+
+def test_an_exposed_node_without_keys_warns(tiny_folder: Path, tmp_path: Path) -> None:
+    with running(tiny_folder, tmp_path, "--host", "0.0.0.0") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert "without an API key: everybody in this network can use this model" in err
+
+
+def test_a_taken_port_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--port", str(port))
+    assert done.returncode == 2
+    assert done.stderr == f"cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "told"),
+    [
+        (["--model", "/no/such"], {}, "there is no file or folder /no/such"),
+        (["--model", "nothing"], {}, "'nothing' is unknown"),
+        (["--port", "x"], {}, "--port: "),
+        (["--host", "300.1.2.3"], {}, "cannot listen on 300.1.2.3"),
+        ([], {"POTLUCK_NODE_MODLE": "x"}, "did you mean POTLUCK_NODE_MODEL?"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(arguments: list[str], environ: dict[str, str], told: str) -> None:
+    done = run(*arguments, **environ)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_is_there_without_importing_anything_heavy() -> None:
+    code = (
+        "import sys; from gpu_node.__main__ import parser; parser().format_help();"
+        "print([m for m in ('torch', 'pydantic', 'uvicorn', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert "--exit-with-parent" in run("--help").stdout
