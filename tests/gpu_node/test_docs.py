@@ -18,7 +18,7 @@ MODELS_PAGE = (ROOT / "models" / "README.md").read_text()
 
 def test_every_setting_and_flag_is_documented_and_nothing_else() -> None:
     names = {PREFIX + field.upper() for field in NodeSettings.model_fields if field != "api_keys"} | {KEYS_NAME}
-    assert set(re.findall(r"POTLUCK_[A-Z_]*[A-Z]", PAGE)) == names
+    assert set(re.findall(r"`(POTLUCK_[A-Z_]*[A-Z])`", PAGE)) == names
     flags = {option for action in parser()._actions for option in action.option_strings} - {"-h", "--help", "--version"}
     assert set(re.findall(r"`(--[a-z-]+)`", PAGE)) == flags
     assert {flag.strip("-").replace("-", "_") for flag in flags} <= set(NodeSettings.model_fields)
