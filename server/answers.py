@@ -59,8 +59,7 @@ class SharedAnswer:
         self._news = asyncio.Event()
 
     def tell(self, events: Sequence[Event]) -> None:
-        # a joined request has its own place to wait for, not this one's place in the queue
-        self.events.extend(event for event in events if not isinstance(event, Queued))
+        self.events.extend(events)
         self._wake()
 
     def end(self) -> None:
@@ -72,15 +71,18 @@ class SharedAnswer:
         news.set()
 
     async def listen(self) -> AsyncGenerator[Sequence[Event], None]:
-        """All events from the beginning. The last listener that leaves early cancels the making."""
+        """All events from the beginning, but for places in the queue that are history.
+
+        The last listener that leaves early cancels the making.
+        """
         self.listeners += 1
         heard = 0
         try:
             while True:
                 if heard < len(self.events):
-                    batch = self.events[heard:]
+                    news = self.events[heard:]
                     heard = len(self.events)
-                    yield batch
+                    yield [event for event in news if event is news[-1] or not isinstance(event, Queued)]
                 elif self.ended:
                     if self.fault is not None:
                         raise self.fault
