@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,9 +86,9 @@ class NodesDirect:
         call = Call(request.operation, target.model, options=request.options, fields=request.fields)
         longest = self._settings.load_allowance_s + self._settings.first_token_floor_s
         patience = Patience(self._settings.connect_timeout_s, longest, longest, longest)
-        events = target.backend.stream(target.node.spec, call, patience)
-        async for _ in events:
-            pass
+        async with aclosing(target.backend.stream(target.node.spec, call, patience)) as batches:
+            async for _ in batches:
+                pass
 
     async def show(self, model: str | None) -> dict[str, Any]:
         """The description of a model by a node that has it."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from server.api.incoming import SSE, Incoming
 from server.api.services import Dispatch
-from server.api.streams import Encoder, Events, WholeAnswer, close, gather, mark_cache
+from server.api.streams import Encoder, Events, WholeAnswer, gather, mark_cache
 from server.errors import GatewayError, RequestInvalid
 from server.exchange import AskRequest, CacheOutcome, Done, Event, Failed, RequestId, Started, Token
 from server.http_errors import InternalError
@@ -128,7 +128,7 @@ async def _read(events: Events, index: int, queue: asyncio.Queue[Batch]) -> None
     except Exception as error:
         await queue.put((index, error))
     finally:
-        await close(events)
+        await events.aclose()
 
 
 class _Merging:

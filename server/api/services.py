@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Dispatch(Protocol):
     """The one door to the fleet (see `server.dispatch.Dispatcher`)."""
 
-    def stream(self, request: AskRequest) -> AsyncIterator[Sequence[Event]]:
+    def stream(self, request: AskRequest) -> AsyncGenerator[Sequence[Event], None]:
         """Run one request. Yields batches of events; the last batch ends in exactly one Done or Failed.
 
         The caller closes the stream (aclose) when its client leaves: that cancels the work on the node.

@@ -8,7 +8,7 @@ Knows nothing of JSON shapes: an `Encoder` has them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from server.errors import GatewayError
 from server.exchange import CacheOutcome, Done, Embedding, Event, Failed, Queued, Started, Token
 from server.http_errors import InternalError
 
-Events = AsyncIterator[Sequence[Event]]
+Events = AsyncGenerator[Sequence[Event], None]
 
 _CACHE_HEADER = {
     outcome: (b"x-cache", outcome.encode()) for outcome in ("hit", "miss", "joined", "off")
@@ -50,13 +50,6 @@ class Encoder(Protocol):
     def failed(self, error: GatewayError) -> bytes: ...
 
 
-async def close(events: Events) -> None:
-    """End a stream that nobody reads any more: that cancels its work on the node."""
-    aclose = getattr(events, "aclose", None)
-    if aclose is not None:
-        await aclose()
-
-
 async def gather(events: Events) -> WholeAnswer:
     """The whole answer. Raises the GatewayError with which the stream ended."""
     tokens: list[Token] = []
@@ -75,7 +68,7 @@ async def gather(events: Events) -> WholeAnswer:
                 elif isinstance(event, Embedding):
                     vectors = event.vectors
     finally:
-        await close(events)
+        await events.aclose()
     if done is None:
         raise InternalError from AssertionError("the stream ended without Done or Failed")
     return _whole(tokens, vectors, done)
@@ -118,7 +111,7 @@ async def relay(incoming: Incoming, events: Events, encoder: Encoder, announce_q
             await relaying.fail(error if isinstance(error, GatewayError) else InternalError())
         raise
     finally:
-        await close(events)
+        await events.aclose()
 
 
 class _Relaying:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from server.backends.base import Call
@@ -27,7 +27,7 @@ class ScriptedBackend:
     async def probe(self, spec: NodeSpec, timeout_seconds: float) -> ProbeReport:
         raise AssertionError("nobody probes here")
 
-    async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncIterator[Sequence[NodeEvent]]:
+    async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncGenerator[Sequence[NodeEvent], None]:
         self.calls.append(("stream", spec.name, call))
         self._check(spec)
         yield [NodeDone("load", call.model)]

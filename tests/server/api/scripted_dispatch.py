@@ -7,7 +7,7 @@ asked, and which streams were closed before their end, is kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,7 @@ class ScriptedDispatch:
         self.running = 0
         self.most_running = 0
 
-    async def stream(self, request: AskRequest) -> AsyncIterator[Sequence[Event]]:
+    async def stream(self, request: AskRequest) -> AsyncGenerator[Sequence[Event], None]:
         self.asked.append(request)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

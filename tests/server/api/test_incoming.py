@@ -34,7 +34,7 @@ async def test_a_body_in_pieces_is_read_whole():
     ],
 )
 async def test_a_broken_body_is_400_and_says_where(body: bytes, words: str):
-    with pytest.raises(RequestInvalid, match="JSON|missing") as caught:
+    with pytest.raises(RequestInvalid, match=r"JSON|missing") as caught:
         await incoming(Call("POST", "/ask", body), 10_000).json()
     assert words in caught.value.message
     assert caught.value.http_status == 400

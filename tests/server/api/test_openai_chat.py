@@ -10,7 +10,7 @@ import pytest
 from server.api import openai_fields
 from server.errors import ModelNotFound, NoNodes
 from server.exchange import AskRequest, NodeShare, Started, Token, Usage
-from tests.server.api.gateway import MODEL, Call, gateway, post
+from tests.server.api.gateway import MODEL, Call, gateway, post, until
 from tests.server.api.scripted_dispatch import DONE, Script, ScriptedDispatch, done, failing, whole
 
 HI = [{"role": "user", "content": "hi"}]
@@ -365,8 +365,7 @@ async def test_a_client_that_leaves_cancels_all_choices():
     for stream in (True, False):
         call = Call("POST", PATH, {"model": "m", "messages": HI, "n": 3, "stream": stream})
         running = asyncio.create_task(call.run(made.app))
-        while made.answer().running < 3:
-            await asyncio.sleep(0)
+        await until(lambda: made.answer().running == 3)
         call.gone.set()
         await running
         assert made.answer().running == 0

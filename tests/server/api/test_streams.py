@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 
 from server.errors import GatewayDraining, ModelNotFound, NodeBroken, NoNodes, QueueFull
 from server.exchange import Failed, Queued, Started, Token
-from tests.server.api.gateway import Call, Gateway, gateway, post, served
+from tests.server.api.gateway import Call, Gateway, gateway, post, served, until
 from tests.server.api.scripted_dispatch import DONE, ScriptedDispatch, Step, failing, whole
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -34,15 +35,6 @@ def with_script(*steps: Step) -> Gateway:
     return gateway(ScriptedDispatch(list(steps)))
 
 
-async def settled(predicate: Any) -> None:
-    """Give tasks their turns until it is so."""
-    for _ in range(200):
-        if predicate():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it did not come about")
-
-
 async def test_a_batch_of_events_is_one_piece_of_the_body():
     made = with_script([Started("miss")], [Token("a"), Token("b"), Token("c")], [Token("d"), DONE])
     answer = await post(made.app, "/ask_stream", {"prompt": "hi"})
@@ -55,7 +47,7 @@ async def test_nothing_goes_out_before_there_is_something_to_tell():
     made = with_script([Started("miss")], [Queued(2)], hold, [Token("a")], [DONE])
     call = Call("POST", "/ask_stream", {"prompt": "hi"})
     running = asyncio.create_task(call.run(made.app))
-    await settled(lambda: made.answer().running)
+    await until(lambda: made.answer().running)
     for _ in range(20):
         await asyncio.sleep(0)
     assert call.status == 0
@@ -137,7 +129,7 @@ async def test_a_client_that_leaves_cancels_the_work(path: str):
     made = with_script([Started("miss")], [Token("a")], hold, [DONE])
     call = Call("POST", path, BODIES[path])
     running = asyncio.create_task(call.run(made.app))
-    await settled(lambda: made.answer().running)
+    await until(lambda: made.answer().running)
     call.gone.set()
     await running
     assert made.answer().running == 0
@@ -152,19 +144,16 @@ async def test_a_client_that_leaves_over_real_sockets_cancels_the_work():
     async with served(made.app) as address:
         host, port = address.removeprefix("http://").split(":")
         for path in ("/ask_stream", "/ask"):
-            before = made.answer().abandoned
             reader, writer = await asyncio.open_connection(host, int(port))
             body = b'{"prompt": "hi"}'
             writer.write(b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 16\r\n\r\n%b" % (path.encode(), body))
             if path == "/ask_stream":
                 assert b'{"token":"a"}' in await reader.readuntil(b"}\n")
-            while not made.answer().running:
-                await asyncio.sleep(0.001)
+            await until(lambda: made.answer().running)
             writer.close()
             await writer.wait_closed()
-            while made.answer().abandoned == before:
-                await asyncio.sleep(0.001)
-    assert made.answer().running == 0
+            await until(lambda: not made.answer().running)
+    assert made.answer().abandoned == 2
 
 
 @pytest.mark.parametrize("path", STREAMING)
@@ -203,8 +192,6 @@ async def test_a_draining_gateway_takes_nothing_new_but_tells_how_it_is():
 @pytest.mark.parametrize("outcome", ["hit", "miss", "joined", "off"])
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/ask_batch"])
 async def test_what_the_cache_said_is_a_header(path: str, outcome: Any):
-    from dataclasses import replace
-
     made = with_script(*whole("a", done=replace(DONE, cache=outcome)))
     answer = await post(made.app, path, BODIES[path])
     assert answer.headers["x-cache"] == outcome
