@@ -54,8 +54,8 @@ class Noted:
         self.exposures.append(address)
 
 
-def spec(name: str = "kitchen", **changes: Any) -> NodeSpec:
-    return replace(NodeSpec(NodeId(name), name, "ollama", "10.0.0.7", 11434), **changes)
+def spec(node_id: str = "kitchen", /, **changes: Any) -> NodeSpec:
+    return replace(NodeSpec(NodeId(node_id), node_id, "ollama", "10.0.0.7", 11434), **changes)
 
 
 def report(*models: str, **changes: Any) -> ProbeReport:
