@@ -10,6 +10,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import orjson
@@ -168,11 +169,9 @@ def standard_logging(stream: TextIO, log_format: LogFormat) -> Iterator[None]:
         access.handlers, access.propagate = access_handlers, access_propagate
 
 
-_stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
-
-
 def _add_time(logger: WrappedLogger, name: str, entry: EventDict) -> EventDict:
-    return _stamp(logger, name, entry)
+    entry["time"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return entry
 
 
 def _as_json(logger: WrappedLogger, name: str, entry: EventDict) -> str:

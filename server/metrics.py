@@ -21,7 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from server.breaker import BreakerState
-from server.nodes import Load, Node, NodeId, NodeStatus, model_key
+from server.nodes import Load, ModelKey, Node, NodeId, NodeStatus, model_key
 from server.observer import RequestRecord
 from server.registry import Registry
 from server.version import VERSION
@@ -69,6 +69,7 @@ class Metrics:
         # the moment of creation is a second series beside each counter, which nobody looks at
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._fleet = registry
+        self._models_seen: set[ModelKey] = set()  # a look through a thousand nodes is too much for every request
         self._collectors = CollectorRegistry(auto_describe=False)
 
         def counter(name: str, text: str, *labels: str) -> _Children:
@@ -148,9 +149,11 @@ class Metrics:
     def _model(self, name: str) -> str:
         """The name where some node has the model, else `other`: names of requests make no series."""
         key = model_key(name)
-        for node in self._fleet.fleet.nodes.values():
-            if key in node.models:
-                return key
+        if key in self._models_seen:
+            return key
+        if any(key in node.models for node in self._fleet.fleet.nodes.values()):
+            self._models_seen.add(key)
+            return key
         return OTHER
 
     def _node(self, node_id: NodeId) -> str:
