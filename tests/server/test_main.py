@@ -1,0 +1,144 @@
+"""The composition root: the parts work together, wrong settings are one sentence, and everything ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.main import Application, create_app, running
+from server.nodes import NodeId
+from server.settings import Settings, SettingsError
+from tests.fakes.phone import FakePhone
+from tests.server.api.gateway import until
+from tests.server.live_gateway import live_gateway, program, started, write_phones
+
+
+async def test_a_question_goes_all_the_way(tmp_path: Path):
+    async with FakePhone() as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient() as http:
+        answer = await http.post(f"{live.address}/ask", json={"prompt": "hi", "temperature": 0})
+        assert answer.status_code == 200
+        assert (answer.json()["node"], answer.headers["x-cache"]) == ("phone-0", "miss")
+        again = await http.post(f"{live.address}/ask", json={"prompt": "hi", "temperature": 0})
+        assert (again.json()["response"], again.headers["x-cache"]) == (answer.json()["response"], "hit")
+        health = (await http.get(f"{live.address}/health")).json()
+        assert (health["status"], health["cache"]["hits"]) == ("ok", 1)
+        assert health["embedded"]["mode"] == "off"
+        metrics = (await http.get(f"{live.address}/metrics")).text
+        assert 'potluck_requests_total{dialect="ask",model="smollm2:135m",node="phone-0",outcome="done"} 2.0' in metrics
+    requests = [line for line in live.log if line["event"] == "request"]
+    assert [line["cache"] for line in requests] == ["miss", "hit"]
+    assert requests[0]["id"] == answer.headers["x-request-id"]
+
+
+async def test_a_change_of_the_fleet_file_is_seen(tmp_path: Path):
+    async with FakePhone() as one, FakePhone() as two, live_gateway(tmp_path, one) as live:
+        write_phones(tmp_path / "phones.json", [one, two])
+        nodes = live.gateway.services.registry
+        await until(lambda: nodes.node(NodeId(f"127.0.0.1:{two.port}")) is not None)
+        (tmp_path / "phones.json").write_text('[{"host": ]')
+        await until(lambda: live.gateway.services.fleet_file().error is not None)
+        async with httpx.AsyncClient() as http:
+            health = (await http.get(f"{live.address}/health")).json()
+        assert health["fleet_file"]["error"].startswith("line 1, column ")
+        assert len(health["nodes"]) == 2
+
+
+async def test_nothing_to_serve_says_what_to_do(tmp_path: Path):
+    async with live_gateway(tmp_path) as live, httpx.AsyncClient() as http:
+        answer = await http.post(f"{live.address}/ask", json={"prompt": "hi"})
+    assert answer.status_code == 503
+    assert "phones.json" in str(answer.json())
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"POTLUCK_DRAIN": "1"}, "did you mean POTLUCK_DRAIN_S?"),
+        ({"POTLUCK_QUEUE_LIMIT": "many"}, "POTLUCK_QUEUE_LIMIT"),
+        ({"POTLUCK_API_KEYS": "a:s3cret,b:"}, "entry 2 of POTLUCK_API_KEYS"),
+    ],
+)
+def test_a_wrong_setting_ends_the_program_with_one_sentence(environ: dict[str, str], words: str):
+    with pytest.raises(SystemExit) as caught:
+        create_app(environ=environ)
+    assert words in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_wrong_keys_are_refused_without_the_command_line_too():
+    with pytest.raises(SettingsError, match="twice"):
+        async with running(Settings(api_keys="a:1,a:2"), {}):
+            raise AssertionError("it started")
+
+
+async def test_a_wrong_setting_over_uvicorn_is_one_line(tmp_path: Path):
+    async with program(tmp_path, POTLUCK_STRATEGY="random") as made:
+        assert await made.end() == 1
+    assert len(made.lines) == 1, made.lines
+    assert made.lines[0].startswith("potluck: POTLUCK_STRATEGY")
+
+
+# lifespan and other scopes, as raw ASGI
+
+
+async def lifespan(app: Application, inside: Any = None) -> list[str]:
+    told: list[str] = []
+    messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    messages.put_nowait({"type": "lifespan.startup"})
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+        if message["type"] == "lifespan.startup.complete":
+            if inside is not None:
+                await inside()
+            messages.put_nowait({"type": "lifespan.shutdown"})
+
+    await app({"type": "lifespan"}, messages.get, send)
+    return told
+
+
+async def test_lifespan_starts_and_stops_everything(tmp_path: Path):
+    (tmp_path / "phones.json").write_text("[]")
+    app = create_app(Settings(phones_file=tmp_path / "phones.json", embedded_node="off"), {})
+    names: set[str] = set()
+
+    async def look() -> None:
+        names.update(task.get_name() for task in asyncio.all_tasks())
+
+    assert await lifespan(app, look) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert {"health", "fleet file", "embedded node"} <= names
+    with pytest.raises(RuntimeError, match="lifespan"):
+        await app({"type": "http"}, None, None)  # type: ignore[arg-type]
+
+
+async def test_a_websocket_is_closed():
+    told = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    await create_app(Settings(), {})({"type": "websocket"}, receive, send)
+    assert told == ["websocket.close"]
+
+
+async def test_the_program_warns_when_others_can_reach_it_without_a_key(tmp_path: Path):
+    for arguments, environment, warned in (
+        (["--host", "0.0.0.0"], {}, True),
+        (["--host", "0.0.0.0"], {"POTLUCK_API_KEYS": "a:b"}, False),
+        (["--host", "127.0.0.1"], {}, False),
+    ):
+        async with program(tmp_path, arguments=arguments, **environment) as made:
+            await started(made)
+            lines = [json.loads(line) for line in made.lines if line.startswith("{")]
+            assert any("no key is set" in line["event"] for line in lines) is warned, made.lines
+            made.process.terminate()
+            await made.end()
