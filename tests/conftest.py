@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -29,6 +30,12 @@ SETTINGS_WITHOUT_PREFIX = frozenset({"ENABLE_LRU_CACHE", "HOST", "PORT"})
 LIBRARY_THREADS = ("tqdm", "torch", "TMonitor", "pydevd", "SubprocPool", "Thread-auto_conversion")
 # A thread or child that was told to end may need a moment on a busy machine; one that was not told never ends.
 GRACE_SECONDS = 2.0
+
+
+def pytest_configure() -> None:
+    # A shell starts what it runs in the background deaf to Ctrl-C, and every child would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
