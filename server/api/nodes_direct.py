@@ -7,6 +7,7 @@ go to one node after another until one answers. Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from server.errors import AnswerBroken, GatewayError, NodeError, NodeRefused, No
 from server.exchange import AskRequest
 from server.nodes import ModelKey, Node, NodeStatus
 from server.patience import Patience
+from server.registry import NodeProbed
 
 # A fleet of hundreds is told in waves: each call is one connection.
 CALLS_AT_ONCE = 64
@@ -89,6 +91,18 @@ class NodesDirect:
         async with aclosing(target.backend.stream(target.node.spec, call, patience)) as batches:
             async for _ in batches:
                 pass
+        await self._look_again(target)
+
+    async def _look_again(self, target: Target) -> None:
+        """What is in the node's memory has just changed: whoever asks next should see it."""
+        spec = target.node.spec
+        try:
+            report = await target.backend.probe(spec, self._settings.probe_timeout_s)
+        except NodeError:
+            return  # the model was loaded or dropped all the same; the regular probes will tell the rest
+        known = self._registry.node(spec.id)
+        if known is not None and known.spec == spec:
+            self._registry.emit(NodeProbed(spec.id, report, time.time()))
 
     async def show(self, model: str | None) -> dict[str, Any]:
         """The description of a model by a node that has it."""

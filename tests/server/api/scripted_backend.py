@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from server.backends.base import Call
-from server.errors import NodeError
+from server.errors import NodeError, NodeUnreachable
 from server.exchange import NodeDone, NodeEvent
 from server.nodes import NodeSpec, ProbeReport
 from server.patience import Patience
@@ -17,6 +17,8 @@ class ScriptedBackend:
 
     def __init__(self, failing: dict[str, NodeError] | None = None) -> None:
         self.failing = failing or {}
+        self.report: ProbeReport | None = None
+        self.probed: list[str] = []
         self.calls: list[tuple[str, str, Call]] = []
         self.shown: list[tuple[str, str]] = []
 
@@ -25,7 +27,10 @@ class ScriptedBackend:
             raise self.failing[spec.name]
 
     async def probe(self, spec: NodeSpec, timeout_seconds: float) -> ProbeReport:
-        raise AssertionError("nobody probes here")
+        self.probed.append(spec.name)
+        if self.report is None:
+            raise NodeUnreachable("asleep again")
+        return self.report
 
     async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncGenerator[Sequence[NodeEvent], None]:
         self.calls.append(("stream", spec.name, call))

@@ -9,7 +9,8 @@ import pytest
 
 from server.errors import ModelNotFound, NodeBroken, NodeRefused
 from server.exchange import AskRequest, Embedding, Started, Token, Usage
-from tests.server.api.gateway import MODEL, fleet, gateway, post, report, spec
+from server.nodes import ResidentModel
+from tests.server.api.gateway import MODEL, fleet, gateway, get, post, report, spec
 from tests.server.api.scripted_backend import ScriptedBackend
 from tests.server.api.scripted_dispatch import DONE, ScriptedDispatch, done, failing, whole
 
@@ -275,6 +276,17 @@ async def test_an_empty_prompt_reaches_every_node_that_has_the_model(path: str, 
     kept = {"keep_alive": body["keep_alive"]} if "keep_alive" in body else {}
     assert all(call.fields == kept for *_, call in backend.calls)
     assert made.answer().asked == []
+
+
+async def test_what_is_in_memory_is_seen_at_once():
+    backend = ScriptedBackend()
+    backend.report = report(MODEL, resident=(ResidentModel(MODEL),))
+    registry = fleet((spec("kitchen"), report(MODEL)))
+    made = gateway(registry=registry, backends={"ollama": backend})
+    await post(made.app, "/api/generate", {"model": MODEL})
+    assert [model["name"] for model in (await get(made.app, "/api/ps")).json()["models"]] == [MODEL]
+    backend.report = None  # a node that does not answer the look was loaded all the same
+    assert (await post(made.app, "/api/generate", {"model": MODEL})).status == 200
 
 
 async def test_loading_auto_loads_each_nodes_own_model():
