@@ -1,0 +1,228 @@
+"""The page in headless Chromium: the fleet live, a conversation as it is told, keys, errors in words, nothing foreign."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.errors import NoNodes
+from server.exchange import NodeShare, Queued, Started, Token
+from server.nodes import NodeId
+from server.registry import ProbeFailed
+from tests.fakes.phone import FakePhone, PhoneSettings
+from tests.server.api.gateway import MODEL, Gateway, fleet, gateway, report, served, spec
+from tests.server.api.scripted_dispatch import DONE, ScriptedDispatch, Step, done, failing, whole
+from tests.server.live_gateway import live_gateway
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("Chromium is not installed here: the page is not tested", allow_module_level=True)
+playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: the page is not tested")
+
+MARKUP = '<img src=x onerror="window.hacked=1">'
+
+
+class Browser:
+    """One page, and everything about it that should not have happened."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page = page
+        self.address = address
+        self.troubles: list[str] = []
+        self.foreign: list[str] = []
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("console", self._console)
+        page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        # A refused request is an error line of the browser's own; the page tells it in words.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.troubles.append(message.text)
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((self.address, "data:")):
+            self.foreign.append(request.url)
+
+    async def shows(self, selector: str, text: str) -> None:
+        await playwright.expect(self.page.locator(selector)).to_contain_text(text)
+
+    async def ask(self, question: str) -> None:
+        await self.page.fill("#prompt", question)
+        await self.page.click("#send")
+
+
+@asynccontextmanager
+async def opened(address: str, **context: Any) -> AsyncIterator[Browser]:
+    """The page of the gateway at the address. What it must never do fails the test at the end."""
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        try:
+            page = await browser.new_page(**context)
+            made = Browser(page, address)
+            await page.goto(address)
+            yield made
+            assert await page.evaluate("window.hacked") is None
+            assert (made.troubles, made.foreign) == ([], [])
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def page_of(made: Gateway, **context: Any) -> AsyncIterator[Browser]:
+    async with served(made.app) as address, opened(address, **context) as browser:
+        yield browser
+
+
+async def test_the_fleet_is_shown_live():
+    registry = fleet((spec("kitchen"), report(MODEL)), (spec("attic"), report("other:1b")))
+    registry.loads[NodeId("kitchen")].tokens_per_second = 9.5
+    async with page_of(gateway(registry=registry)) as browser:
+        await browser.shows("#summary", "Everything is ready.")
+        await browser.shows("[data-node=kitchen]", "9.5 tokens/s")
+        await browser.shows("[data-node=kitchen] .state", "free")
+        await browser.shows("[data-node=attic] .models", "other:1b")
+        await browser.shows("#figure-nodes", "2/2")
+        registry.loads[NodeId("kitchen")].in_flight = 1
+        for moment in range(3):
+            registry.emit(ProbeFailed(NodeId("attic"), "no route to the attic", 2_000.0 + moment))
+        await browser.shows("[data-node=kitchen] .state", "busy")
+        await browser.shows("[data-node=attic] .state", "does not answer")
+        await browser.shows("[data-node=attic] .error", "no route to the attic")
+        await browser.shows("#figure-nodes", "1/2")
+        await browser.shows("#summary", "Some nodes are missing")
+
+
+async def test_tokens_are_shown_as_they_arrive():
+    first, second = asyncio.Event(), asyncio.Event()
+    script: list[Step] = [[Started("miss")], [Queued(2)], first, [Token("Zażółć")], second, [Token(" 漢字 <b>")]]
+    shares = (NodeShare("attic", 1, "first"), NodeShare("kitchen", 2, "raw"))
+    made = gateway(ScriptedDispatch([*script, [done(nodes=shares)]]))
+    async with page_of(made) as browser:
+        await browser.ask("Jakie są zalety modeli działających offline?")
+        await browser.shows("#thread .question", "Jakie są zalety")
+        await browser.shows("#thread .facts", "Waiting, place 2.")
+        first.set()
+        await browser.shows("#thread .told", "Zażółć")
+        await playwright.expect(browser.page.locator("#thread .told")).to_have_text("Zażółć")
+        second.set()
+        await playwright.expect(browser.page.locator("#thread .told")).to_have_text("Zażółć 漢字 <b>")
+        for words in ("kitchen", "6.0 tokens/s", "3 tokens", "told by attic, then kitchen"):
+            await browser.shows("#thread .facts", words)
+
+
+async def test_the_second_question_brings_the_conversation_along():
+    made = gateway(ScriptedDispatch(whole("Par", "is")))
+    async with page_of(made) as browser:
+        await browser.shows("#model", MODEL)
+        await browser.page.select_option("#model", MODEL)
+        await browser.ask("Capital of France?")
+        await browser.shows("#thread .facts", "kitchen")
+        await browser.page.fill("#prompt", "Sure?")
+        await browser.page.press("#prompt", "Enter")
+        await playwright.expect(browser.page.locator("#thread .facts")).to_have_count(2)
+        await playwright.expect(browser.page.locator("#thread .facts").nth(1)).to_contain_text("kitchen")
+        first, second = made.answer().asked
+        assert (first.model, second.model) == (MODEL, MODEL)
+        assert [(message["role"], message["content"]) for message in second.messages] == [
+            ("user", "Capital of France?"),
+            ("assistant", "Paris"),
+            ("user", "Sure?"),
+        ]
+        await browser.page.click("#fresh")
+        await playwright.expect(browser.page.locator("#thread article")).to_have_count(0)
+
+
+async def test_stop_stops_the_work_too():
+    made = gateway(ScriptedDispatch([[Started("miss")], [Token("Par")], asyncio.Event(), [DONE]]))
+    async with page_of(made) as browser:
+        await browser.ask("hi")
+        await browser.shows("#thread .told", "Par")
+        await browser.page.click("#stop")
+        await browser.shows("#thread .facts", "Stopped.")
+        for _ in range(200):
+            if made.answer().abandoned:
+                break
+            await asyncio.sleep(0.01)
+        assert made.answer().abandoned == 1
+
+
+@pytest.mark.parametrize("told", [(), ("Par",)])
+async def test_errors_are_shown_in_words(told: tuple[str, ...]):
+    made = gateway(ScriptedDispatch(failing(NoNodes("nobody is there", hint="wake a phone"), *told)))
+    async with page_of(made) as browser:
+        await browser.ask("hi")
+        await browser.shows("#thread .trouble", "nobody is there")
+        await browser.shows("#thread .trouble", "wake a phone")
+        await playwright.expect(browser.page.locator("#send")).to_be_enabled()
+
+
+async def test_markup_from_nodes_and_models_stays_text():
+    registry = fleet((spec("evil", name=MARKUP), report(MARKUP)))
+    node = registry.loads[NodeId("evil")]
+    node.last_error, node.in_flight = MARKUP, 1
+    script: list[Step] = [[Started("miss")], [Token("", thinking=MARKUP), Token(MARKUP)], [done(node=MARKUP)]]
+    async with page_of(gateway(ScriptedDispatch(script), registry)) as browser:
+        await browser.shows(".node .name", MARKUP)
+        await browser.shows(".node .models", MARKUP)
+        await browser.shows(".node .error", MARKUP)
+        await browser.ask(MARKUP)
+        for part in ("question", "thinking", "told", "facts"):
+            await browser.shows(f"#thread .{part}", MARKUP)
+        assert await browser.page.locator("img").count() == 0
+
+
+async def test_a_locked_gateway_asks_for_the_key():
+    async with page_of(gateway(api_keys="anna:s3cret")) as browser:
+        await browser.shows("#key-form", "asks for an API key")
+        await browser.page.fill("#key", "wrong")
+        await browser.page.press("#key", "Enter")
+        await browser.shows("#notice", "does not know this key")
+        await browser.page.fill("#key", "s3cret")
+        await browser.page.press("#key", "Enter")
+        await browser.shows("[data-node=kitchen]", "kitchen")
+        await playwright.expect(browser.page.locator("#key-form")).to_be_hidden()
+        await browser.ask("hi")
+        await browser.shows("#thread .told", "Paris.")
+        assert await browser.page.evaluate("localStorage.length") == 0
+        assert await browser.page.evaluate("sessionStorage.getItem('potluck-key')") == "s3cret"
+        assert "s3cret" not in browser.page.url
+
+
+async def test_it_fits_a_phones_screen_and_the_dark():
+    name = "a-phone-with-a-rather-long-name-that-somebody-gave-it-one-evening"
+    registry = fleet((spec("long", name=name), report(*(f"model-{index}:1.5b-instruct-q4_K_M" for index in range(6)))))
+    made = gateway(ScriptedDispatch(whole("word" * 100)), registry)
+    async with page_of(made, viewport={"width": 360, "height": 740}, color_scheme="dark") as browser:
+        await browser.shows(".node", name)
+        await browser.ask("x" * 300)
+        await browser.shows("#thread .facts", "kitchen")
+        assert await browser.page.evaluate("document.documentElement.scrollWidth") <= 360
+        dark = await browser.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        await browser.page.emulate_media(color_scheme="light")
+        light = await browser.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        assert dark != light
+
+
+async def test_a_broken_fleet_file_and_an_empty_fleet_are_told(tmp_path: Path):
+    async with live_gateway(tmp_path) as live, opened(live.address) as browser:
+        await browser.shows("#no-nodes", "phones.json")
+        (tmp_path / "phones.json").write_text("[{]")
+        await browser.shows("#notice", "line 1, column")
+
+
+async def test_the_page_over_the_whole_gateway(tmp_path: Path):
+    settings = PhoneSettings(tokens_per_second=40)
+    async with FakePhone(settings) as phone, live_gateway(tmp_path, phone) as live, opened(live.address) as browser:
+        await browser.shows(".node .name", "phone-0")
+        await browser.ask("Tell me about the sea.")
+        await browser.shows("#thread .facts", "phone-0")
+        await browser.shows("#thread .facts", "tokens/s")
+        await browser.shows(".node .models .resident", "smollm2:135m")
