@@ -1,7 +1,7 @@
 """What one streamed answer of 8 tokens costs the gateway's side of a node's connection, beside aiohttp's client.
 
 The reason for a connection of our own: with the whole backend (parse, check, make events) it has to stay well below
-what aiohttp costs for the bytes alone. One process each for the node and the client, on cores of their own; interleaved.
+what aiohttp costs for the bytes alone. One process each for the node and the client, each on a core of its own.
 """
 
 from __future__ import annotations
