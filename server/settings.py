@@ -87,6 +87,8 @@ class Settings(BaseModel):
     allowed_origins: str = ""
     allowed_hosts: str = ""
     body_limit_bytes: int = Field(4 * 1024 * 1024, gt=0)
+    body_timeout_s: float = Field(60.0, gt=0)
+    batch_limit: int = Field(10_000, ge=1)
 
     # running
     drain_s: float = Field(30.0, ge=0)

@@ -107,6 +107,7 @@ class Application:
     def __init__(self, services: Services, routes: Mapping[str, Mapping[str, Handler]]) -> None:
         self._services = services
         self._body_limit = services.settings.body_limit_bytes
+        self._body_seconds = services.settings.body_timeout_s
         self._exact = {path: (path, methods, dialect_of(path)) for path, methods in routes.items()}
         self._below = [entry for path, entry in self._exact.items() if path.endswith("/") and path != "/"]
         self._exposed = False
@@ -116,7 +117,7 @@ class Application:
         path: str = scope["path"]
         entry = self._exact.get(path) or self._entry_below(path)
         dialect = entry[2] if entry else dialect_of(path)
-        incoming = Incoming(scope, receive, send, dialect, self._body_limit)
+        incoming = Incoming(scope, receive, send, dialect, self._body_limit, self._body_seconds)
         open_requests = self._services.open_requests.requests
         open_requests.add(incoming)
         try:

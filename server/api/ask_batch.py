@@ -24,8 +24,6 @@ from server.exchange import AskRequest, CallerId, RequestId
 from server.http_errors import InternalError, error_record
 from server.nodes import NodeStatus
 
-# More prompts than this do not fit into the body limit as real questions; the bound is on the tasks' memory.
-LONGEST_BATCH = 10_000
 # Per slot of the fleet: one request that runs and one that waits, so that a freed slot never looks for work.
 AT_ONCE_PER_SLOT = 2
 LEAST_AT_ONCE = 8
@@ -34,12 +32,9 @@ TRIES_AT_FULL_QUEUE = 5
 
 
 def _list_of_requests(value: Any, field: str) -> list[Any]:
-    items = sequence(value, field)
-    if not items:
+    if not sequence(value, field):
         raise RequestInvalid(f"'{field}' must not be empty", field=field)
-    if len(items) > LONGEST_BATCH:
-        raise RequestInvalid(f"'{field}' holds {len(items)} entries, {LONGEST_BATCH} are allowed", field=field)
-    return items
+    return list(value)
 
 
 _SHARED_FIELDS: Mapping[str, Check] = {
@@ -62,13 +57,16 @@ class Batch:
     stream: bool
 
 
-def read_batch(body: dict[str, Any], request_id: RequestId, caller: CallerId) -> Batch:
+def read_batch(body: dict[str, Any], request_id: RequestId, caller: CallerId, longest: int) -> Batch:
     values = checked(body, _BATCH_FIELDS)
     prompts, requests = values.get("prompts"), values.get("requests")
     if (prompts is None) == (requests is None):
         raise RequestInvalid("give either 'prompts' or 'requests'", field="prompts")
     shared = {name: value for name, value in values.items() if name in _SHARED_FIELDS}
     listed = requests if prompts is None else [{"prompt": prompt} for prompt in prompts]
+    if len(listed or ()) > longest:
+        name = "requests" if prompts is None else "prompts"
+        raise RequestInvalid(f"'{name}' holds more than {longest} entries", field=name)
     items = tuple(
         _read_item(item, shared, RequestId(f"{request_id}.{index}"), caller) for index, item in enumerate(listed or ())
     )
@@ -93,7 +91,12 @@ class BatchApi:
         self._services = services
 
     async def ask_batch(self, incoming: Incoming) -> None:
-        batch = read_batch(await incoming.json(), incoming.request_id, incoming.caller)
+        batch = read_batch(
+            await incoming.json(),
+            incoming.request_id,
+            incoming.caller,
+            self._services.settings.batch_limit,
+        )
         incoming.hand_over()
         if batch.stream:
             await self._tell_as_they_finish(incoming, batch)

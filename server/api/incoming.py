@@ -46,6 +46,7 @@ class Incoming:
         "_watcher",
         "body_bytes",
         "body_limit",
+        "body_seconds",
         "caller",
         "cut_error",
         "dialect",
@@ -61,7 +62,15 @@ class Incoming:
         "status",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect, body_limit: int) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        dialect: Dialect,
+        body_limit: int,
+        body_seconds: float = 60.0,
+    ) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
@@ -72,6 +81,7 @@ class Incoming:
         self.route = ""
         self.dialect = dialect
         self.body_limit = body_limit
+        self.body_seconds = body_seconds
         self.body_bytes = 0
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.caller = CallerId("")
@@ -106,6 +116,13 @@ class Incoming:
         length = self.headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > self.body_limit:
             raise self._too_large()
+        late = asyncio.get_running_loop().call_later(self.body_seconds, self._come_too_late)
+        try:
+            return await self._read()
+        finally:
+            late.cancel()
+
+    async def _read(self) -> bytes:
         message = await self._receive()
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
@@ -129,6 +146,9 @@ class Incoming:
             raise self._too_large()
         self.body_bytes = len(body)
         return body
+
+    def _come_too_late(self) -> None:
+        self.cut(RequestInvalid(f"the body did not come within {self.body_seconds:g} s", status=408))
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is larger than {self.body_limit} bytes")

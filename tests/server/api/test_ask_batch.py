@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.api.ask_batch import LEAST_AT_ONCE, LONGEST_BATCH, TRIES_AT_FULL_QUEUE
+from server.api.ask_batch import LEAST_AT_ONCE, TRIES_AT_FULL_QUEUE
 from server.errors import NoNodes, QueueFull
 from server.exchange import AskRequest
 from tests.server.api.gateway import Call, fleet, gateway, post, report, spec
@@ -60,11 +60,12 @@ async def test_every_request_has_an_id_of_its_own():
         ({"requests": {}}, "requests"),
         ({"prompts": ["a"], "temperature": "hot"}, "temperature"),
         ({"prompts": ["a"], "prompt": "b"}, "prompt"),
-        ({"prompts": ["a"] * (LONGEST_BATCH + 1)}, "prompts"),
+        ({"prompts": ["a"] * 6}, "prompts"),
+        ({"requests": [{"prompt": "a"}] * 6}, "requests"),
     ],
 )
 async def test_mistakes_of_the_whole_are_422(body: dict[str, Any], field: str):
-    answer = await post(gateway().app, "/ask_batch", body)
+    answer = await post(gateway(batch_limit=5).app, "/ask_batch", body)
     assert (answer.status, answer.json()["error"]["field"]) == (422, field)
 
 

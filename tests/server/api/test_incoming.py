@@ -9,7 +9,7 @@ import pytest
 
 from server.api.incoming import ClientGone, Incoming
 from server.errors import BodyTooLarge, GatewayDraining, RequestInvalid
-from tests.server.api.gateway import Call
+from tests.server.api.gateway import Call, gateway
 
 
 def incoming(call: Call, limit: int = 1000) -> Incoming:
@@ -61,6 +61,17 @@ async def test_a_body_that_grows_beyond_the_limit_is_refused_at_once():
     with pytest.raises(BodyTooLarge):
         await incoming(call).read()
     assert await call.receive() == {"type": "http.request", "body": b"x" * 600, "more_body": False}
+
+
+async def test_a_body_that_does_not_come_is_408():
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    call = Call("POST", "/ask")
+    call.receive = never  # type: ignore[method-assign]
+    answer = await call.run(gateway(body_timeout_s=0.01).app)
+    assert answer.status == 408
+    assert "0.01 s" in answer.json()["error"]["message"]
 
 
 async def test_a_body_of_exactly_the_limit_is_read():
