@@ -206,6 +206,10 @@ class NodeMemory:
             self.warm_depth, self.cold_depth = 0, None  # it may have come back with more memory, or another version
         else:
             self.pinned_contexts.pop(model, None)
+        self.forget_held(model)
+
+    def forget_held(self, model: ModelKey | None) -> None:
+        """The model was loaded anew: what it held is gone, the context we want for it is not."""
         for entry in [e for e in self.held.values() if model is None or e.model == model]:
             self._drop(entry)
 

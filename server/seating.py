@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from server.affinity import Memories
-from server.breaker import on_sent
+from server.breaker import on_no_verdict, on_sent
 from server.errors import DeadlineExceeded, GatewayError, NoNodes, QueueFull, RequestInvalid
 from server.exchange import CallerId
-from server.nodes import ModelKey, Node, NodeId, NodeStatus
+from server.nodes import ModelKey, Node, NodeId, NodeStatus, ResidentModel
 from server.registry import Registry, is_renewed
 from server.routing import Choice, Demand, Policy, Refusal, Roster, Seat, choose
 from server.waiting import Ticket, WaitingRoom
@@ -46,6 +46,7 @@ class Claim:
     sequence: int
     since: float
     deadline: float | None = None
+    waited: float = 0.0  # in all, between its attempts
     hopeless_since: float | None = None
     seated: bool = False  # had a seat before: a half-told answer is never turned away at the door
     future: asyncio.Future[Choice] | None = None
@@ -79,6 +80,7 @@ class Seating:
         self._rosters: dict[ModelKey | None, Roster] = {}
         self._sequence = count()
         self._timer: asyncio.TimerHandle | None = None
+        self._hopeless = False  # somebody who waits has been told that no node is in service
         registry.listen(self._follow)
 
     def roster(self, model: ModelKey | None) -> Roster:
@@ -103,8 +105,16 @@ class Seating:
         if error is not None:
             raise error
         if self.room.full and not claim.seated:
-            raise QueueFull("too many requests are waiting", self.expected_wait())
+            return self._take_anywhere(claim, now)
         return None
+
+    def _take_anywhere(self, claim: Claim, now: float) -> Choice:
+        """There is no room to wait in: not even for the node that holds the conversation."""
+        outcome = choose(replace(claim.demand, home=None), self.roster(claim.demand.model), self.policy, now)
+        if isinstance(outcome, Refusal):
+            raise QueueFull("too many requests are waiting", self.expected_wait())
+        self._occupy(outcome.seat, now)
+        return outcome
 
     def expected_wait(self) -> float:
         """Seconds until a request that came now would get a seat, by the recent length of requests."""
@@ -113,6 +123,11 @@ class Seating:
 
     def wait(self, claim: Claim) -> Wait:
         return Wait(self, claim)
+
+    def give_up(self, seat: Seat) -> None:
+        """The seat was taken, and nothing was ever asked there."""
+        seat.load.breaker = on_no_verdict(seat.load.breaker, self._now())
+        self.give_back(seat)
 
     def give_back(self, seat: Seat) -> None:
         """The request at this seat is over (its load has been judged by the caller)."""
@@ -142,8 +157,7 @@ class Seating:
         refusals: dict[Hashable, Refusal] = {}
 
         def offer(claim: Claim) -> bool:
-            if claim.future is None or claim.future.done():
-                return False
+            assert claim.future is not None and not claim.future.done()
             outcome = choose(claim.demand, self.roster(claim.demand.model), self.policy, now)
             if isinstance(outcome, Refusal):
                 refusals[claim.kind() or claim] = outcome
@@ -152,18 +166,21 @@ class Seating:
             claim.future.set_result(outcome)
             return True
 
-        self.room.bind(offer, Claim.kind)
+        self.room.bind(offer)
         self._judge_waiting(refusals, now)
 
     def _judge_waiting(self, refusals: dict[Hashable, Refusal], now: float) -> None:
         """End the waiting of those that nobody can serve any more, and look again when a refusal says so."""
         look_at = min((r.retry_at for r in refusals.values() if r.retry_at is not None), default=None)
         hopeless = any(r.reason in ("none_in_service", "context") for r in refusals.values())
-        for ticket in list(self.room) if hopeless else ():
+        affected = hopeless or self._hopeless  # also when hope has just returned: the next time begins anew
+        self._hopeless = hopeless
+        for ticket in list(self.room) if affected else ():
             claim = ticket.item
             refusal = refusals.get(claim.kind() or claim)
             error = self._verdict(claim, refusal, now) if refusal is not None else None
-            if error is not None and claim.future is not None and not claim.future.done():
+            if error is not None and claim.future is not None:
+                self.room.leave(ticket)  # at once: its kind must not be refused because of it
                 claim.future.set_exception(error)
             elif self._starting():
                 look_at = min(look_at or math.inf, now + LOOK_WHILE_STARTING_SECONDS)
@@ -242,11 +259,21 @@ class Seating:
         if was is not None:
             if is_renewed(was, now_node):
                 self.memories.of(node_id).forget()
-            for model in was.resident.keys() - now_node.resident.keys():
-                self.memories.of(node_id).forget(model)
+            for model, resident in was.resident.items():
+                self._follow_resident(node_id, model, resident, now_node.resident.get(model))
         for roster in self._rosters.values():
             self._place(roster, now_node)
         self.pump()
+
+    def _follow_resident(
+        self, node_id: NodeId, model: ModelKey, was: ResidentModel, now_resident: ResidentModel | None
+    ) -> None:
+        """A model that left the node's memory, or was loaded anew with another context, holds nothing any more."""
+        memory = self.memories.of(node_id)
+        if now_resident is None:
+            memory.forget(model)
+        elif was.context_length is not None and now_resident.context_length not in (None, was.context_length):
+            memory.forget_held(model)
 
     def _place(self, roster: Roster, node: Node) -> None:
         roster.place(node, self.registry.loads[node.id], self.memories.of(node.id), self._now())
@@ -258,11 +285,13 @@ class Wait:
     def __init__(self, seating: Seating, claim: Claim) -> None:
         self._seating = seating
         self._claim = claim
-        self._ticket: Ticket[Claim] = Ticket(claim.caller, claim.priority, claim.sequence, claim.since, claim)
+        self._ticket = Ticket(claim.caller, claim.priority, claim.sequence, claim.since, claim, claim.kind())
         self._got: Choice | None = None
+        self._entered = 0.0
 
     def __enter__(self) -> Wait:
         seating, claim = self._seating, self._claim
+        self._entered = seating._now()
         claim.future = asyncio.get_running_loop().create_future()
         seating.room.enter(self._ticket)
         seating.pump()  # the refusal that sent it here may name a moment to look again
@@ -271,9 +300,10 @@ class Wait:
     def __exit__(self, *_: object) -> None:
         seating, future = self._seating, self._claim.future
         seating.room.leave(self._ticket)
+        self._claim.waited += seating._now() - self._entered
         if future is not None and future.done() and not future.cancelled() and self._got is None:
             if future.exception() is None:  # bound, and the request left before it heard of it
-                seating.give_back(future.result().seat)
+                seating.give_up(future.result().seat)
         elif future is not None and not future.done():
             future.cancel()
 
@@ -286,7 +316,7 @@ class Wait:
         future = self._claim.future
         assert future is not None
         now = self._seating._now()
-        ends = self._claim.since + self._seating.limits.queue_seconds
+        ends = self._entered + self._seating.limits.queue_seconds - self._claim.waited
         if self._claim.deadline is not None:
             ends = min(ends, self._claim.deadline)
         await asyncio.wait((future,), timeout=max(0.0, min(within_seconds, ends - now)))

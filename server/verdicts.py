@@ -87,10 +87,7 @@ class Remembering:
         """The node has read the conversation and told its answer: that is what it holds now."""
         memory = self.memories.of(seat.id)
         if done.durations.load / SECOND > RELOADED_SECONDS:
-            pinned = memory.pinned_contexts.get(seat.model)
-            memory.forget(seat.model)
-            if pinned is not None:
-                memory.pinned_contexts[seat.model] = pinned
+            memory.forget_held(seat.model)
         tokens = done.usage.prompt_tokens + done.usage.completion_tokens or conversation.tokens
         keys = continued_keys(conversation, text, done.context)
         memory.write(Held(keys, seat.model, seat.identity, tokens, now), conversation.prefixes)

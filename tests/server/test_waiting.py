@@ -1,0 +1,298 @@
+"""The one queue: fair among callers, priorities within one, and nobody held up by what cannot be bound now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.exchange import CallerId
+from server.waiting import SWEPT_AT, Ticket, WaitingRoom
+
+SEQUENCE = count()
+
+
+def enter(room: WaitingRoom[str], caller: str, item: str, priority: int = 0, kind: Hashable = "plain") -> Ticket[str]:
+    ticket = Ticket(CallerId(caller), priority, next(SEQUENCE), 0.0, item, kind)
+    room.enter(ticket)
+    return ticket
+
+
+def slots(served: list[str], number: int, only: Callable[[str], bool] = lambda _: True) -> Callable[[str], bool]:
+    """An offer that takes so many items, of those that `only` lets pass."""
+
+    def offer(item: str) -> bool:
+        if len(served) - start >= number or not only(item):
+            return False
+        served.append(item)
+        return True
+
+    start = len(served)
+    return offer
+
+
+def served_one_by_one(room: WaitingRoom[str], times: int = 1000) -> list[str]:
+    """The order of service when one slot gets free at a time."""
+    served: list[str] = []
+    for _ in range(times):
+        if not room.bind(slots(served, 1)):
+            break
+    return served
+
+
+def room_with(entries: Iterable[tuple[str, str]]) -> WaitingRoom[str]:
+    room: WaitingRoom[str] = WaitingRoom(100)
+    for caller, item in entries:
+        enter(room, caller, item)
+    return room
+
+
+def test_first_come_first_served() -> None:
+    assert served_one_by_one(room_with([("a", "1"), ("a", "2"), ("a", "3")])) == ["1", "2", "3"]
+
+
+def test_equal_turns_per_caller() -> None:
+    """Equal turns per caller: a thousand requests of one do not delay the first of another."""
+    room = room_with([("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("c", "c1"), ("b", "b2")])
+    assert served_one_by_one(room) == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+def test_a_caller_that_was_served_goes_to_the_end_of_the_line_of_callers() -> None:
+    room = room_with([("a", "a1"), ("a", "a2"), ("b", "b1")])
+    served: list[str] = []
+    room.bind(slots(served, 1))
+    enter(room, "c", "c1")
+    assert served + served_one_by_one(room) == ["a1", "b1", "a2", "c1"]
+
+
+def test_priority_counts_within_one_caller_only() -> None:
+    """Priorities within one caller: they never overtake another caller's turn."""
+    room: WaitingRoom[str] = WaitingRoom(100)
+    enter(room, "a", "a-low")
+    enter(room, "b", "b-low")
+    enter(room, "a", "a-high", priority=9)
+    enter(room, "b", "b-lowest", priority=-1)
+    assert served_one_by_one(room) == ["a-high", "b-low", "a-low", "b-lowest"]
+
+
+def test_many_slots_at_once_are_shared_in_the_same_order() -> None:
+    room = room_with([("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1")])
+    served: list[str] = []
+    assert room.bind(slots(served, 3)) == 3
+    assert served == ["a1", "b1", "a2"]
+    assert room.waiting == 1
+
+
+def test_what_cannot_be_bound_does_not_hold_up_what_can() -> None:
+    """No head-of-line blocking across models, in one caller's line or among callers."""
+    room: WaitingRoom[str] = WaitingRoom(100)
+    for caller, item in (("a", "big1"), ("a", "small1"), ("b", "big2"), ("b", "small2")):
+        enter(room, caller, item, kind=item[:-1])
+    served: list[str] = []
+    assert room.bind(slots(served, 9, only=lambda item: item.startswith("small"))) == 2
+    assert served == ["small1", "small2"]
+    assert served_one_by_one(room) == ["big1", "big2"]
+
+
+def test_who_was_passed_over_keeps_its_turn() -> None:
+    room: WaitingRoom[str] = WaitingRoom(100)
+    enter(room, "a", "big1", kind="big")
+    for number in range(3):
+        enter(room, "b", f"small{number}", kind="small")
+    served: list[str] = []
+    room.bind(slots(served, 2, only=lambda item: item.startswith("small")))
+    assert served_one_by_one(room) == ["big1", "small2"]
+
+
+def test_one_refusal_answers_for_all_that_are_alike() -> None:
+    """O(small) work: when nothing is free, one of a thousand is asked, and none is looked at."""
+    room: WaitingRoom[str] = WaitingRoom(2000)
+    for number in range(1000):
+        enter(room, f"caller{number % 7}", str(number))
+    asked: list[str] = []
+
+    def refuse(item: str) -> bool:
+        asked.append(item)
+        return False
+
+    assert room.bind(refuse) == 0
+    assert asked == ["0"]
+
+
+def test_those_that_are_like_no_other_are_each_asked_once() -> None:
+    room: WaitingRoom[str] = WaitingRoom(100)
+    for number in range(4):
+        enter(room, "a", str(number), kind=None)
+    enter(room, "b", "plain")
+    asked: list[str] = []
+
+    def offer(item: str) -> bool:
+        asked.append(item)
+        return item in ("plain", "2")
+
+    assert room.bind(offer) == 2
+    assert sorted(asked) == ["0", "1", "2", "3", "plain"]
+
+
+def test_it_is_bounded() -> None:
+    room: WaitingRoom[str] = WaitingRoom(2)
+    first = enter(room, "a", "1")
+    assert not room.full
+    enter(room, "b", "2")
+    assert room.full
+    room.leave(first)
+    assert not room.full
+
+
+def test_one_may_leave_at_any_time_and_only_once() -> None:
+    room = room_with([("a", "a1"), ("b", "b1")])
+    middle = enter(room, "a", "a2")
+    last = enter(room, "a", "a3")
+    room.leave(middle)
+    room.leave(middle)
+    assert (room.waiting, dict(room.by_caller())) == (3, {"a": 2, "b": 1})
+    room.leave(last)
+    assert served_one_by_one(room) == ["a1", "b1"]
+    assert (room.waiting, room.lines, room.kinds) == (0, {}, {})
+
+
+def test_those_that_come_and_go_behind_a_patient_one_leave_nothing_behind() -> None:
+    room: WaitingRoom[str] = WaitingRoom(100)
+    enter(room, "a", "patient")
+    for number in range(1000):
+        room.leave(enter(room, "a", str(number)))
+    assert len(room.lines[CallerId("a")].heap) <= SWEPT_AT + 1
+    assert [ticket.item for ticket in room] == ["patient"]
+
+
+def test_a_place_is_kept_after_a_busy_answer() -> None:
+    """`sequence` keeps the place of a request that goes back after a busy answer."""
+    room: WaitingRoom[str] = WaitingRoom(100)
+    early = Ticket(CallerId("a"), 0, next(SEQUENCE), 0.0, "early")
+    enter(room, "a", "late")
+    room.enter(early)
+    assert room.position(early) == 1
+    assert served_one_by_one(room) == ["early", "late"]
+
+
+def test_a_ticket_that_was_bound_a_moment_ago_is_first() -> None:
+    room: WaitingRoom[str] = WaitingRoom(100)
+    ticket = enter(room, "a", "1")
+    enter(room, "b", "2")
+    room.bind(slots([], 1))
+    assert room.position(ticket) == 1
+
+
+ENTRIES = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 2)), max_size=30)
+
+
+@given(entries=ENTRIES, leaving=st.sets(st.integers(0, 29)), first=st.integers(0, 5))
+def test_the_position_is_the_real_order_of_service(
+    entries: list[tuple[str, int]], leaving: set[int], first: int
+) -> None:
+    """The place in the queue that is shown equals the order in which slots are really given out."""
+    room: WaitingRoom[str] = WaitingRoom(100)
+    tickets = [enter(room, caller, str(number), priority) for number, (caller, priority) in enumerate(entries)]
+    room.bind(slots([], first))
+    for number in leaving:
+        if number < len(tickets):
+            room.leave(tickets[number])
+    foretold = {ticket.item: room.position(ticket) for ticket in room}
+    served = served_one_by_one(room)
+    assert foretold == {item: place for place, item in enumerate(served, 1)}
+
+
+@dataclass
+class PlainRoom:
+    """Turns as one would write them down: lists, searched from the front."""
+
+    callers: list[str] = field(default_factory=list)
+    lines: dict[str, list[tuple[int, int, str, str]]] = field(default_factory=dict)
+
+    def enter(self, caller: str, entry: tuple[int, int, str, str]) -> None:
+        if caller not in self.callers:
+            self.callers.append(caller)
+            self.lines[caller] = []
+        self.lines[caller] = sorted([*self.lines[caller], entry])
+
+    def leave(self, caller: str, item: str) -> None:
+        self.lines[caller] = [entry for entry in self.lines[caller] if entry[2] != item]
+        if not self.lines[caller]:
+            self.callers.remove(caller)
+
+    def bind(self, free: Counter[str]) -> list[str]:
+        """Each kind has so many slots; callers take turns until nobody gets any more."""
+        served: list[str] = []
+        again = True
+        while again:
+            again = False
+            for caller in list(self.callers):
+                fitting = [entry for entry in self.lines[caller] if free[entry[3]] > 0]
+                if fitting:
+                    _, _, item, kind = fitting[0]
+                    free[kind] -= 1
+                    served.append(item)
+                    self.leave(caller, item)
+                    if caller in self.callers:
+                        self.callers.remove(caller)
+                        self.callers.append(caller)
+                    again = True
+        return served
+
+
+class TheRoomEqualsThePlainOne(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.room: WaitingRoom[str] = WaitingRoom(1000)
+        self.plain = PlainRoom()
+        self.tickets: dict[str, Ticket[str]] = {}
+        self.numbers = count()
+
+    @rule(caller=st.sampled_from("abc"), priority=st.integers(-1, 1), kind=st.sampled_from("xyz"), alone=st.booleans())
+    def enter(self, caller: str, priority: int, kind: str, alone: bool) -> None:
+        number = next(self.numbers)
+        item = f"{kind}{number}"
+        self.tickets[item] = Ticket(CallerId(caller), priority, number, 0.0, item, None if alone else kind)
+        self.room.enter(self.tickets[item])
+        self.plain.enter(caller, (-priority, number, item, kind))
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        item = data.draw(st.sampled_from(sorted(self.tickets)))
+        ticket = self.tickets.pop(item)
+        self.room.leave(ticket)
+        self.plain.leave(ticket.caller, item)
+
+    @rule(free=st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3)))
+    def bind(self, free: dict[str, int]) -> None:
+        left, served = Counter(free), []
+
+        def offer(item: str) -> bool:
+            if left[item[0]] <= 0:
+                return False
+            left[item[0]] -= 1
+            served.append(item)
+            return True
+
+        assert self.room.bind(offer) == len(served)
+        assert served == self.plain.bind(Counter(free))
+        for item in served:
+            del self.tickets[item]
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.room.waiting == len(self.tickets)
+        assert {ticket.item for ticket in self.room} == set(self.tickets)
+        assert list(self.room.lines) == self.plain.callers
+        assert self.room.by_caller() == {caller: len(self.plain.lines[caller]) for caller in self.plain.callers}
+        assert self.room.kinds == Counter(ticket.kind for ticket in self.tickets.values())
+
+
+TestTheRoomEqualsThePlainOne = TheRoomEqualsThePlainOne.TestCase
+TestTheRoomEqualsThePlainOne.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
