@@ -38,10 +38,17 @@ class Cuttable(Protocol):
 
 
 class Draining:
-    def __init__(self, requests: Requests, dispatcher: Cuttable, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        dispatcher: Cuttable,
+        drain_seconds: float,
+        force_seconds: float = FORCE_AFTER_CUT_SECONDS,
+    ) -> None:
         self._requests = requests
         self._dispatcher = dispatcher
         self._drain_seconds = drain_seconds
+        self._force_seconds = force_seconds
         self._timers: list[asyncio.TimerHandle] = []
         self._force: Callable[[], None] = lambda: None
         self._signalled = False
@@ -65,7 +72,7 @@ class Draining:
         self._requests.cut(GatewayDraining("the gateway was stopped before the answer was whole"))
         self._dispatcher.cut_off()
         loop = asyncio.get_running_loop()
-        self._timers.append(loop.call_later(FORCE_AFTER_CUT_SECONDS, lambda: self._force()))
+        self._timers.append(loop.call_later(self._force_seconds, lambda: self._force()))
 
     def stop(self) -> None:
         for timer in self._timers:

@@ -88,6 +88,25 @@ async def test_handlers_are_passed_on_and_put_back():
         signal.signal(signal.SIGTERM, before)
 
 
+async def test_a_client_that_reads_nothing_does_not_hold_the_end_up():
+    got: list[int] = []
+
+    def server(number: int, frame: Any) -> None:
+        got.append(number)
+
+    before = {number: signal.signal(number, server) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        draining = Draining(OpenRequests(), Dispatcher(), drain_seconds=0.0, force_seconds=0.01)
+        with draining.on_signals():
+            signal.raise_signal(signal.SIGTERM)
+            await until(lambda: signal.SIGINT in got)  # uvicorn's word for "do not wait for connections"
+        assert got == [signal.SIGTERM, signal.SIGINT]
+        draining.stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # the program itself
 
 

@@ -35,6 +35,25 @@ async def test_a_question_goes_all_the_way(tmp_path: Path):
     assert requests[0]["id"] == answer.headers["x-request-id"]
 
 
+async def test_what_a_client_sends_for_the_gateway_reaches_no_node(tmp_path: Path):
+    secrets = {
+        "Authorization": "Bearer s3cret",
+        "X-API-Key": "s3cret",
+        "Cookie": "session=1",
+        "Referer": "http://chat.example/private",
+        "X-Forwarded-For": "192.168.1.9",
+    }
+    async with FakePhone() as phone, live_gateway(tmp_path, phone, api_keys="test:s3cret") as live:
+        async with httpx.AsyncClient(headers={**secrets, "Origin": "http://chat.example"}) as http:
+            await http.post(f"{live.address}/ask", json={"prompt": "hi"})
+            await http.post(f"{live.address}/api/show", json={"model": "smollm2:135m"})
+        assert {seen.path for seen in phone.log} >= {"/api/chat", "/api/show"}
+        for seen in phone.log:
+            headers = {name.lower(): value for name, value in seen.headers.items()}
+            assert not {name.lower() for name in [*secrets, "Origin"]} & set(headers), headers
+            assert headers["host"] == f"{phone.host}:{phone.port}"
+
+
 async def test_a_change_of_the_fleet_file_is_seen(tmp_path: Path):
     async with FakePhone() as one, FakePhone() as two, live_gateway(tmp_path, one) as live:
         write_phones(tmp_path / "phones.json", [one, two])
