@@ -218,7 +218,9 @@ async def served(app: Any, **config: Any) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = _QuietServer(uvicorn.Config(app, lifespan="off", log_level="error", http="httptools", **config))
+    server = _QuietServer(
+        uvicorn.Config(app, lifespan="off", log_config=None, log_level="error", http="httptools", **config)
+    )
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await until(lambda: server.started)
