@@ -1,4 +1,4 @@
-"""The page in headless Chromium: the fleet live, a conversation as it is told, keys, errors in words, nothing foreign."""
+"""The page in headless Chromium: the fleet live, a conversation as it is told, keys, errors, nothing foreign."""
 
 from __future__ import annotations
 
