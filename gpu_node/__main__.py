@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpu_node import __version__
+from gpu_node.libraries import share_the_cpu
 
 DESCRIPTION = "Serve one model over the Ollama HTTP API."
 EPILOG = "Every flag is also an environment variable: POTLUCK_NODE_MODEL, POTLUCK_NODE_PORT and so on."
@@ -84,4 +85,5 @@ def _loop_factory() -> Any:
 
 
 if __name__ == "__main__":
+    share_the_cpu(os.environ)
     sys.exit(main(sys.argv[1:], os.environ))

@@ -91,8 +91,6 @@ def describe(folder: Path) -> ModelDescription:
         config=text,
         tokenizer=_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {},
         tensors=tensors,
-        licence=origin.get("licence", ""),
-        parameters=origin.get("parameters", {}),
     )
 
 

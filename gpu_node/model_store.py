@@ -21,14 +21,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpu_node.errors import ModelError, NodeError, UsageError
 from gpu_node.gguf_header import read_gguf_header
-from gpu_node.libraries import require_libraries
+from gpu_node.libraries import require_libraries, share_the_cpu
 from gpu_node.manifest import models_folder, read_manifest
-from gpu_node.model_folder import ORIGIN_FILE, sampled_digest, weight_files
+from gpu_node.model_folder import ORIGIN_FILE, ModelDescription, describe, sampled_digest, weight_files
 from gpu_node.model_source import FolderSource, GgufSource, HubSource, KnownSource, ModelSource, resolve
 from gpu_node.names import name_of_path
 from gpu_node.progress import Progress
@@ -64,6 +65,13 @@ class ModelStore:
             return _hub_folder(source, offline=True)
         folder = self._folder / self._key(source)
         return folder if (folder / ORIGIN_FILE).exists() else None
+
+    def describe(self, source: ModelSource, folder: Path) -> ModelDescription:
+        """What the folder says, and for a known model what the manifest says today."""
+        description = describe(folder)
+        if not isinstance(source, KnownSource):
+            return description
+        return replace(description, licence=source.model.licence, parameters=dict(source.model.parameters))
 
     def provide(self, source: ModelSource) -> Path:
         """The model's folder; fetched and converted first where needed."""
@@ -163,8 +171,7 @@ def _origin(source: KnownSource | GgufSource, gguf: Path) -> dict[str, Any]:
     header = read_gguf_header(gguf)
     origin = {"file": gguf.name, "size_bytes": gguf.stat().st_size, "quantisation": header.quantisation}
     if isinstance(source, KnownSource):
-        model = source.model
-        return {**origin, "digest": model.sha256, "licence": model.licence, "parameters": model.parameters}
+        return {**origin, "digest": source.model.sha256}
     return {**origin, "digest": sampled_digest(gguf)}
 
 
@@ -217,5 +224,6 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 if __name__ == "__main__":
     # Ending by signal must still run the blocks that end pip and remove what is half done.
+    share_the_cpu(os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv[1:], os.environ))

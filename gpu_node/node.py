@@ -19,7 +19,6 @@ from gpu_node.errors import ModelError, NodeError, NodeStopping
 from gpu_node.fetching import fetch_in_child
 from gpu_node.host import ModelHost
 from gpu_node.listening import Server
-from gpu_node.model_folder import describe
 from gpu_node.model_source import names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
@@ -92,7 +91,7 @@ class Node:
         if folder is None:
             raise ModelError(f"{self.host.name} was fetched but is not there")
         self._folder = folder
-        self.host.description = await asyncio.to_thread(describe, folder)
+        self.host.description = await asyncio.to_thread(self._store.describe, self._source, folder)
         log.info("loading %s", self.host.name)
 
     def _load(self) -> ModelRunner:

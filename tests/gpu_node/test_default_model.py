@@ -16,7 +16,6 @@ from gpu_node.engine.loader import LoadOptions, load_runner
 from gpu_node.engine.runner import Runner
 from gpu_node.engine.sequence import Bounds, ChatPrompt, Done, GenerationRequest, Message, SamplingOptions, Token
 from gpu_node.manifest import models_folder
-from gpu_node.model_folder import describe
 from gpu_node.model_store import ModelStore, default_cache
 from gpu_node.progress import Progress
 
@@ -86,6 +85,6 @@ def test_tokens_are_those_of_ollama(runner: Runner) -> None:
 
 def test_it_is_described_as_what_it_is() -> None:
     assert FOLDER is not None
-    model = describe(FOLDER)
+    model = STORE.describe(STORE.resolve("default"), FOLDER)
     assert (model.parameter_size, model.quantisation, model.context_length) == ("134.52M", "Q4_1", 8192)
     assert (model.licence, model.digest) == ("Apache-2.0", STORE.manifest.models[0].sha256)

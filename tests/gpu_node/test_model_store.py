@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpu_node.errors import ModelError, UsageError
-from gpu_node.model_folder import ORIGIN_FILE, describe
+from gpu_node.model_folder import ORIGIN_FILE
 from gpu_node.model_store import ModelStore, default_cache, file_digest, main
 from gpu_node.progress import Progress
 
@@ -52,7 +52,7 @@ def test_a_known_model_is_checked_converted_and_remembered(store: ModelStore, tm
     assert store.find(source) is None
     folder = store.provide(source)
     assert store.find(source) == folder == store.provide(source)
-    model = describe(folder)
+    model = store.describe(source, folder)
     assert model.digest == hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
     assert (model.licence, model.parameters, model.quantisation) == ("Apache-2.0", {"temperature": 0.2}, "F32")
     assert left_in(tmp_path / "cache") == [folder.name]

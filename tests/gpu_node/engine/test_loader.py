@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_node.engine.loader import LoadOptions, choose_device, convert_gguf, end_ids, load_runner
+from gpu_node.engine.loader import (
+    LoadOptions,
+    choose_device,
+    convert_gguf,
+    end_ids,
+    load_runner,
+    multiplies_slowly,
+    widen_long_products,
+)
 from gpu_node.engine.sequence import Bounds, GenerationRequest, RawPrompt, SamplingOptions
 from gpu_node.errors import ModelError
 from tests.fakes.tiny_model import CHAT_TEMPLATE, write_tiny_model
@@ -84,6 +92,31 @@ def test_threads_are_set_when_asked_for(tiny_folder: Path) -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_long_products_are_wide_and_short_ones_are_as_they_were() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(64, 32).to(torch.bfloat16)
+    wide = torch.nn.Sequential(torch.nn.Linear(64, 32).to(torch.bfloat16))
+    wide[0].load_state_dict(plain.state_dict())
+    widen_long_products(wide)
+    few, many = torch.randn(1, 1, 64).to(torch.bfloat16), torch.randn(1, 50, 64).to(torch.bfloat16)
+    assert torch.equal(wide(few), plain(few))
+    exact = many.float() @ plain.weight.float().T + plain.bias.float()
+    assert torch.equal(wide(many), exact.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "slow"),
+    [
+        (torch.bfloat16, "AVX2", True),
+        (torch.float16, "DEFAULT", True),
+        (torch.bfloat16, "AVX512", False),
+        (torch.float32, "AVX2", False),
+    ],
+)
+def test_only_cpus_without_the_units_for_it_multiply_slowly(dtype: torch.dtype, capability: str, slow: bool) -> None:
+    assert multiplies_slowly(dtype, capability) is slow
 
 
 def test_every_way_to_say_where_an_answer_ends_counts(tiny_folder: Path) -> None:
