@@ -6,6 +6,7 @@ another one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -29,9 +30,12 @@ from server.course import Attempt, Course
 from server.errors import NodeError
 from server.exchange import AskRequest, Embedding, Event, NodeDone, Token
 from server.patience import Patience
-from server.routing import Seat
+from server.routing import Seat, context_length
 
-DEFAULT_CONTEXT = 4096  # what every Ollama gives at least; only a larger `num_ctx` is worth pinning
+DEFAULT_CONTEXT = 4096  # what an Ollama gives at least, by its release notes
+OLD_DEFAULT_CONTEXT = 2048
+LARGER_CONTEXT_SINCE = (0, 6, 7)
+OTHERWISE_TOLD = "a replay of the answer told something else"
 RENDER_TIMEOUT_SECONDS = 30.0  # a rendering loads the model
 
 
@@ -58,12 +62,16 @@ class Skips:
 
     def feed(self, token: Token) -> Token | None:
         """What is new in the token; None when all of it was told before."""
+        if self.finished:
+            return token
         try:
             text, thinking = self.text.feed(token.text), self.thinking.feed(token.thinking)
         except Diverged as error:
-            raise NoWayOn("a replay of the answer told something else") from error
-        if not text and not thinking and not token.tool_calls and self.text.text:
+            raise NoWayOn(OTHERWISE_TOLD) from error
+        if not (text or thinking or token.tool_calls):
             return None
+        if not self.finished or (thinking and self.text.text):
+            raise NoWayOn(OTHERWISE_TOLD)  # something new before all that was told has come again
         return replace(token, text=text, thinking=thinking)
 
 
@@ -82,20 +90,26 @@ def options_for(seat: Seat, request: AskRequest, told_tokens: int = 0) -> Mappin
     if wanted is None and pinned is None:
         return options
     options = {name: value for name, value in options.items() if name != "num_ctx"}
-    if pinned is None and wanted is not None and wanted > DEFAULT_CONTEXT and _may_load(seat):
-        pinned = seat.memory.pinned_contexts[seat.model] = wanted
+    if pinned is None and wanted is not None and wanted > default_context(seat):
+        # a model that was loaded with more keeps it: without a word, a node goes back to its own default
+        pinned = seat.memory.pinned_contexts[seat.model] = max(wanted, context_length(seat) or 0)
     return options if pinned is None else {**options, "num_ctx": pinned}
 
 
-def _may_load(seat: Seat) -> bool:
-    resident = seat.node.resident.get(seat.model)
-    return resident is None or resident.context_length is None
+def default_context(seat: Seat) -> int:
+    """What the node gives at least when it is not told; only a larger `num_ctx` is worth pinning."""
+    version = seat.node.report.version if seat.node.report is not None else ""
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
+    ours = seat.node.report is not None and seat.node.report.continues_assistant
+    if found and not ours and tuple(map(int, found.groups())) < LARGER_CONTEXT_SINCE:
+        return OLD_DEFAULT_CONTEXT
+    return DEFAULT_CONTEXT
 
 
 async def plan(course: Course, seat: Seat, backend: Backend) -> tuple[Way | str, Call]:
     """How this node is to be asked. Raises NoWayOn when it cannot go on, NodeError when asking it failed."""
     if not course.told.anything:
-        return ("retry" if course.attempts > 1 else "first"), first_call(course, seat)
+        return ("retry" if course.attempts else "first"), first_call(course, seat)
     for way in ways(course.request, seat.node, course.told):
         if way == "chat" and await _chat_stays_open(course, seat, backend):
             return way, _chat_call(course, seat)
@@ -170,6 +184,8 @@ async def tell(
                 events = _told(course, attempt, batch)
             else:
                 events = _told(course, attempt, _cleaned(course, attempt, batch, skip, seam))
+            if attempt.stopped and attempt.done is not None:
+                attempt.done = replace(attempt.done, reason="stop")
             if events:
                 yield events
             if attempt.stopped:
@@ -205,17 +221,21 @@ def _cleaned(
     cleaned: list[Any] = []
     for event in batch:
         if not isinstance(event, Token):
-            if seam is not None and isinstance(event, NodeDone) and (rest := seam.rest()):
-                cleaned.append(Token(rest))
+            if seam is not None and isinstance(event, NodeDone) and seam.held:
+                cleaned.append(Token(seam.rest(), tokens=seam.held_tokens))
             cleaned.append(event)
-            continue
-        if skip is not None and (event := skip.feed(event)) is None:
-            continue
-        text = event.text
-        if seam is not None:
-            text, attempt.stopped = seam.feed(text)
-        if text or not event.text:
-            cleaned.append(event if text == event.text else replace(event, text=text))
-        if attempt.stopped:
-            break
+        elif skip is not None:
+            token = skip.feed(event)
+            if token is not None:
+                cleaned.append(token)
+        elif seam is not None and event.text:
+            text, attempt.stopped = seam.feed(event.text, event.tokens)
+            if attempt.stopped:
+                break
+            if text == event.text:
+                cleaned.append(event)
+            elif text or event.thinking or event.tool_calls:
+                cleaned.append(replace(event, text=text, tokens=seam.held_tokens if text else 0))
+        else:
+            cleaned.append(event)
     return cleaned

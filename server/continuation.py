@@ -51,7 +51,7 @@ class Told:
 
     @property
     def anything(self) -> bool:
-        return self.tokens > 0
+        return self.tokens > 0 or bool(self.parts or self.thoughts) or self.other_than_text
 
     def add(self, token: Token) -> None:
         self.tokens += token.tokens
@@ -176,6 +176,7 @@ class SeamStops:
     stops: tuple[str, ...]
     before: str  # the end of the told text
     held: str = ""
+    held_tokens: int = 0
     open: bool = True
 
     @classmethod
@@ -187,11 +188,16 @@ class SeamStops:
         tail = told[-(longest - 1) :] if longest > 1 else ""
         return cls(texts, tail, open=any(_straddles(tail, stop) for stop in texts))
 
-    def feed(self, piece: str) -> tuple[str, bool]:
-        """What may be told now, and whether a stop string was completed (then nothing more comes)."""
+    def feed(self, piece: str, tokens: int = 1) -> tuple[str, bool]:
+        """What may be told now, and whether a stop string was completed (then nothing more comes).
+
+        While something is held back, `held_tokens` counts the tokens in it.
+        """
         if not self.open:
+            self.held_tokens = 0
             return piece, False
         self.held += piece
+        self.held_tokens += tokens
         possible = False
         for stop in self.stops:
             for begun in _beginnings(self.before, stop):

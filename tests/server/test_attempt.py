@@ -1,0 +1,455 @@
+"""One attempt: what a node is asked, what its events become, and the seam, with a backend that follows a script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.affinity import conversation
+from server.attempt import NoWayOn, default_context, first_call, options_for, plan, tell
+from server.backends.base import Call
+from server.course import Attempt, Course
+from server.errors import NodeBroken, NodeError, NodeStalled
+from server.exchange import AskRequest, Embedding, Event, NodeDone, Token, Usage
+from server.nodes import Node
+from server.patience import Patience
+from server.retry import Outage
+from server.routing import Seat
+from tests.server.scripted_backend import (
+    ScriptedBackend,
+    closed_template,
+    open_template,
+    trimming_template,
+)
+from tests.server.scripted_nodes import MODEL, chat, node_of, report_of, seat_of
+
+GREEDY = {"temperature": 0}
+DONE = NodeDone("stop", "qwen:1b", Usage(10, 5))
+RENDERS = node_of("a", report_of(renders=True))
+OURS = node_of("a", report_of(continues_assistant=True))
+PATIENCE = Patience()
+
+
+def course_of(request: AskRequest | None = None, told: str = "", attempts: int = 0, thinking: str = "") -> Course:
+    request = request or chat("hi", options=GREEDY)
+    course = Course(request, conversation(request), 0.0, Outage(5), attempts=attempts)
+    if told or thinking:
+        course.told.add(Token(told, thinking, tokens=4))
+    return course
+
+
+async def planned(course: Course, node: Node = RENDERS, backend: ScriptedBackend | None = None) -> tuple[str, Call]:
+    return await plan(course, seat_of(node), backend or ScriptedBackend())
+
+
+def tokens(*texts: str) -> list[Token]:
+    return [Token(text) for text in texts]
+
+
+class Telling:
+    """One attempt that goes on after `told`, and what the client heard of it."""
+
+    def __init__(self, course: Course, way: str, steps: Sequence[Any]) -> None:
+        self.course = course
+        self.attempt = Attempt(seat_of(RENDERS), way, course.told.tokens)
+        self.backend = ScriptedBackend(steps)
+        self.batches: list[Sequence[Event]] = []
+        self._now = 0.0
+
+    def clock(self) -> float:
+        self._now += 1.0
+        return self._now
+
+    async def run(self) -> Telling:
+        call = Call("chat", MODEL)
+        stream = tell(self.course, self.attempt, call, self.backend, PATIENCE, self.clock)
+        async with aclosing(stream) as batches:
+            async for batch in batches:
+                self.batches.append(batch)
+        return self
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for batch in self.batches for event in batch if isinstance(event, Token))
+
+
+# --- what is asked
+
+
+async def test_nothing_told_yet_is_a_plain_first_try_then_a_plain_retry() -> None:
+    """Nothing told yet: it is a plain retry."""
+    request = chat("hi", options={"temperature": 0.5}, fields={"keep_alive": "1h", "tools": [{}]})
+    for attempts, way in ((0, "first"), (1, "retry"), (2, "retry")):
+        backend = ScriptedBackend()
+        got, call = await planned(course_of(request, attempts=attempts), RENDERS, backend)
+        assert got == way
+        assert call == Call("chat", MODEL, request.messages, "", request.options, request.fields)
+        assert backend.rendered == []
+
+
+async def test_the_model_is_asked_for_by_the_nodes_own_spelling() -> None:
+    seat = seat_of(node_of("a", report_of(["Qwen:1B"])))
+    assert first_call(course_of(), seat).model == "Qwen:1B"
+
+
+async def test_where_the_template_stays_open_the_chat_goes_on() -> None:
+    """chat: render(messages + text) == render(messages) + text, both asked of that node."""
+    request = chat("hi", options={"num_predict": 10})
+    backend = ScriptedBackend(template=open_template)
+    way, call = await planned(course_of(request, told=" so far"), RENDERS, backend)
+    assert way == "chat"
+    assert call.continues
+    assert list(call.messages) == [*request.messages, {"role": "assistant", "content": " so far"}]
+    assert call.options == {"num_predict": 6}
+    assert len(backend.rendered) == 2
+
+
+async def test_a_prompt_that_no_longer_fits_fails_loudly() -> None:
+    """`truncate: false` is sent along."""
+    for template in (open_template, closed_template):
+        _, call = await planned(course_of(told="so far"), RENDERS, ScriptedBackend(template=template))
+        assert call.fields["truncate"] is False
+
+
+@pytest.mark.parametrize(("template", "told"), [(closed_template, "so far"), (closed_template, "\n")])
+async def test_where_the_template_closes_the_prompt_is_taken_raw(template: Callable[[Call], str], told: str) -> None:
+    """raw: `/api/generate`, `raw: true`, prompt = render(messages) + text; also where the text so far is "\\n"."""
+    request = chat("hi", options={"num_predict": 10, "seed": 3}, fields={"keep_alive": "1h"})
+    way, call = await planned(course_of(request, told=told), RENDERS, ScriptedBackend(template=template))
+    assert way == "raw"
+    assert (call.operation, call.messages) == ("generate", ())
+    assert call.prompt == "<user>hi</><assistant>\n" + told
+    assert call.options == {"num_predict": 6, "seed": 3}
+    assert call.fields == {"raw": True, "truncate": False, "keep_alive": "1h"}
+
+
+@pytest.mark.parametrize(("told", "way"), [("so far", "chat"), ("so far ", "raw")])
+async def test_a_template_that_trims_is_open_only_where_nothing_is_trimmed(told: str, way: str) -> None:
+    """White space is kept as it was."""
+    got, call = await planned(course_of(told=told), RENDERS, ScriptedBackend(template=trimming_template))
+    assert got == way
+    assert told in (call.prompt or call.messages[-1]["content"])
+
+
+async def test_a_spelled_out_beginning_is_left_out_where_the_tokenizer_adds_it() -> None:
+    def with_beginning(call: Call) -> str:
+        return "<bos>" + closed_template(call)
+
+    shown = {"model_info": {"tokenizer.ggml.add_bos_token": True}}
+    backend = ScriptedBackend(template=with_beginning, shown=shown)
+    _, call = await planned(course_of(told="so"), RENDERS, backend)
+    assert call.prompt.startswith("<user>")
+    _, call = await planned(course_of(told="so"), RENDERS, ScriptedBackend(template=with_beginning))
+    assert call.prompt.startswith("<bos>")
+
+
+async def test_the_clients_own_last_message_is_extended() -> None:
+    """The text so far extends that message; it never becomes a second one."""
+    request = chat("hi", "hel")
+    way, call = await planned(course_of(request, told="lo"), RENDERS)
+    assert (way, len(call.messages), call.messages[-1]["content"]) == ("chat", 2, "hello")
+
+
+async def test_a_raw_prompt_goes_on_as_it_is() -> None:
+    request = chat(operation="generate", messages=(), prompt="<s>once", fields={"raw": True})
+    backend = ScriptedBackend(shown={"model_info": {"tokenizer.ggml.add_bos_token": True}})
+    way, call = await planned(course_of(request, told=" upon"), RENDERS, backend)
+    assert (way, call.prompt, call.fields["raw"], backend.rendered) == ("raw", "<s>once upon", True, [])
+
+
+async def test_our_own_node_is_taken_at_its_word() -> None:
+    """Our own GPU node always continues a last assistant message, and says so: nothing is rendered."""
+    backend = ScriptedBackend(template=closed_template)
+    way, call = await planned(course_of(told="so far"), OURS, backend)
+    assert (way, call.continues, backend.rendered) == ("chat", True, [])
+
+
+async def test_kind_openai_is_continued_by_setting() -> None:
+    vllm = node_of("a", kind="openai", continues_final_message=True)
+    way, call = await planned(course_of(told="so far"), vllm)
+    assert (way, call.continues) == ("chat", True)
+
+
+async def test_a_replay_asks_for_all_of_it_again() -> None:
+    """replay: the same request again, with the whole of `num_predict`."""
+    request = chat("hi", options={**GREEDY, "num_predict": 10}, fields={"format": "json"})
+    way, call = await planned(course_of(request, told="so far"), RENDERS)
+    assert way == "replay"
+    assert call == Call("chat", MODEL, request.messages, "", request.options, request.fields)
+
+
+async def test_where_no_way_fits_the_node_is_left_alone() -> None:
+    """None fits: not the node's fault, and nothing was asked."""
+    backend = ScriptedBackend()
+    with pytest.raises(NoWayOn) as caught:
+        await planned(course_of(chat("hi"), told="so far"), node_of("a"), backend)
+    assert not caught.value.strike
+    assert (backend.calls, backend.rendered) == ([], [])
+
+
+async def test_a_rendering_is_kept_for_the_same_digest_and_version_and_no_further() -> None:
+    """A rendering may be kept for the same digest, Ollama version and messages, no further."""
+    course = course_of(told="so far")
+    backend = ScriptedBackend()
+    for name, changes in (("a", {}), ("b", {}), ("c", {"version": "0.33.0"}), ("d", {"digest": "d2"})):
+        await planned(course, node_of(name, report_of(renders=True, **changes)), backend)
+    plain = [node for node, call in backend.rendered if call.messages[-1]["role"] == "user"]
+    longer = [node for node, call in backend.rendered if call.messages[-1]["role"] == "assistant"]
+    assert plain == ["a", "c", "d"]
+    assert longer == ["a", "b", "c", "d"], "the answer so far is asked of each node itself"
+
+
+async def test_a_rendering_that_fails_is_the_nodes_failure() -> None:
+    with pytest.raises(NodeStalled):
+        await planned(course_of(told="so"), RENDERS, ScriptedBackend(render_error=NodeStalled("x", "render")))
+
+
+# --- num_ctx
+
+
+def loaded(context: int | None, version: str = "0.24.0") -> Seat:
+    return seat_of(node_of("a", report_of(resident=[MODEL], context=context, version=version)))
+
+
+UNLOADED = node_of("a")
+
+
+def asked(seat: Seat, **options: int) -> dict[str, Any]:
+    return dict(options_for(seat, chat("hi", options=options)))
+
+
+def test_num_ctx_is_fixed_per_node() -> None:
+    """`num_ctx` is fixed per node, since another value reloads the model: the first larger one is kept for all."""
+    seat = seat_of(UNLOADED)
+    assert asked(seat, seed=1) == {"seed": 1}
+    assert asked(seat, seed=1, num_ctx=8192) == {"seed": 1, "num_ctx": 8192}
+    assert asked(seat) == {"num_ctx": 8192}
+    assert asked(seat, num_ctx=5000) == {"num_ctx": 8192}
+
+
+@pytest.mark.parametrize("wanted", [512, 4096])
+def test_what_every_node_has_is_not_asked_for(wanted: int) -> None:
+    seat = seat_of(UNLOADED)
+    assert asked(seat, num_ctx=wanted) == {}
+    assert seat.memory.pinned_contexts == {}
+
+
+def test_old_nodes_have_less_unless_told() -> None:
+    """A request that needs more than a node has is never cut short in silence."""
+    old = seat_of(node_of("a", report_of(version="0.6.0")))
+    assert asked(old, num_ctx=2048) == {}
+    assert asked(old, num_ctx=4096) == {"num_ctx": 4096}
+    assert default_context(seat_of(node_of("a", report_of(version="0.6.7")))) == 4096
+    ours = node_of("a", report_of(version="0.1.0", continues_assistant=True))
+    assert default_context(seat_of(ours)) == 4096
+    assert default_context(seat_of(node_of("a", report_of(version="")))) == 4096
+
+
+def test_a_model_that_was_loaded_with_more_keeps_it() -> None:
+    """Another value reloads the model and forgets all conversations: the node's own is repeated."""
+    seat = loaded(32768)
+    assert asked(seat, num_ctx=8192) == {"num_ctx": 32768}
+    assert asked(seat) == {"num_ctx": 32768}
+
+
+def test_a_node_that_does_not_tell_its_context_gets_what_is_wanted() -> None:
+    assert asked(loaded(None), num_ctx=8192) == {"num_ctx": 8192}
+
+
+def test_a_request_is_never_changed() -> None:
+    request = chat("hi", options={"num_ctx": 100, "num_predict": 9})
+    options_for(seat_of(UNLOADED), request, told_tokens=3)
+    assert request.options == {"num_ctx": 100, "num_predict": 9}
+
+
+# --- what is told
+
+
+async def test_a_plain_answer_is_passed_on_batch_by_batch() -> None:
+    told = await Telling(course_of(), "first", [tokens("he", "l"), [Token("lo", tokens=2), DONE]]).run()
+    assert [list(batch) for batch in told.batches] == [tokens("he", "l"), [Token("lo", tokens=2)]]
+    assert told.attempt.done == DONE
+    assert (told.attempt.tokens, told.course.told.text, told.course.told.tokens) == (4, "hello", 4)
+    assert (told.attempt.first_at, told.attempt.last_at, told.course.first_token_at) == (1.0, 2.0, 1.0)
+    assert told.backend.closed == 1
+
+
+async def test_the_copy_that_told_the_first_token_is_kept() -> None:
+    told = await Telling(course_of(), "first", [tokens("x"), [DONE]]).run()
+    assert told.course.copy == told.attempt.seat.copy
+    assert told.course.kind == "ollama"
+    silent = await Telling(course_of(), "first", [[DONE]]).run()
+    assert silent.course.copy is None
+
+
+async def test_delivered_tokens_renew_the_outage() -> None:
+    course = course_of()
+    course.outage.failed(RENDERS.id)
+    await Telling(course, "first", [tokens("x"), [DONE]]).run()
+    assert course.outage.failures == 0
+
+
+async def test_embeddings_are_passed_on() -> None:
+    told = await Telling(course_of(), "first", [[Embedding([[1.0]]), DONE]]).run()
+    assert told.course.embedded
+    assert told.batches == [[Embedding([[1.0]])]]
+
+
+async def test_a_node_that_breaks_leaves_what_was_told() -> None:
+    telling = Telling(course_of(), "first", [tokens("he"), NodeBroken("cut")])
+    with pytest.raises(NodeBroken):
+        await telling.run()
+    assert (telling.course.told.text, telling.attempt.done, telling.backend.closed) == ("he", None, 1)
+
+
+async def test_leaving_closes_the_stream_to_the_node() -> None:
+    telling = Telling(course_of(), "first", [tokens("a"), tokens("b"), [DONE]])
+    stream = tell(telling.course, telling.attempt, Call("chat", MODEL), telling.backend, PATIENCE, telling.clock)
+    async with aclosing(stream) as batches:
+        async for _ in batches:
+            break
+    assert telling.backend.closed == 1
+    assert telling.course.told.text == "a"
+
+
+# --- the seam of a replay
+
+
+def replayed(told: str, *steps: Any, thinking: str = "") -> Telling:
+    return Telling(course_of(told=told, thinking=thinking), "replay", steps)
+
+
+async def test_a_replay_tells_only_what_is_new() -> None:
+    told = await replayed("hello", tokens("he", "llo w", "orld"), [DONE]).run()
+    assert told.text == " world"
+    assert told.course.told.text == "hello world"
+    assert told.attempt.tokens == 2
+
+
+@pytest.mark.parametrize("steps", [[tokens("he", "lp")], [tokens("x")], [tokens("hello world".upper())]])
+async def test_a_replay_that_tells_something_else_ends_unheard(steps: list[Any]) -> None:
+    """Diverges: next rule; the client hears nothing of it, and it is no strike."""
+    telling = replayed("hello", *steps, [DONE])
+    with pytest.raises(NoWayOn):
+        await telling.run()
+    assert telling.batches == []
+    assert telling.course.told.text == "hello"
+
+
+async def test_a_replay_that_ends_too_soon_is_no_answer() -> None:
+    telling = replayed("hello", tokens("hel"), [DONE])
+    with pytest.raises(NoWayOn):
+        await telling.run()
+    assert telling.batches == []
+
+
+async def test_a_replay_that_ends_where_it_broke_off_is_whole() -> None:
+    told = await replayed("hello", tokens("hello"), [DONE]).run()
+    assert (told.text, told.attempt.done, told.attempt.tokens) == ("", DONE, 0)
+
+
+async def test_thoughts_are_replayed_as_well() -> None:
+    steps = [[Token("", "hm"), Token("", "m"), Token("a"), Token("b")], [DONE]]
+    told = await replayed("", *steps, thinking="hmm").run()
+    assert told.batches[0] == tokens("a", "b")
+    assert told.course.told.tokens == 4 + 2, "thoughts that were told are not counted again"
+    again = await replayed("a", *steps, thinking="hmm").run()
+    assert again.text == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "steps"),
+    [
+        ("", "hmm", [Token("", "h"), Token("a")]),  # the answer begins before all thoughts have come again
+        ("a", "hm", [Token("", "hm"), Token("", "more"), Token("a")]),  # more thoughts than before the answer
+        ("a", "hm", [Token("", "xx")]),
+        ("ab", "", [Token("a"), Token("", tool_calls=({},))]),
+    ],
+)
+async def test_thoughts_and_text_come_again_in_their_order(text: str, thinking: str, steps: list[Token]) -> None:
+    telling = replayed(text, steps, [DONE], thinking=thinking)
+    with pytest.raises(NoWayOn):
+        await telling.run()
+    assert telling.batches == []
+
+
+async def test_after_the_told_part_everything_is_passed_on() -> None:
+    last = Token("", tool_calls=({"function": {}},))
+    told = await replayed("a", [Token("a"), Token("", logprobs=(1,)), last, DONE]).run()
+    assert told.batches == [[Token("", logprobs=(1,)), last]]
+
+
+# --- the seam of a continuation
+
+
+def continued(told: str, *steps: Any, **options: Any) -> Telling:
+    return Telling(course_of(chat("hi", options=options), told=told), "chat", steps)
+
+
+async def test_a_continuation_is_told_as_it_comes() -> None:
+    told = await continued("hel", tokens("lo"), [DONE]).run()
+    assert told.course.told.text == "hello"
+
+
+async def test_a_stop_string_over_the_seam_ends_the_answer_and_the_node() -> None:
+    """Stop strings may straddle the seam: nothing more is told, the stream to the node is closed."""
+    told = await continued("so E", tokens("N", "D", "x"), tokens("more"), [DONE], stop=["END"]).run()
+    assert (told.text, told.attempt.stopped, told.attempt.done) == ("", True, None)
+    assert told.backend.closed == 1
+    assert told.course.told.text == "so E"
+
+
+async def test_the_reason_is_stop_also_when_the_node_said_length_at_once() -> None:
+    length = NodeDone("length", "qwen:1b", Usage(10, 5))
+    told = await continued("so E", [*tokens("N", "D"), length], stop="END").run()
+    assert told.attempt.stopped
+    assert told.attempt.done is not None
+    assert (told.attempt.done.reason, told.attempt.done.usage) == ("stop", length.usage)
+
+
+async def test_held_back_text_comes_with_all_its_tokens() -> None:
+    """Held-back text is never lost, and `num_predict` counts it."""
+    told = await continued("so E", tokens("N"), [Token("T", tokens=2)], [DONE], stop="END").run()
+    assert told.text == "NT"
+    assert told.attempt.tokens == 3
+
+
+async def test_held_back_text_comes_at_the_end_at_the_latest() -> None:
+    told = await continued("so E", tokens("N"), [DONE], stop="END").run()
+    assert (told.text, told.attempt.tokens, told.attempt.stopped) == ("N", 1, False)
+    longer = await continued("so E", tokens("N", "D"), [DONE], stop="ENDE").run()
+    assert (longer.text, longer.attempt.tokens) == ("ND", 2)
+
+
+async def test_held_back_text_of_a_node_that_breaks_was_never_told() -> None:
+    telling = continued("so E", tokens("N"), NodeBroken("cut"), stop="END")
+    with pytest.raises(NodeError):
+        await telling.run()
+    assert telling.course.told.text == "so E"
+    assert telling.attempt.tokens == 0
+
+
+async def test_what_comes_with_held_back_text_is_not_held_back() -> None:
+    told = await continued("so E", [Token("N", "a thought")], [Token("", "another")], [DONE], stop="END").run()
+    thoughts = [event.thinking for batch in told.batches for event in batch if isinstance(event, Token)]
+    assert thoughts == ["a thought", "another", ""]
+    assert (told.text, told.attempt.tokens) == ("N", 2)
+
+
+@given(
+    parts=st.lists(st.lists(st.sampled_from(["a", "b", "E", "N", "D", "EN", "ND"]), max_size=4), max_size=6),
+    told=st.sampled_from(["x", "xE", "xEN"]),
+)
+async def test_every_token_is_counted_once(parts: list[list[str]], told: str) -> None:
+    """Token counts over a seam that holds text back equal those that the node told, unless a stop string ended it."""
+    steps = [tokens(*part) for part in parts if part]
+    telling = await continued(told, *steps, [DONE], stop="END").run()
+    if not telling.attempt.stopped:
+        assert telling.attempt.tokens == sum(len(part) for part in parts)
+        assert telling.text == "".join("".join(part) for part in parts)
+        assert telling.course.told.tokens == 4 + telling.attempt.tokens
