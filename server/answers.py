@@ -7,20 +7,22 @@ to the leader's events from their beginning; one listener leaving never cancels 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Literal
 
 import orjson
 from cachetools import TTLCache
 
 from server.course import Course
-from server.exchange import AskRequest, Done, Event, Failed, Queued, Token
+from server.exchange import AskRequest, Done, Embedding, Event, Failed, Queued, Token
 from server.nodes import ModelKey
 
 CachePolicy = Literal["deterministic", "always", "never"]
 # a request that only differs in these gives the same answer
 IRRELEVANT_FIELDS = ("keep_alive",)
+OBJECTS_PER_BYTE = 4  # what small dicts and numbers take in memory, against their JSON
 ENTRY_OVERHEAD_BYTES = 512  # the values around the text
 
 
@@ -32,18 +34,21 @@ class CachedAnswer:
     @property
     def size_bytes(self) -> int:
         text = sum(len(token.text) + len(token.thinking) for token in self.tokens)
+        rest = [(token.tool_calls, token.logprobs) for token in self.tokens if token.tool_calls or token.logprobs]
+        objects = OBJECTS_PER_BYTE * len(orjson.dumps(rest, default=str)) if rest else 0
         # 4 bytes a character is the most a str takes, 64 a Token beside its text
-        return ENTRY_OVERHEAD_BYTES + 4 * text + 64 * len(self.tokens) + 8 * len(self.done.context)
+        return ENTRY_OVERHEAD_BYTES + 4 * text + objects + 64 * len(self.tokens) + 8 * len(self.done.context)
 
 
 def answer_key(request: AskRequest, model: ModelKey | None) -> bytes:
-    """Everything that changes the answer, in one canonical spelling."""
+    """A digest of everything that changes the answer: long prompts must not fill the cache with its keys."""
     fields = {name: value for name, value in request.fields.items() if name not in IRRELEVANT_FIELDS}
-    return orjson.dumps(
+    spelled = orjson.dumps(
         [request.operation, model, request.messages, request.prompt, dict(request.options), fields],
         option=orjson.OPT_SORT_KEYS,
         default=dict,
     )
+    return sha256(spelled).digest()
 
 
 class SharedAnswer:
@@ -70,29 +75,49 @@ class SharedAnswer:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    async def listen(self) -> AsyncGenerator[Sequence[Event], None]:
-        """All events from the beginning, but for places in the queue that are history.
+    def listen(self) -> Listening:
+        """All events from the beginning, but for places in the queue that are history. Close it (aclose) at the end.
 
-        The last listener that leaves early cancels the making.
+        Counts from now on: the last listener that leaves early cancels the making.
         """
-        self.listeners += 1
-        heard = 0
-        try:
-            while True:
-                if heard < len(self.events):
-                    news = self.events[heard:]
-                    heard = len(self.events)
-                    yield [event for event in news if event is news[-1] or not isinstance(event, Queued)]
-                elif self.ended:
-                    if self.fault is not None:
-                        raise self.fault
-                    return
-                else:
-                    await self._news.wait()
-        finally:
-            self.listeners -= 1
-            if self.listeners == 0 and not self.ended:
-                self.on_abandoned()
+        return Listening(self)
+
+    async def news(self, heard: int) -> list[Event]:
+        """The events after the first `heard`; empty at the end. Raises the fault that ended the making."""
+        while heard == len(self.events) and not self.ended:
+            await self._news.wait()
+        if heard == len(self.events) and self.fault is not None:
+            raise self.fault
+        return self.events[heard:]
+
+
+class Listening:
+    """One listener's way through a shared answer. An async iterator of batches."""
+
+    def __init__(self, shared: SharedAnswer) -> None:
+        self._shared = shared
+        self._heard = 0
+        self._left = False
+        shared.listeners += 1
+
+    def __aiter__(self) -> Listening:
+        return self
+
+    async def __anext__(self) -> Sequence[Event]:
+        news = await self._shared.news(self._heard)
+        if not news:
+            raise StopAsyncIteration
+        self._heard += len(news)
+        return [event for event in news if event is news[-1] or not isinstance(event, Queued)]
+
+    async def aclose(self) -> None:
+        if self._left:
+            return
+        self._left = True
+        shared = self._shared
+        shared.listeners -= 1
+        if shared.listeners == 0 and not shared.ended:
+            shared.on_abandoned()
 
 
 @dataclass(slots=True)
@@ -147,6 +172,8 @@ def complete_answer(events: Sequence[Event]) -> CachedAnswer | None:
     done = events[-1] if events else None
     if not isinstance(done, Done) or done.reason not in ("stop", "length", "tool_calls"):
         return None
+    if any(isinstance(event, Embedding) for event in events):
+        return None  # only text is kept: told again without its vectors it would be no answer
     return CachedAnswer(tuple(event for event in events if isinstance(event, Token)), done)
 
 
