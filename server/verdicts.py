@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.affinity import Conversation, Held, Match, Memories, NodeMemory, ReturnRate, continued_keys, was_warm
+from server.affinity import Conversation, Held, Match, Memories, ReturnRate, continued_keys, was_warm
 from server.breaker import BreakerLimits, on_failure, on_no_verdict, on_success
 from server.errors import NodeBusy, NodeError
 from server.exchange import NodeDone
@@ -85,7 +85,9 @@ class Remembering:
 
     def told(self, seat: Seat, conversation: Conversation, done: NodeDone, text: str, now: float) -> None:
         """The node has read the conversation and told its answer: that is what it holds now."""
-        memory = self.memories.of(seat.id)
+        memory = seat.memory
+        if self.memories.by_node.get(seat.id) is not memory:
+            return  # it left meanwhile: its last answer must not bring it back
         if done.durations.load / SECOND > RELOADED_SECONDS:
             memory.forget_held(seat.model)
         tokens = done.usage.prompt_tokens + done.usage.completion_tokens or conversation.tokens
@@ -98,7 +100,8 @@ class Remembering:
         """The node has read at least a part: older conversations have moved down, this one may be asked again."""
         keys = (mark, *(key for key, _ in conversation.prefixes))
         held = Held(keys, seat.model, seat.identity, conversation.tokens, now)
-        self.memories.of(seat.id).write(held, conversation.prefixes)
+        if self.memories.by_node.get(seat.id) is seat.memory:
+            seat.memory.write(held, conversation.prefixes)
 
     def came_home(self, seat: Seat, match: Match, done: NodeDone, now: float) -> None:
         """Was it read as fast as something held? Speeds are the node's own, from prompts read cold."""
@@ -109,7 +112,4 @@ class Remembering:
         seconds = done.durations.prompt / SECOND
         warm = was_warm(match, done.usage.prompt_tokens, seconds, speed) if seconds > 0 else None
         if warm is not None:
-            self.memory_of(seat).learn(match, warm)
-
-    def memory_of(self, seat: Seat) -> NodeMemory:
-        return self.memories.of(seat.id)
+            seat.memory.learn(match, warm)
