@@ -7,6 +7,7 @@ many of them the node really still holds is learned from how fast it reads a pro
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ TEMPLATE_FIELDS = ("system", "template", "tools", "think")
 CHARACTERS_PER_TOKEN = 4.0  # before a node has counted for us; English text in common tokenizers
 MESSAGE_OVERHEAD_TOKENS = 5  # role markers around each message
 WARM_SHARE = 0.5  # read in less than half the cold time: the prefix was held
+GAP_BUCKETS = 40
+GAP_MEMORY = 1 - 1 / 256  # counts of gaps fade, so that evenings may differ from mornings
+USUAL_GAPS = 4.0  # what is assumed of gaps weighs as much as so many that were seen
 LEARNING_RATE = 1 / 32  # share of later turns: follows a change of load within some dozens of requests
 
 
@@ -266,6 +270,11 @@ def was_warm(match: Match, prompt_tokens: int, prompt_seconds: float, cold_token
     return prompt_seconds < WARM_SHARE * prompt_tokens / cold_tokens_per_second
 
 
+def _gap_bucket(seconds: float) -> int:
+    """Half octaves from an eighth of a second to a day."""
+    return min(GAP_BUCKETS - 1, max(0, round(2 * math.log2(max(seconds, 0.125)) + 6)))
+
+
 @dataclass(slots=True)
 class ReturnRate:
     """How likely a conversation comes back, and how soon: learned from the share of later turns in the traffic."""
@@ -273,6 +282,8 @@ class ReturnRate:
     share: float = 0.0
     gap_seconds: float = 30.0
     seen: int = 0
+    gaps: list[float] = field(default_factory=lambda: [0.0] * GAP_BUCKETS)  # counts that fade
+    longer: list[float] = field(default_factory=lambda: [0.0] * GAP_BUCKETS)  # how many of them outlast each bucket
 
     def observe(self, later_turn: bool) -> None:
         self.seen += 1
@@ -280,11 +291,28 @@ class ReturnRate:
         self.share += rate * (float(later_turn) - self.share)
 
     def observe_gap(self, seconds: float) -> None:
+        """A conversation came back after so long."""
         self.gap_seconds += LEARNING_RATE * 4 * (max(seconds, 0.001) - self.gap_seconds)
+        self.gaps = [count * GAP_MEMORY for count in self.gaps]
+        self.gaps[_gap_bucket(seconds)] += 1.0
+        above = 0.0
+        for bucket in range(GAP_BUCKETS - 1, -1, -1):
+            self.longer[bucket] = above + self.gaps[bucket] / 2
+            above += self.gaps[bucket]
+
+    def outlasting(self, idle_seconds: float) -> float:
+        """The share of gaps that are longer: those seen, and until there are many, what is usual."""
+        usual = 1.0 / (1.0 + (idle_seconds / (3.0 * self.gap_seconds)) ** 2)
+        seen = self.longer[0] + self.gaps[0] / 2
+        return (USUAL_GAPS * usual + self.longer[_gap_bucket(idle_seconds)]) / (USUAL_GAPS + seen)
 
     def probability(self, idle_seconds: float) -> float:
-        """Falls with the square of the idle time: a conversation silent for many usual gaps has ended."""
-        return self.share / (1.0 + (idle_seconds / (3.0 * self.gap_seconds)) ** 2)
+        """A turn is followed by another with the probability `share`; the longer nothing came, the less likely.
+
+        Where users think for a minute at most, what has been silent for two has ended: it makes room first.
+        """
+        follows = self.share * self.outlasting(idle_seconds)
+        return follows / (follows + 1.0 - self.share) if follows > 0.0 else 0.0
 
 
 def loss_seconds(lost: Held | None, prompt_tokens_per_second: float, rate: ReturnRate, now: float) -> float:

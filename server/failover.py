@@ -160,7 +160,7 @@ class Failover:
             first = attempt.first_at - seated_at if attempt.first_at is not None and plain else None
             generating = (attempt.last_at or now) - (attempt.first_at or now)
             if match is not None:
-                self._remembering.came_home(seat, match, done, now)
+                self._remembering.came_home(seat, match, done, course.arrived)
             learn_success(seat.load, Outcome(done, attempt.tokens, first, generating), match is None and plain)
             self._seating.reweigh(seat.id)
             if course.request.operation != "embed":

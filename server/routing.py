@@ -362,6 +362,11 @@ STRATEGIES: Mapping[StrategyName, Strategy] = {
 }
 
 
+def _will_hold(seat: Seat, match: Match) -> bool:
+    """Is it worth waiting for? Who speaks there now pushes out what the node cannot hold beside it."""
+    return match.certain and (not seat.load.in_flight or match.depth + seat.load.in_flight <= seat.memory.warm_depth)
+
+
 def find_home(prefixes: Sequence[tuple[int, int]], roster: Roster, memories: Memories, now: float) -> Home | None:
     """The node that holds the longest part of the conversation, and how long coming home is worth waiting for.
 
@@ -378,7 +383,7 @@ def find_home(prefixes: Sequence[tuple[int, int]], roster: Roster, memories: Mem
             rank = (roster.is_free(node_id), match.tokens)  # among several that hold it, one need not wait
             if rank > best_rank:
                 saving = match.tokens / seat.prompt_speed
-                best = Home(node_id, match, saving, now + saving if match.certain else now)
+                best = Home(node_id, match, saving, now + saving if _will_hold(seat, match) else now)
                 best_rank = rank
         if best is not None:
             return best

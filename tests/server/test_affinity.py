@@ -350,7 +350,7 @@ def test_the_loss_is_smaller_the_older_and_the_shorter() -> None:
 
 
 def test_the_usual_gap_between_turns_is_learned() -> None:
-    returns = ReturnRate(share=1.0)
+    returns = ReturnRate(share=0.5)
     before = returns.probability(300.0)
     for _ in range(50):
         returns.observe_gap(300.0)
