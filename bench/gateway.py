@@ -194,8 +194,9 @@ def judge(report: Report, bench: Bench, figures: dict[str, dict[str, object]]) -
 def run(arguments: argparse.Namespace, report: Report) -> None:
     chosen = loads(arguments.seconds)
     with tempfile.TemporaryDirectory(prefix="potluck-bench-") as folder, ExitStack() as stack:
-        base = free_ports(1)[0]
-        place = Place(arguments.core, [base + index for index in range(NODES)], Path(folder))
+        nodes = free_ports(NODES)
+        base = nodes[0]
+        place = Place(arguments.core, nodes, Path(folder))
         command = [sys.executable, "-m", "bench.rig.mock", "--port", str(base), "--count", str(NODES)]
         mock = Program("mock", command, base, "/api/version", arguments.load_core)
         stack.enter_context(Server(mock, place.folder))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from bench.rig.machine import CpuSeconds, cpu_seconds, peak_rss_mib, tree_rss_mi
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 90.0  # LiteLLM needs half of it on a small machine
 STOP_SECONDS = 10.0
+_PORTS = (22000, 31000)
 
 
 class ServerFailed(RuntimeError):
@@ -77,7 +79,6 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
             )
         try:
             self._wait_until_ready()
@@ -140,12 +141,19 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, found by asking the kernel."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Consecutive ports that nobody listens on, below those that the kernel gives to outgoing connections."""
+    for _ in range(1000):
+        first = random.randrange(*_PORTS) // count * count
+        if all(_is_free(port) for port in range(first, first + count)):
+            return list(range(first, first + count))
+    raise ServerFailed(f"no {count} free ports in a row")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
