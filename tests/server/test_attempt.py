@@ -368,6 +368,7 @@ async def test_thoughts_are_replayed_as_well() -> None:
         ("", "hmm", [Token("", "h"), Token("a")]),  # the answer begins before all thoughts have come again
         ("a", "hm", [Token("", "hm"), Token("", "more"), Token("a")]),  # more thoughts than before the answer
         ("a", "hm", [Token("", "xx")]),
+        ("a", "hm", [Token("", "hm"), Token("a", "more")]),
         ("ab", "", [Token("a"), Token("", tool_calls=({},))]),
     ],
 )

@@ -124,6 +124,26 @@ def test_one_refusal_answers_for_all_that_are_alike() -> None:
     assert asked == ["0"]
 
 
+class CountedKind:
+    """A kind that counts how often somebody looks at it."""
+
+    looks = 0
+
+    def __hash__(self) -> int:
+        self.looks += 1
+        return 1
+
+
+def test_when_nothing_is_free_hardly_anybody_is_looked_at() -> None:
+    room: WaitingRoom[str] = WaitingRoom(2000)
+    kind = CountedKind()
+    for number in range(1000):
+        enter(room, f"caller{number % 7}", str(number), kind=kind)
+    kind.looks = 0
+    room.bind(slots([], 1))
+    assert kind.looks < 20
+
+
 def test_those_that_are_like_no_other_are_each_asked_once() -> None:
     room: WaitingRoom[str] = WaitingRoom(100)
     for number in range(4):
@@ -198,7 +218,9 @@ def test_the_position_is_the_real_order_of_service(
     """The place in the queue that is shown equals the order in which slots are really given out."""
     room: WaitingRoom[str] = WaitingRoom(100)
     tickets = [enter(room, caller, str(number), priority) for number, (caller, priority) in enumerate(entries)]
+    assert sorted(room.position(ticket) for ticket in tickets) == list(range(1, len(tickets) + 1))
     room.bind(slots([], first))
+    assert sorted(room.position(ticket) for ticket in room) == list(range(1, room.waiting + 1))
     for number in leaving:
         if number < len(tickets):
             room.leave(tickets[number])
