@@ -14,8 +14,8 @@ INSTALL_HINT = "pip install -r requirements.txt (in a checkout) or pip install '
 def share_the_cpu(environ: MutableMapping[str, str]) -> None:
     """Must come before torch is imported. A setting of the user's own stays.
 
-    OpenMP's threads otherwise spin while they wait for each other. Where another program wants the same cores, that made
-    two threads ten times slower than one; sleeping instead costs next to nothing on a quiet machine.
+    OpenMP's threads otherwise spin while they wait for each other. Where another program wants the same cores, that
+    made two threads ten times slower than one.
     """
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

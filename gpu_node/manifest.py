@@ -32,6 +32,7 @@ class KnownModel(BaseModel):
     size_bytes: int = Field(gt=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     context_length: int = Field(gt=0)
+    template: str = ""  # instead of the file's own
     parameters: dict[str, Any] = Field(default_factory=dict)
 
     def answers_to(self, name: str) -> bool:

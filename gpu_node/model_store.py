@@ -71,7 +71,9 @@ class ModelStore:
         description = describe(folder)
         if not isinstance(source, KnownSource):
             return description
-        return replace(description, licence=source.model.licence, parameters=dict(source.model.parameters))
+        known = source.model
+        template = known.template or description.template
+        return replace(description, licence=known.licence, parameters=dict(known.parameters), template=template)
 
     def provide(self, source: ModelSource) -> Path:
         """The model's folder; fetched and converted first where needed."""

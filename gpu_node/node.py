@@ -98,9 +98,10 @@ class Node:
         """In the worker thread: importing torch takes seconds."""
         from gpu_node.engine.loader import LoadOptions, load_runner
 
-        assert self._folder is not None, "prepared before"
-        settings = self._settings
-        return load_runner(self._folder, LoadOptions(settings.device, settings.dtype, settings.threads))
+        description, settings = self.host.description, self._settings
+        assert self._folder is not None and description is not None, "prepared before"
+        options = LoadOptions(settings.device, settings.dtype, settings.threads, description.template)
+        return load_runner(self._folder, options)
 
     def _announce(self, host: str, port: int) -> None:
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)

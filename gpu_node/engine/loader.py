@@ -19,6 +19,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
+from gpu_node.engine.attention import widen_attention
 from gpu_node.engine.runner import Runner
 from gpu_node.engine.vocabulary import TokenizerVocabulary
 from gpu_node.errors import ModelError
@@ -40,6 +41,7 @@ class LoadOptions:
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
     threads: int = 0  # 0: torch decides
+    template: str = ""  # instead of the model's own
 
 
 def load_runner(folder: Path, options: LoadOptions) -> Runner:
@@ -49,6 +51,7 @@ def load_runner(folder: Path, options: LoadOptions) -> Runner:
     device = choose_device(options.device)
     with _quiet_transformers(), _plain_failures(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer.chat_template = options.template or tokenizer.chat_template
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=_dtype(options.dtype, device, folder),
@@ -58,6 +61,7 @@ def load_runner(folder: Path, options: LoadOptions) -> Runner:
         model = model.to(device).eval()
     if device == "cpu" and multiplies_slowly(model.dtype, torch.backends.cpu.get_cpu_capability()):
         widen_long_products(model)
+        widen_attention(model)
     return Runner(model, TokenizerVocabulary(tokenizer, end_ids(model, tokenizer)))
 
 

@@ -25,13 +25,14 @@ FOLDER = STORE.find(STORE.resolve("default"))
 pytestmark = pytest.mark.skipif(
     FOLDER is None, reason="the default model is not there: python -m gpu_node.model_store fetch default"
 )
+KNOWN = STORE.manifest.models[0]
 FRANCE = Message("user", "What is the capital of France?")
 
 
 @pytest.fixture(scope="module")
 def runner() -> Runner:
     assert FOLDER is not None
-    return load_runner(FOLDER, LoadOptions(device="cpu"))
+    return load_runner(FOLDER, LoadOptions(device="cpu", template=KNOWN.template))
 
 
 def ask(runner: Runner, *messages: Message, sampling: SamplingOptions | None = None, **bounds: int) -> tuple[str, Done]:
@@ -47,6 +48,12 @@ def test_it_knows_the_capital_of_france(runner: Runner) -> None:
     text, done = ask(runner, FRANCE)
     assert text == "The capital of France is Paris."
     assert done.reason == "stop"
+
+
+def test_its_own_parameters_keep_it_to_the_point(runner: Runner) -> None:
+    for seed in range(3):
+        text, _ = ask(runner, FRANCE, sampling=SamplingOptions(**KNOWN.parameters, seed=seed))
+        assert "Paris" in text
 
 
 def test_a_second_turn_is_read_from_where_it_differs(runner: Runner) -> None:
@@ -77,9 +84,9 @@ def test_greedy_tokens_are_those_of_generate() -> None:
 
 def test_tokens_are_those_of_ollama(runner: Runner) -> None:
     """Ids that a real Ollama gave for the same file (`context` of its answer); digits stand alone."""
-    encode = runner.vocabulary.encode
+    encode, render = runner.vocabulary.encode, runner.vocabulary.render
     recorded = [1, 4093, 198, 4898, 314, 260, 6376, 4461, 47, 1963, 6330, 30, 2, 198, 1, 520, 9531, 198]
-    assert encode("<|im_start|>user\nWhy is the sky blue? One sentence.<|im_end|>\n<|im_start|>assistant\n") == recorded
+    assert encode(render([Message("user", "Why is the sky blue? One sentence.")])) == recorded
     assert encode('": 1985,') == [1799, 216, 33, 41, 40, 37, 28]
 
 

@@ -28,6 +28,7 @@ def manifest_for(models: Path, gguf: Path, sha256: str | None = None) -> None:
         "name": "tiny:1m", "aliases": ["tiny"], "licence": "Apache-2.0", "wheel": "no-such-wheel==0",
         "file_in_wheel": "tiny.gguf", "file": "tiny.gguf", "download_bytes": 1, "size_bytes": gguf.stat().st_size,
         "sha256": sha256 or file_digest(gguf), "context_length": 256, "parameters": {"temperature": 0.2},
+        "template": "{{ messages }}",
     }  # fmt: skip
     (models / "manifest.json").write_text(json.dumps({"default": "tiny:1m", "models": [entry]}))
 
@@ -54,6 +55,7 @@ def test_a_known_model_is_checked_converted_and_remembered(store: ModelStore, tm
     assert store.find(source) == folder == store.provide(source)
     model = store.describe(source, folder)
     assert model.digest == hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
+    assert model.template == "{{ messages }}"
     assert (model.licence, model.parameters, model.quantisation) == ("Apache-2.0", {"temperature": 0.2}, "F32")
     assert left_in(tmp_path / "cache") == [folder.name]
 

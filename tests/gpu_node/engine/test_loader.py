@@ -19,7 +19,7 @@ from gpu_node.engine.loader import (
     multiplies_slowly,
     widen_long_products,
 )
-from gpu_node.engine.sequence import Bounds, GenerationRequest, RawPrompt, SamplingOptions
+from gpu_node.engine.sequence import Bounds, GenerationRequest, Message, RawPrompt, SamplingOptions
 from gpu_node.errors import ModelError
 from tests.fakes.tiny_model import CHAT_TEMPLATE, write_tiny_model
 
@@ -83,6 +83,11 @@ def test_a_runner_knows_where_it_is_and_what_it_weighs(tiny_folder: Path) -> Non
     runner = load_runner(tiny_folder, CPU)
     assert runner.device == "cpu"
     assert runner.memory_bytes == pytest.approx((tiny_folder / "model.safetensors").stat().st_size, rel=0.1)
+
+
+def test_another_template_may_take_the_place_of_the_models_own(tiny_folder: Path) -> None:
+    runner = load_runner(tiny_folder, LoadOptions("cpu", template="{{ messages[0]['content'] }}!"))
+    assert runner.vocabulary.render([Message("user", "hi")]) == "hi!"
 
 
 def test_threads_are_set_when_asked_for(tiny_folder: Path) -> None:
