@@ -83,7 +83,13 @@ class Rotation:
 
     def pick_among(self, candidates: Collection[NodeId]) -> NodeId:
         """The next seat of the candidates, charged over all that joined, so that over time the weights hold."""
-        chosen = min(candidates, key=lambda node_id: (-self._next_sum(node_id), self.order[node_id]))
+        best: tuple[float, int, NodeId] | None = None
+        for node_id in candidates:
+            entry = (-self._next_sum(node_id), self.order[node_id], node_id)
+            if best is None or entry < best:
+                best = entry
+        assert best is not None, "nobody to choose from"
+        chosen = best[2]
         self._turn(chosen, candidates)
         return chosen
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import Literal
 
 from server.affinity import Match, Memories, NodeMemory, ReturnRate, loss_seconds
@@ -22,6 +23,7 @@ from server.rotation import Rotation
 StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
 UNKNOWN_PROMPT_SPEED = 30.0  # tokens/s of a mid-range phone, until the node has shown its own
 UNKNOWN_SPEED = 10.0  # tokens/s, likewise
+TYPICAL_ANSWER_TOKENS = 128  # of a chat; only the balance of first-token time against speed depends on it
 EQUAL_LOSS = 0.05  # losses within this share of the newcomer's own reading time count as equal
 LOOKED_AT = 32  # seats weighed one by one: keeps a choice among a thousand under 100 us
 
@@ -37,6 +39,7 @@ class Seat:
     copy: ModelCopy
     slots: int
     weight: float
+    expected_seconds: float = 0.0  # for a typical answer, kept up by `Roster.touch`; 0 until measured
 
     @property
     def id(self) -> NodeId:
@@ -87,6 +90,7 @@ class Roster:
         if seat is None:
             return
         load = seat.load
+        seat.expected_seconds = expected_seconds(load)
         if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
             self._take(node_id)
             return
@@ -153,6 +157,13 @@ def learned_weight(load: Load) -> float:
     """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight."""
     speed = load.tokens_per_second or UNKNOWN_SPEED
     return float(2.0 ** (round(math.log2(speed) * 10) / 10))
+
+
+def expected_seconds(load: Load) -> float:
+    """How long a typical answer would take now; 0 for a node that has not been measured."""
+    if load.tokens_per_second is None:
+        return 0.0
+    return (load.first_token_seconds or 0.0) + TYPICAL_ANSWER_TOKENS / load.tokens_per_second * (1 + load.in_flight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,22 +348,13 @@ def least_busy(roster: Roster, only: Sequence[Seat] | None) -> Seat:
 
 def fastest(roster: Roster, only: Sequence[Seat] | None) -> Seat:
     """The shortest expected time for a typical answer, by learned speed; nodes not yet measured go first."""
-    candidates = list(roster.free.values()) if only is None else only
-    unmeasured = [seat for seat in candidates if seat.load.tokens_per_second is None]
-    if unmeasured:
-        return weighted_round_robin(roster, unmeasured)
-    quickest = min(candidates, key=expected_seconds)
+    candidates = roster.free.values() if only is None else only
+    quickest = min(candidates, key=attrgetter("expected_seconds"))
+    if quickest.expected_seconds == 0.0:
+        near = roster.window() if only is None else only
+        return weighted_round_robin(roster, [seat for seat in near if seat.expected_seconds == 0.0] or [quickest])
     roster.rotation.charge(quickest.id)
     return quickest
-
-
-TYPICAL_ANSWER_TOKENS = 128  # of a chat; only the balance of first-token time against speed depends on it
-
-
-def expected_seconds(seat: Seat) -> float:
-    load = seat.load
-    generating = TYPICAL_ANSWER_TOKENS / (load.tokens_per_second or UNKNOWN_SPEED)
-    return (load.first_token_seconds or 0.0) + generating * (1 + load.in_flight)
 
 
 STRATEGIES: Mapping[StrategyName, Strategy] = {

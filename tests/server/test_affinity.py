@@ -349,6 +349,28 @@ def test_the_loss_is_smaller_the_older_and_the_shorter() -> None:
     assert loss_seconds(None, 20.0, returns, 0.0) == 0.0
 
 
+def test_where_everybody_comes_back_soon_a_long_silence_is_the_end() -> None:
+    """To the one whose loss is smallest (oldest): what has been silent for longer than all gaps seen makes room."""
+    returns = ReturnRate(share=0.8)
+    for number in range(200):
+        returns.observe_gap(20.0 + number % 40)
+    shares = [returns.outlasting(seconds) for seconds in (0.0, 10.0, 30.0, 60.0, 120.0, 100_000.0)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0.95 < shares[0] <= 1.0
+    assert shares[4] < 0.05
+    assert returns.probability(120.0) < 0.1 < 0.6 < returns.probability(5.0) <= 1.0
+
+
+def test_what_is_learned_of_gaps_fades() -> None:
+    """Evenings may differ from mornings."""
+    returns = ReturnRate(share=0.8)
+    for _ in range(300):
+        returns.observe_gap(5.0)
+    for _ in range(300):
+        returns.observe_gap(600.0)
+    assert returns.outlasting(120.0) > 0.6
+
+
 def test_the_usual_gap_between_turns_is_learned() -> None:
     returns = ReturnRate(share=0.5)
     before = returns.probability(300.0)

@@ -146,6 +146,19 @@ def test_nobody_waits_where_it_is_not_certain_that_it_is_still_held() -> None:
     assert home.waits_until == NOW
 
 
+def test_nobody_waits_for_a_home_that_is_being_overwritten() -> None:
+    """Who speaks there now pushes out what the node cannot hold beside it: waiting would save nothing."""
+    memories = Memories()
+    roster = roster_of(node_of("a", max_concurrency=4), memories=memories)
+    memory_with(roster, "a", key=1, tokens=300)
+    occupy(roster, "a", 4)
+    assert find_home([(1, 300)], roster, memories, NOW).waits_until == NOW  # type: ignore[union-attr]
+    roster.seats[NodeId("a")].memory.learn(Match(10, 3, False), warm=True)
+    assert find_home([(1, 300)], roster, memories, NOW).waits_until == NOW  # type: ignore[union-attr]
+    occupy(roster, "a", -1)
+    assert find_home([(1, 300)], roster, memories, NOW).waits_until > NOW  # type: ignore[union-attr]
+
+
 def test_a_free_holder_goes_before_a_busy_one() -> None:
     memories = Memories()
     roster = roster_of(node_of("a"), node_of("b"), node_of("c"), memories=memories)
