@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import io
 import random
 import tempfile
 from collections import Counter
@@ -57,6 +57,13 @@ SCENES = (
     Scene("mixed fleet, fewer (9 on 12)", 12, 9, 5, fits=True, mixed=True),
     Scene("mixed fleet, more (24 on 12)", 12, 24, 3, fits=False, mixed=True),
 )
+
+
+class Nowhere(io.StringIO):
+    """Takes the log and keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +125,11 @@ async def gateway_of(
 ) -> AsyncIterator[tuple[Gateway, Heard]]:
     """A gateway over such phones, everything else as shipped; its log goes nowhere."""
     heard = Heard()
-    with tempfile.TemporaryDirectory(prefix="potluck-bench-") as folder, Path(os.devnull).open("w") as nowhere:
+    with tempfile.TemporaryDirectory(prefix="potluck-bench-") as folder:
         async with phones_of(phones) as started:
             fleet = write_fleet(Path(folder) / "phones.json", [phone.port for phone in started], entries)
             settings = Settings(phones_file=fleet, embedded_node="off", affinity=affinity, queue_timeout_s=1e6)
-            async with running(settings, {}, nowhere) as gateway:
+            async with running(settings, {}, Nowhere()) as gateway:
                 await asyncio.sleep(SETTLING_SECONDS)
                 yield gateway, heard
                 heard.tokens_read = sum(phone.counters.tokens_read for phone in started)
