@@ -51,9 +51,14 @@ def test_it_knows_the_capital_of_france(runner: Runner) -> None:
 
 
 def test_its_own_parameters_keep_it_to_the_point(runner: Runner) -> None:
+    sampling = {name: value for name, value in KNOWN.parameters.items() if name != "num_predict"}
     for seed in range(3):
-        text, _ = ask(runner, FRANCE, sampling=SamplingOptions(**KNOWN.parameters, seed=seed))
+        text, _ = ask(runner, FRANCE, sampling=SamplingOptions(**sampling, seed=seed))
         assert "Paris" in text
+
+
+def test_it_ends_even_where_it_would_ramble() -> None:
+    assert 0 < KNOWN.parameters["num_predict"] <= 512
 
 
 def test_a_second_turn_is_read_from_where_it_differs(runner: Runner) -> None:
