@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from bench.rig.report import Report, at_most, median, table
 from server.affinity import Held, Match, Memories
 from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeSpec, NodeStatus
-from server.routing import STRATEGIES, Choice, Demand, Home, Policy, Roster, choose
+from server.roster import Roster
+from server.routing import STRATEGIES, Choice, Demand, Home, Policy, choose
 
 MODEL = ModelKey("smollm2:135m")
 DIGEST = "d" * 64

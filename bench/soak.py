@@ -279,7 +279,7 @@ def faults_in(log: Path) -> int:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     wrong = [line for line in lines if "Traceback" in line or "fault of ours" in line or '"level":"error"' in line]
     for line in wrong[:5]:
-        print(f"gateway's log: {line[:300]}", file=sys.stderr)
+        print(f"gateway's log: {line[:200]} ... {line[-700:]}", file=sys.stderr)
     return len(wrong)
 
 

@@ -19,6 +19,7 @@ from server.exchange import AskRequest, Message
 from server.nodes import ModelKey, NodeId
 
 HELD_PER_NODE = 64  # more than any phone holds; bounds memory with thousands of one-question callers
+BELIEVED_COLD = 64  # conversations for which a cold reading is believed, then it is tried again
 KEYS_PER_CONVERSATION = 64  # older prefixes of a long conversation are not worth their bytes
 TEMPLATE_FIELDS = ("system", "template", "tools", "think")
 CHARACTERS_PER_TOKEN = 4.0  # before a node has counted for us; English text in common tokenizers
@@ -43,6 +44,7 @@ class Conversation:
     whole: int
     tokens: int
     begun: str = ""
+    opening: tuple[int, int] = (0, 0)  # hash and estimated tokens of the leading system messages; tokens 0: none
 
     @property
     def later_turn(self) -> bool:
@@ -59,16 +61,19 @@ def conversation(request: AskRequest) -> Conversation:
     tokens = 0
     last = len(request.messages) - 1
     begun = ""
+    opening = (0, 0)
     for index, message in enumerate(request.messages):
         tokens += _message_tokens(message)
         if message.get("role") == "assistant" and index == last:
             begun = str(message.get("content") or "")
             break
         link = _next_link(link, message)
+        if message.get("role") == "system" and opening[1] + _message_tokens(message) == tokens:
+            opening = (link, tokens)
         if message.get("role") == "assistant":
             prefixes.append((link, tokens))
     prefixes.reverse()
-    return Conversation(tuple(prefixes[:KEYS_PER_CONVERSATION]), link, tokens, begun)
+    return Conversation(tuple(prefixes[:KEYS_PER_CONVERSATION]), link, tokens, begun, opening)
 
 
 def _from_context(request: AskRequest, link: int) -> Conversation:
@@ -114,6 +119,7 @@ class Held:
     digest: str
     tokens: int
     at: float
+    opening: tuple[int, int] = (0, 0)  # see `Conversation`
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,7 @@ class NodeMemory:
     by_key: dict[int, Held] = field(default_factory=dict)
     warm_depth: int = 0  # deepest return that was read warm
     cold_depth: int | None = None  # shallowest return that was read cold
+    cold_for: int = 0  # conversations since; one odd reading must not be believed for ever
     pinned_contexts: dict[ModelKey, int] = field(default_factory=dict)  # the num_ctx a model was loaded with by us
 
     def __len__(self) -> int:
@@ -180,6 +187,9 @@ class NodeMemory:
         for key in entry.keys:
             self.by_key[key] = entry
             self.holders.setdefault(key, set()).add(self.node_id)
+        self.cold_for += 1
+        if self.cold_for > BELIEVED_COLD:
+            self.cold_depth = None
         while len(self.held) > HELD_PER_NODE:
             self._drop(next(iter(self.held.values())))
 
@@ -190,8 +200,17 @@ class NodeMemory:
             if self.cold_depth is not None and self.cold_depth <= match.depth:
                 self.cold_depth = None
         else:
+            self.cold_for = 0
             self.cold_depth = match.depth if self.cold_depth is None else min(self.cold_depth, match.depth)
             self.warm_depth = min(self.warm_depth, max(0, match.depth - 1))
+
+    def shared_opening(self, conversation: Conversation, digest: str) -> int:
+        """Estimated tokens of the opening that a held conversation has in common with this one."""
+        opening = conversation.opening
+        if not opening[1]:
+            return 0
+        shared = any(entry.opening == opening and entry.digest == digest for entry in self.held.values())
+        return opening[1] if shared else 0
 
     def next_lost(self, model: ModelKey) -> Held | None:
         """The conversation that one more would push out; None while there is room."""

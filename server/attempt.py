@@ -30,7 +30,8 @@ from server.course import Attempt, Course
 from server.errors import NodeError
 from server.exchange import AskRequest, Embedding, Event, NodeDone, Token
 from server.patience import Patience
-from server.routing import Seat, context_length
+from server.roster import Seat
+from server.routing import context_length
 
 DEFAULT_CONTEXT = 4096  # what an Ollama gives at least, by its release notes
 OLD_DEFAULT_CONTEXT = 2048

@@ -9,7 +9,7 @@ from server.continuation import Told, Way, remaining_predict
 from server.exchange import AskRequest, Durations, HomecomingOutcome, NodeDone, NodeShare, Usage
 from server.nodes import ModelCopy, NodeKind
 from server.retry import Outage
-from server.routing import Seat
+from server.roster import Seat
 
 NANOSECONDS = 1_000_000_000
 

@@ -133,8 +133,8 @@ class Dispatcher:
             answers.joined += 1
             visit.course = shared.course
         visit.cache = outcome
-        yield [Started(outcome)]
-        async with aclosing(shared.listen()) as batches:
+        async with aclosing(shared.listen()) as batches:  # before anything is told: who leaves now leaves the answer
+            yield [Started(outcome)]
             async for batch in batches:
                 last = batch[-1]
                 yield [*batch[:-1], replace(last, cache=outcome)] if isinstance(last, Done) else batch

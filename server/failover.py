@@ -33,7 +33,8 @@ from server.nodes import ModelKey, NodeKind
 from server.observer import Observer, reason_of
 from server.patience import Patience, PatienceLimits, Work, patience_for
 from server.retry import Outage, RetryBudget
-from server.routing import Choice, Demand, Home, Seat, find_home, same_copy
+from server.roster import Seat
+from server.routing import Choice, Demand, Home, find_home, same_copy
 from server.seating import Claim, Seating
 from server.verdicts import Outcome, Remembering, learn_failure, learn_nothing, learn_success
 
@@ -139,11 +140,11 @@ class Failover:
             yield [*last, self._succeeded(course, claim, choice, attempt, seated_at)]
         except NodeError as error:
             judged = True
-            self._give_up_seat(course, seat, attempt, error, sent)
+            self._give_up_seat(course, choice, attempt, error, sent)
             raise
         finally:
             if not judged:  # the client left, or this gateway is being stopped
-                learn_nothing(seat.load, self._now())
+                learn_nothing(seat.load, self._now(), choice.trial)
                 self._remember_part(course, seat, sent)
                 self._seating.give_back(seat)
 
@@ -152,7 +153,7 @@ class Failover:
         now, seat, home = self._now(), choice.seat, claim.demand.home
         done = attempt.done
         if done is None:  # a stop string was completed over the seam: the node never got to say it
-            learn_nothing(seat.load, now)
+            learn_nothing(seat.load, now, choice.trial)
             self._remember_part(course, seat, True)
         else:
             plain = attempt.way in ("first", "retry")
@@ -161,7 +162,8 @@ class Failover:
             generating = (attempt.last_at or now) - (attempt.first_at or now)
             if match is not None:
                 self._remembering.came_home(seat, match, done, course.arrived)
-            learn_success(seat.load, Outcome(done, attempt.tokens, first, generating), match is None and plain)
+            cold = self._remembering.cold_tokens(seat, course.conversation, done) if match is None and plain else 0
+            learn_success(seat.load, Outcome(done, attempt.tokens, first, generating), cold, choice.trial)
             self._seating.reweigh(seat.id)
             if course.request.operation != "embed":
                 self._remembering.told(seat, course.conversation, done, course.told.text, now)
@@ -169,13 +171,13 @@ class Failover:
         self._seating.give_back(seat)
         return done_of(course, attempt, "stop" if done is None else done.reason, now)
 
-    def _give_up_seat(self, course: Course, seat: Seat, attempt: Attempt, error: NodeError, sent: bool) -> None:
-        now = self._now()
+    def _give_up_seat(self, course: Course, choice: Choice, attempt: Attempt, error: NodeError, sent: bool) -> None:
+        now, seat = self._now(), choice.seat
         deadline = course.request.deadline_seconds
         if isinstance(error, NodeStalled) and deadline is not None and now >= course.arrived + deadline:
-            learn_nothing(seat.load, now)  # it was the request that was in a hurry
+            learn_nothing(seat.load, now, choice.trial)  # it was the request that was in a hurry
         else:
-            learn_failure(seat.load, error, now, self._limits.breaker)
+            learn_failure(seat.load, error, now, self._limits.breaker, choice.trial)
             self._observer.attempt_failed(seat.id, seat.copy.name, reason_of(error))
         break_off(course, attempt)
         self._remember_part(course, seat, sent and not isinstance(error, NodeBusy | NodeRefused))

@@ -192,12 +192,13 @@ def _dispatcher(
 def _failover_limits(settings: Settings) -> FailoverLimits:
     breaker = BreakerLimits(settings.breaker_failures, settings.breaker_rest_s, settings.breaker_longest_rest_s)
     patience = PatienceLimits(
-        settings.connect_timeout_s,
-        settings.first_token_floor_s,
-        settings.between_tokens_floor_s,
-        settings.load_allowance_s,
-        settings.silence_ceiling_s,
-        settings.request_timeout_s,
+        factor=settings.patience_factor,
+        connect_seconds=settings.connect_timeout_s,
+        first_token_floor_seconds=settings.first_token_floor_s,
+        between_tokens_floor_seconds=settings.between_tokens_floor_s,
+        load_allowance_seconds=settings.load_allowance_s,
+        ceiling_seconds=settings.silence_ceiling_s,
+        total_seconds=settings.request_timeout_s,
     )
     return FailoverLimits(settings.attempts_per_outage, breaker, patience)
 

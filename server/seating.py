@@ -19,7 +19,8 @@ from server.errors import DeadlineExceeded, GatewayError, NoNodes, QueueFull, Re
 from server.exchange import CallerId
 from server.nodes import ModelKey, Node, NodeId, NodeStatus, ResidentModel
 from server.registry import Registry, is_renewed
-from server.routing import Choice, Demand, Policy, Refusal, Roster, Seat, choose
+from server.roster import Roster, Seat
+from server.routing import Choice, Demand, Policy, Refusal, choose
 from server.waiting import Ticket, WaitingRoom
 
 EXPECTED_REQUEST_SECONDS = 10.0  # for Retry-After, until requests have shown how long they take
@@ -99,8 +100,7 @@ class Seating:
         now = self._now()
         outcome = choose(claim.demand, self.roster(claim.demand.model), self.policy, now)
         if isinstance(outcome, Choice):
-            self._occupy(outcome.seat, now)
-            return outcome
+            return self._occupied(outcome, now)
         error = self._verdict(claim, outcome, now)
         if error is not None:
             raise error
@@ -113,8 +113,7 @@ class Seating:
         outcome = choose(replace(claim.demand, home=None), self.roster(claim.demand.model), self.policy, now)
         if isinstance(outcome, Refusal):
             raise QueueFull("too many requests are waiting", self.expected_wait())
-        self._occupy(outcome.seat, now)
-        return outcome
+        return self._occupied(outcome, now)
 
     def expected_wait(self) -> float:
         """Seconds until a request that came now would get a seat, by the recent length of requests."""
@@ -124,10 +123,12 @@ class Seating:
     def wait(self, claim: Claim) -> Wait:
         return Wait(self, claim)
 
-    def give_up(self, seat: Seat) -> None:
+    def give_up(self, choice: Choice) -> None:
         """The seat was taken, and nothing was ever asked there."""
-        seat.load.breaker = on_no_verdict(seat.load.breaker, self._now())
-        self.give_back(seat)
+        load = choice.seat.load
+        if choice.trial:
+            load.breaker = on_no_verdict(load.breaker, self._now())
+        self.give_back(choice.seat)
 
     def give_back(self, seat: Seat) -> None:
         """The request at this seat is over (its load has been judged by the caller)."""
@@ -162,8 +163,7 @@ class Seating:
             if isinstance(outcome, Refusal):
                 refusals[claim.kind() or claim] = outcome
                 return False
-            self._occupy(outcome.seat, now)
-            claim.future.set_result(outcome)
+            claim.future.set_result(self._occupied(outcome, now))
             return True
 
         self.room.bind(offer)
@@ -206,12 +206,14 @@ class Seating:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _occupy(self, seat: Seat, now: float) -> None:
-        load = seat.load
+    def _occupied(self, choice: Choice, now: float) -> Choice:
+        """The choice, with its seat taken."""
+        seat, load = choice.seat, choice.seat.load
         load.in_flight += 1
         load.in_flight_by_model[seat.model] = load.in_flight_by_model.get(seat.model, 0) + 1
-        load.breaker = on_sent(load.breaker, now)
+        before, load.breaker = load.breaker, on_sent(load.breaker, now)
         self.touch(seat.id)
+        return choice if load.breaker is before else replace(choice, trial=True)
 
     def _verdict(self, claim: Claim, refusal: Refusal, now: float) -> GatewayError | None:
         """What the refusal means for the claim: an error that ends it, or None: worth waiting."""
@@ -303,7 +305,7 @@ class Wait:
         self._claim.waited += seating._now() - self._entered
         if future is not None and future.done() and not future.cancelled() and self._got is None:
             if future.exception() is None:  # bound, and the request left before it heard of it
-                seating.give_up(future.result().seat)
+                seating.give_up(future.result())
         elif future is not None and not future.done():
             future.cancel()
 

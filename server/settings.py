@@ -59,6 +59,7 @@ class Settings(BaseModel):
 
     # patience with nodes
     connect_timeout_s: float = Field(5.0, gt=0)
+    patience_factor: float = Field(3.0, ge=1)
     first_token_floor_s: float = Field(5.0, gt=0)
     between_tokens_floor_s: float = Field(5.0, gt=0)
     load_allowance_s: float = Field(120.0, ge=0)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.affinity import Conversation, Held, Match, Memories, ReturnRate, continued_keys, was_warm
-from server.breaker import BreakerLimits, on_failure, on_no_verdict, on_success
+from server.breaker import BreakerLimits, BreakerState, on_failure, on_no_verdict, on_success
 from server.errors import NodeBusy, NodeError
 from server.exchange import NodeDone
 from server.nodes import Load
-from server.routing import Seat
+from server.roster import Seat
 
 SPEED_MEMORY = 0.3  # weight of the newest measurement: some requests settle it, a hot phone shows soon
 MEASURABLE_PROMPT_TOKENS = 16  # shorter prompts measure overhead, not speed
@@ -38,39 +38,47 @@ def average(known: float | None, measured: float) -> float:
     return measured if known is None else known + SPEED_MEMORY * (measured - known)
 
 
-def learn_success(load: Load, outcome: Outcome, reads_cold: bool) -> None:
-    """The attempt ended well. `reads_cold`: no conversation was held, so the prompt's time tells the reading speed."""
+def may_judge(load: Load, trial: bool) -> bool:
+    """While a trial is out, requests that were sent before the breaker opened have no say."""
+    return trial or load.breaker.state is not BreakerState.HALF_OPEN
+
+
+def learn_success(load: Load, outcome: Outcome, cold_tokens: int, trial: bool = True) -> None:
+    """The attempt ended well. `cold_tokens` of its prompt were surely read anew; their time tells the reading speed."""
     done = outcome.done
     load.answered += 1
-    load.breaker = on_success(load.breaker)
+    if may_judge(load, trial):
+        load.breaker = on_success(load.breaker)
     tokens = done.usage.completion_tokens or outcome.tokens
     seconds = done.durations.generation / SECOND or outcome.generation_seconds
     if tokens >= MEASURABLE_TOKENS and seconds > 0:
         load.tokens_per_second = average(load.tokens_per_second, tokens / seconds)
-    prompt_tokens, prompt_seconds = done.usage.prompt_tokens, done.durations.prompt / SECOND
-    if reads_cold and prompt_tokens >= MEASURABLE_PROMPT_TOKENS and prompt_seconds > 0:
-        load.prompt_tokens_per_second = average(load.prompt_tokens_per_second, prompt_tokens / prompt_seconds)
+    prompt_seconds = done.durations.prompt / SECOND
+    if cold_tokens >= MEASURABLE_PROMPT_TOKENS and prompt_seconds > 0:
+        load.prompt_tokens_per_second = average(load.prompt_tokens_per_second, cold_tokens / prompt_seconds)
     if outcome.first_token_seconds is not None:
         load.first_token_seconds = average(load.first_token_seconds, outcome.first_token_seconds)
 
 
-def learn_failure(load: Load, error: NodeError, now: float, limits: BreakerLimits) -> None:
+def learn_failure(load: Load, error: NodeError, now: float, limits: BreakerLimits, trial: bool = True) -> None:
     """The attempt failed: by the node's fault, because it is busy, or for reasons that say nothing about it."""
     if isinstance(error, NodeBusy):
         rest = error.retry_after_seconds if error.retry_after_seconds is not None else BUSY_SECONDS
         load.busy_until = now + min(rest, LONGEST_BUSY_SECONDS)
     if not error.strike:
-        load.breaker = on_no_verdict(load.breaker, now)
+        learn_nothing(load, now, trial)
         return
     load.failed += 1
     load.last_error = error.message
     load.shunned_until = now + SHUNNED_SECONDS
-    load.breaker = on_failure(load.breaker, now, limits)
+    if may_judge(load, trial):
+        load.breaker = on_failure(load.breaker, now, limits)
 
 
-def learn_nothing(load: Load, now: float) -> None:
+def learn_nothing(load: Load, now: float, trial: bool = True) -> None:
     """The client left: a trial may be repeated."""
-    load.breaker = on_no_verdict(load.breaker, now)
+    if may_judge(load, trial):
+        load.breaker = on_no_verdict(load.breaker, now)
 
 
 @dataclass(slots=True)
@@ -83,6 +91,14 @@ class Remembering:
     def arrived(self, conversation: Conversation) -> None:
         self.returns.observe(conversation.later_turn)
 
+    @staticmethod
+    def cold_tokens(seat: Seat, conversation: Conversation, done: NodeDone) -> int:
+        """How many tokens of a prompt without a match the node has surely read anew.
+
+        What it shares with a held one from the beginning on (a system prompt, mostly) may have been there already.
+        """
+        return max(0, done.usage.prompt_tokens - seat.memory.shared_opening(conversation, seat.identity))
+
     def told(self, seat: Seat, conversation: Conversation, done: NodeDone, text: str, now: float) -> None:
         """The node has read the conversation and told its answer: that is what it holds now."""
         memory = seat.memory
@@ -92,14 +108,14 @@ class Remembering:
             memory.forget_held(seat.model)
         tokens = done.usage.prompt_tokens + done.usage.completion_tokens or conversation.tokens
         keys = continued_keys(conversation, text, done.context)
-        memory.write(Held(keys, seat.model, seat.identity, tokens, now), conversation.prefixes)
+        memory.write(Held(keys, seat.model, seat.identity, tokens, now, conversation.opening), conversation.prefixes)
         if conversation.later_turn:
             self.memories.forget_elsewhere(seat.id, conversation.prefixes)
 
     def broke_off(self, seat: Seat, conversation: Conversation, mark: int, now: float) -> None:
         """The node has read at least a part: older conversations have moved down, this one may be asked again."""
         keys = (mark, *(key for key, _ in conversation.prefixes))
-        held = Held(keys, seat.model, seat.identity, conversation.tokens, now)
+        held = Held(keys, seat.model, seat.identity, conversation.tokens, now, conversation.opening)
         if self.memories.by_node.get(seat.id) is seat.memory:
             seat.memory.write(held, conversation.prefixes)
 

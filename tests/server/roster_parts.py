@@ -6,17 +6,8 @@ from typing import Any
 
 from server.affinity import Held, Match, ReturnRate
 from server.nodes import Node, NodeId
-from server.routing import (
-    STRATEGIES,
-    Choice,
-    Demand,
-    Home,
-    Policy,
-    Refusal,
-    Roster,
-    Seat,
-    choose,
-)
+from server.roster import Roster, Seat
+from server.routing import STRATEGIES, Choice, Demand, Home, Policy, Refusal, choose
 from tests.server.scripted_nodes import MODEL, node_of, report_of
 
 DEMAND = Demand(MODEL, prompt_tokens=100)

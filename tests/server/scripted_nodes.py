@@ -9,7 +9,7 @@ from server.affinity import Memories
 from server.exchange import AskRequest, CallerId, RequestId
 from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeSpec, NodeStatus, ProbeReport, ResidentModel
 from server.registry import NodeListed, NodeProbed, Registry, servable
-from server.routing import Roster, Seat
+from server.roster import Roster, Seat
 
 MODEL = ModelKey("qwen:1b")
 

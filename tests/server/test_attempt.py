@@ -14,7 +14,7 @@ from server.course import Course
 from server.errors import NodeBroken, NodeStalled
 from server.exchange import Embedding, Token
 from server.nodes import Node
-from server.routing import Seat
+from server.roster import Seat
 from tests.server.scripted_backend import (
     ScriptedBackend,
     closed_template,

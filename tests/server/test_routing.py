@@ -11,18 +11,8 @@ import pytest
 from server.affinity import Memories
 from server.breaker import Breaker, BreakerState, on_sent
 from server.nodes import Load, ModelCopy, NodeId, NodeStatus
-from server.routing import (
-    LOOKED_AT,
-    Choice,
-    Demand,
-    Policy,
-    Refusal,
-    choose,
-    context_length,
-    fits_context,
-    learned_weight,
-    same_copy,
-)
+from server.roster import LOOKED_AT, learned_weight
+from server.routing import Choice, Demand, Policy, Refusal, choose, context_length, fits_context, same_copy
 from tests.server.roster_parts import (
     DEMAND,
     NOW,

@@ -11,16 +11,8 @@ import pytest
 from server.affinity import Match, Memories
 from server.breaker import Breaker, BreakerState
 from server.nodes import ModelKey, NodeId
-from server.routing import (
-    LOOKED_AT,
-    UNKNOWN_PROMPT_SPEED,
-    Choice,
-    Demand,
-    Policy,
-    Refusal,
-    choose,
-    find_home,
-)
+from server.roster import LOOKED_AT, UNKNOWN_PROMPT_SPEED
+from server.routing import Choice, Demand, Policy, Refusal, choose, find_home
 from tests.server.roster_parts import (
     DEMAND,
     NOW,

@@ -12,13 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from server.affinity import Memories
 from server.breaker import Breaker, BreakerState
 from server.nodes import Load, NodeId, NodeStatus
-from server.routing import (
-    Choice,
-    Refusal,
-    Roster,
-    choose,
-    suits,
-)
+from server.roster import Roster
+from server.routing import Choice, Refusal, choose, suits
 from tests.server.roster_parts import (
     DEMAND,
     POLICY,

@@ -14,7 +14,7 @@ from server.breaker import Breaker, BreakerState
 from server.errors import GatewayError
 from server.nodes import Node, NodeId
 from server.registry import NodeListed, NodeProbed, ProbeFailed
-from server.routing import Seat
+from server.roster import Seat
 from server.seating import SeatingLimits
 from tests.fakes.clock_loop import on_clock_loop
 from tests.server.hall import A, Hall, hall_with, home_at, results, settled, started

@@ -11,7 +11,7 @@ from server.breaker import CLOSED, Breaker, BreakerLimits, BreakerState
 from server.errors import NodeBroken, NodeBusy, NodeError, NodeRefused, NodeStalled, NodeUnreachable
 from server.exchange import AskRequest, Durations, NodeDone, Usage
 from server.nodes import Load, NodeId
-from server.routing import Seat
+from server.roster import Seat
 from server.verdicts import (
     BUSY_SECONDS,
     LONGEST_BUSY_SECONDS,
@@ -38,7 +38,7 @@ def done_of(read: int = 100, told: int = 20, **seconds: float) -> NodeDone:
 
 def success(load: Load, done: NodeDone, reads_cold: bool = True, **changes: Any) -> Load:
     outcome = Outcome(**{"done": done, "tokens": 20, "first_token_seconds": 1.5, "generation_seconds": 4.0, **changes})
-    learn_success(load, outcome, reads_cold)
+    learn_success(load, outcome, done.usage.prompt_tokens if reads_cold else 0)
     return load
 
 

@@ -1,0 +1,160 @@
+"""Who can run one model: a seat for each node that has it, and an index of the free ones. Pure data.
+
+A `Seat` is one node seen from one model; a `Roster` is all seats of a model. Who changes a node's load must `touch` it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from server.affinity import NodeMemory
+from server.breaker import BreakerState
+from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeStatus
+from server.rotation import Rotation
+
+UNKNOWN_PROMPT_SPEED = 30.0  # tokens/s of a mid-range phone, until the node has shown its own
+UNKNOWN_SPEED = 10.0  # tokens/s, likewise
+TYPICAL_ANSWER_TOKENS = 128  # of a chat; only the balance of first-token time against speed depends on it
+LOOKED_AT = 32  # seats weighed one by one: keeps a choice among a thousand under 100 us
+
+
+@dataclass(slots=True)
+class Seat:
+    """One node, as the place where one model runs."""
+
+    node: Node
+    load: Load
+    memory: NodeMemory
+    model: ModelKey
+    copy: ModelCopy
+    slots: int
+    weight: float
+    expected_seconds: float = 0.0  # for a typical answer, kept up by `Roster.touch`; 0 until measured
+
+    @property
+    def id(self) -> NodeId:
+        return self.node.spec.id
+
+    @property
+    def identity(self) -> str:
+        """What tells this copy's conversations from another's: the digest, or the name where there is none."""
+        return self.copy.digest or self.model
+
+    @property
+    def prompt_speed(self) -> float:
+        return self.load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
+
+    def admits(self, now: float) -> bool:
+        """In service, busy or not: its breaker does not rest."""
+        return self.load.breaker.state is not BreakerState.OPEN or self.load.breaker.admits(now)
+
+    @property
+    def rests_until(self) -> float:
+        """When its breaker, a failure just now or its own word lets it be asked again."""
+        load, breaker = self.load, self.load.breaker
+        opens = breaker.open_until if breaker.state is BreakerState.OPEN else 0.0
+        return max(opens, load.shunned_until, load.busy_until)
+
+
+@dataclass(slots=True)
+class Roster:
+    """All seats of one model (None: of every node's own) and, kept up by `touch`, the free ones among them.
+
+    The index of free seats spares each choice a look at a thousand busy nodes. Who changes a node's load must `touch`
+    its seats; a rest that ends by time alone is in `resting`. Last resorts stand apart, out of the rotation, so that
+    they take nothing from the weights of the others.
+    """
+
+    model: ModelKey | None
+    seats: dict[NodeId, Seat] = field(default_factory=dict)
+    free: dict[NodeId, Seat] = field(default_factory=dict)
+    resting: list[tuple[float, NodeId]] = field(default_factory=list)  # a heap: when to look again
+    rotation: Rotation = field(default_factory=Rotation)
+    reserve: dict[NodeId, Seat] = field(default_factory=dict)  # free last resorts
+    last_resorts: set[NodeId] = field(default_factory=set)
+    cursor: int = 0
+
+    def touch(self, node_id: NodeId, now: float) -> None:
+        """The node's load changed: is its seat free now, or when will it be worth a look?"""
+        seat = self.seats.get(node_id)
+        if seat is None:
+            return
+        load = seat.load
+        seat.expected_seconds = expected_seconds(load)
+        if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
+            self._take(node_id)
+            return
+        until = seat.rests_until
+        if until > now:
+            self._take(node_id)
+            heapq.heappush(self.resting, (until, node_id))
+        elif seat.node.spec.last_resort:
+            self.reserve[node_id] = seat
+        else:
+            self.free[node_id] = seat
+            self.rotation.join(node_id, seat.weight)
+
+    def is_free(self, node_id: NodeId) -> bool:
+        return node_id in self.free or node_id in self.reserve
+
+    def _take(self, node_id: NodeId) -> None:
+        self.reserve.pop(node_id, None)
+        if self.free.pop(node_id, None) is not None:
+            self.rotation.leave(node_id)
+
+    def wake(self, now: float) -> None:
+        """Look again at the seats whose rest is over."""
+        while self.resting and self.resting[0][0] <= now:
+            self.touch(heapq.heappop(self.resting)[1], now)
+
+    def place(self, node: Node, load: Load, memory: NodeMemory, now: float) -> None:
+        """The node is new or has changed: give it the seat it deserves now, or none."""
+        key = self.model if self.model is not None else node.own_model
+        if node.status is not NodeStatus.READY or key is None or key not in node.models:
+            self.remove(node.id)
+            return
+        weight = node.spec.weight or learned_weight(load)
+        if node.spec.last_resort != (node.id in self.last_resorts):
+            self.remove(node.id)
+        if node.spec.last_resort:
+            self.last_resorts.add(node.id)
+        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight)
+        self.touch(node.id, now)
+
+    def remove(self, node_id: NodeId) -> None:
+        self._take(node_id)
+        self.seats.pop(node_id, None)
+        self.last_resorts.discard(node_id)
+
+    def window(self) -> Sequence[Seat]:
+        """`LOOKED_AT` free seats, the next ones each time: enough to find a good one in a fleet of any size."""
+        if len(self.free) <= LOOKED_AT:
+            return list(self.free.values())
+        start = self.cursor = (self.cursor + LOOKED_AT) % len(self.free)
+        seats = list(islice(self.free.values(), start, start + LOOKED_AT))
+        return seats + list(islice(self.free.values(), LOOKED_AT - len(seats)))
+
+    def reweigh(self, node_id: NodeId) -> None:
+        """A node whose weight is "auto" has shown its speed."""
+        seat = self.seats.get(node_id)
+        if seat is not None and seat.node.spec.weight is None:
+            seat.weight = learned_weight(seat.load)
+            if node_id in self.free:
+                self.rotation.join(node_id, seat.weight)
+
+
+def learned_weight(load: Load) -> float:
+    """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight."""
+    speed = load.tokens_per_second or UNKNOWN_SPEED
+    return float(2.0 ** (round(math.log2(speed) * 10) / 10))
+
+
+def expected_seconds(load: Load) -> float:
+    """How long a typical answer would take now; 0 for a node that has not been measured."""
+    if load.tokens_per_second is None:
+        return 0.0
+    return (load.first_token_seconds or 0.0) + TYPICAL_ANSWER_TOKENS / load.tokens_per_second * (1 + load.in_flight)
