@@ -80,7 +80,8 @@ class Seating:
         self._starting = starting
         self._rosters: dict[ModelKey | None, Roster] = {}
         self._sequence = count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._looks_at = 0.0  # when the timer rings: uvloop's handles of less than a millisecond do not tell
         self._hopeless = False  # somebody who waits has been told that no node is in service
         registry.listen(self._follow)
 
@@ -193,10 +194,11 @@ class Seating:
     def look_at(self, when: float) -> None:
         """Pump at that moment, on the clock of `now` (which must be the loop's)."""
         if self._timer is not None:
-            if not self._timer.cancelled() and self._now() < self._timer.when() <= when:
+            if not self._timer.cancelled() and self._now() < self._looks_at <= when:
                 return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(max(when, self._now() + 0.001), self._on_timer)
+        self._looks_at = max(when, self._now() + 0.001)
+        self._timer = asyncio.get_running_loop().call_at(self._looks_at, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
