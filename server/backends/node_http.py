@@ -165,13 +165,20 @@ class NodeHttp:
 
     async def _connect_to(self, address: str, spec: NodeSpec) -> Connection:
         loop = asyncio.get_running_loop()
-        transport, connection = await loop.create_connection(lambda: self._made(spec), address, spec.port)
+        made: list[Connection] = []
+        try:
+            transport, connection = await loop.create_connection(lambda: self._made(spec, made), address, spec.port)
+        except BaseException:
+            for connection in made:  # uvloop makes the protocol before it connects, and then never says that it is lost
+                self._all.pop(connection, None)
+            raise
         _set_socket_options(transport.get_extra_info("socket"))
         return connection
 
-    def _made(self, spec: NodeSpec) -> Connection:
+    def _made(self, spec: NodeSpec, made: list[Connection]) -> Connection:
         connection = Connection(spec.address, self._completed, self._lost)
         self._all[connection] = (spec.host, spec.port)
+        made.append(connection)
         return connection
 
     # -- kept connections --------------------------------------------------------------------------------------------
