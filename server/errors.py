@@ -16,7 +16,9 @@
     ├── NodeBusy                     429 or 503: no strike against the node
     ├── NodeBroken                   5xx, an error line, a cut stream, a malformed record
     ├── NodeStalled                  silent for longer than the phase allows
-    └── NodeRefused                  the node blames the request: passed on, no strike, no second try
+    ├── NodeRefused                  the node blames the request: passed on, no strike, no second try
+    │   └── NodeIncapable            it is this node that cannot do it: no strike, others are asked
+    └── NoWayOn                      (in `attempt`) it cannot go on with the answer so far: no strike, others are asked
 
 This module imports nothing of the gateway.
 """
@@ -181,3 +183,7 @@ class NodeRefused(NodeError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NodeIncapable(NodeRefused):
+    """Nothing is wrong with the request, but this node cannot do it (400, or 501 of its own); another one may."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from server.errors import NodeBroken, NodeBusy, NodeError, NodeRefused
+from server.errors import NodeBroken, NodeBusy, NodeError, NodeIncapable, NodeRefused
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ERROR_CHARS = 2000
@@ -23,6 +23,7 @@ CLIENT_MISTAKES = (('option "', "must be of type"), ("invalid format:", ""), ("i
 BUSY = (429, 503)
 WRONG_KEY = (401, 403, 407)
 TIMED_OUT = 408  # the node lost patience while reading: nothing is wrong with the request
+NOT_THERE = 501  # a server without what is asked (embeddings, for instance): others may have it
 
 
 def error_of_status(address: str, status: int, headers: Mapping[bytes, bytes], body: bytes) -> NodeError:
@@ -34,8 +35,8 @@ def error_of_status(address: str, status: int, headers: Mapping[bytes, bytes], b
         return NodeBroken(f"{address} refuses the gateway ({status}): {text}")
     if 400 <= status < 500 and status != TIMED_OUT:
         return NodeRefused(text, status)
-    if status == 501:
-        return NodeRefused(text, status)
+    if status == NOT_THERE:
+        return NodeIncapable(text, status)
     if status >= 500 and is_client_mistake(text):
         return NodeRefused(text, 400)
     return NodeBroken(f"{address} answered {status}: {text}")

@@ -21,7 +21,7 @@ from server.backends.node_keys import key_of
 from server.backends.ollama import MAX_BODY_BYTES, MAX_EMBEDDINGS_BYTES, parsed
 from server.backends.openai_answer import AnswerReader
 from server.backends.openai_request import request_of
-from server.errors import NodeBroken, NodeRefused
+from server.errors import NodeBroken, NodeIncapable, NodeRefused
 from server.exchange import Embedding, NodeDone, NodeEvent, Usage
 from server.nodes import ModelCopy, NodeSpec, ProbeReport, ResidentModel, model_key
 
@@ -75,7 +75,7 @@ class OpenAIBackend:
             self._http.close(connection, answered=reader.ended)
 
     async def render(self, spec: NodeSpec, call: Call, timeout_seconds: float) -> str:
-        raise NodeRefused("a node with OpenAI's API does not tell how it renders a prompt", 501)
+        raise NodeIncapable("a node with OpenAI's API does not tell how it renders a prompt", 501)
 
     async def show(self, spec: NodeSpec, model: str, timeout_seconds: float) -> dict[str, Any]:
         """What little such a node says, in the shape of Ollama's description."""

@@ -1,7 +1,7 @@
 """A call in Ollama's terms as the body that servers with OpenAI's API take. Pure.
 
 vLLM, llama-server and LM Studio differ in what they know beyond OpenAI's own fields; a sampler's name is sent in each
-of their spellings. What such a server cannot do is refused with its name, never dropped.
+of their spellings. What such a server cannot do is refused with its name, never dropped: an Ollama may still do it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from server.backends.base import Call
-from server.errors import NodeRefused
+from server.errors import NodeIncapable, NodeRefused
 from server.exchange import Message
 
 # Ollama's option -> the names under which it is sent.
@@ -34,16 +34,16 @@ _NO_TIME = re.compile(r"0+(\.0+)?[a-zµ]*")
 
 
 def request_of(call: Call, *, continues_final_message: bool) -> tuple[str, dict[str, Any]]:
-    """The path and the body. Raises NodeRefused for what cannot be honoured."""
+    """The path and the body. Raises NodeIncapable for what cannot be honoured, NodeRefused for what is wrong."""
     fields = dict(call.fields)
     if _is_unload(fields.pop("keep_alive", None)):
-        raise NodeRefused("a node with OpenAI's API cannot unload a model (keep_alive)", 400)
+        raise NodeIncapable("a node with OpenAI's API cannot unload a model (keep_alive)", 400)
     if call.operation == "embed":
         return "/v1/embeddings", _embed_body(call, fields)
     if fields.pop("truncate", False):
-        raise NodeRefused("a node with OpenAI's API cannot cut a prompt to its context (truncate)", 400)
+        raise NodeIncapable("a node with OpenAI's API cannot cut a prompt to its context (truncate)", 400)
     if call.continues and not continues_final_message:
-        raise NodeRefused("this node does not continue a message", 501)
+        raise NodeIncapable("this node does not continue a message", 501)
     body: dict[str, Any] = {"model": call.model, "stream": True, "stream_options": {"include_usage": True}}
     body |= options_of(call.options)
     if call.operation == "generate" and (fields.get("raw") or "suffix" in fields):
@@ -63,7 +63,7 @@ def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
                 found["max_tokens"] = value
             continue
         if name not in OPTIONS:
-            raise NodeRefused(f"a node with OpenAI's API cannot honour the option {name!r}", 400)
+            raise NodeIncapable(f"a node with OpenAI's API cannot honour the option {name!r}", 400)
         found.update(dict.fromkeys(OPTIONS[name], value))
     return found
 
@@ -111,7 +111,7 @@ def _content(message: Message) -> Any:
 def _data_url(image: str) -> str:
     kind = next((kind for start, kind in IMAGE_KINDS if image.startswith(start)), None)
     if kind is None:
-        raise NodeRefused("an image must be PNG, JPEG, GIF or WebP for a node with OpenAI's API", 400)
+        raise NodeIncapable("an image must be PNG, JPEG, GIF or WebP for a node with OpenAI's API", 400)
     return f"data:image/{kind};base64,{image}"
 
 
@@ -154,7 +154,7 @@ def _completion_fields(call: Call, fields: dict[str, Any]) -> dict[str, Any]:
     if (wanted := fields.pop("format", None)) is not None:
         body["response_format"] = _response_format(wanted)
     if fields.pop("logprobs", False):
-        raise NodeRefused("a node with OpenAI's API tells no logprobs of a raw prompt in Ollama's shape", 400)
+        raise NodeIncapable("a node with OpenAI's API tells no logprobs of a raw prompt in Ollama's shape", 400)
     fields.pop("top_logprobs", None)
     _refuse_rest(fields)
     return body
@@ -165,9 +165,9 @@ def _embed_body(call: Call, fields: dict[str, Any]) -> dict[str, Any]:
     if "dimensions" in fields:
         body["dimensions"] = fields.pop("dimensions")
     if fields.pop("truncate", False):
-        raise NodeRefused("a node with OpenAI's API cannot cut an input to its context (truncate)", 400)
+        raise NodeIncapable("a node with OpenAI's API cannot cut an input to its context (truncate)", 400)
     for name in call.options:
-        raise NodeRefused(f"a node with OpenAI's API cannot honour the option {name!r} for embeddings", 400)
+        raise NodeIncapable(f"a node with OpenAI's API cannot honour the option {name!r} for embeddings", 400)
     _refuse_rest(fields)
     return body
 
@@ -183,7 +183,7 @@ def _response_format(wanted: Any) -> dict[str, Any]:
 def _refuse_rest(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if value not in (None, "", [], False):
-            raise NodeRefused(f"a node with OpenAI's API cannot honour the field {name!r}", 400)
+            raise NodeIncapable(f"a node with OpenAI's API cannot honour the field {name!r}", 400)
 
 
 def _is_unload(keep_alive: Any) -> bool:

@@ -16,6 +16,7 @@ from server.errors import (
     NodeBroken,
     NodeBusy,
     NodeError,
+    NodeIncapable,
     NodeRefused,
     NodeStalled,
     NodeUnreachable,
@@ -81,6 +82,7 @@ def test_a_broken_answer_says_where_and_when() -> None:
         (NodeStalled("x", "first_token"), True),
         (NodeBusy("x"), False),
         (NodeRefused("x", 400), False),
+        (NodeIncapable("x", 501), False),
     ],
 )
 def test_whose_fault_it_is(error: NodeError, strike: bool) -> None:

@@ -13,7 +13,7 @@ from server.backends.faults import (
     error_text,
     retry_after_seconds,
 )
-from server.errors import NodeBroken, NodeBusy, NodeError, NodeRefused
+from server.errors import NodeBroken, NodeBusy, NodeError, NodeIncapable, NodeRefused
 
 
 def error(status: int, body: bytes = b"", **headers: bytes) -> NodeError:
@@ -29,14 +29,18 @@ def error(status: int, body: bytes = b"", **headers: bytes) -> NodeError:
         (404, "model 'x' not found", 404),
         (500, 'option "temperature" must be of type float32', 400),
         (500, 'invalid format: "yaml"; expected "json" or a valid JSON Schema object', 400),
-        (501, "This server does not support embeddings. Start it with `--embeddings`", 501),
         (422, "Unprocessable", 422),
     ],
 )
 def test_the_clients_mistakes_are_passed_on_with_the_nodes_words(status: int, text: str, passed_on: int):
     found = error(status, b'{"error":%b}' % _json(text))
-    assert isinstance(found, NodeRefused) and not found.strike
+    assert type(found) is NodeRefused and not found.strike
     assert (found.status, found.message) == (passed_on, text)
+
+
+def test_what_a_server_does_not_have_is_not_the_clients_mistake():
+    found = error(501, b'{"error":"This server does not support embeddings. Start it with `--embeddings`"}')
+    assert isinstance(found, NodeIncapable) and (found.status, found.strike) == (501, False)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def _expected(response: dict[str, Any]) -> tuple[str, Any]:
     if "must be of type" in error or error.startswith("invalid format"):
         return "NodeRefused", 400
     if 400 <= status < 500 or status == 501:
-        return "NodeRefused", status
+        return "NodeRefused" if status < 500 else "NodeIncapable", status
     if error or status != 200:
         return "NodeBroken", None
     last = records[-1]

@@ -12,7 +12,7 @@ import pytest
 from server.backends.base import Call, Patience
 from server.backends.node_http import NodeHttp
 from server.backends.openai import OpenAIBackend, context_of, listing_of
-from server.errors import NodeBroken, NodeBusy, NodeError, NodeRefused, NodeStalled, NodeUnreachable
+from server.errors import NodeBroken, NodeBusy, NodeError, NodeIncapable, NodeRefused, NodeStalled, NodeUnreachable
 from server.exchange import Embedding, NodeDone, NodeEvent, Token
 from server.nodes import NodeSpec
 from tests.server.backends.played_node import Play, played, recorded, streamed, whole
@@ -78,6 +78,7 @@ async def test_a_recorded_stream(backend: OpenAIBackend):
         (Play([whole(503, b'{"error":{"message":"Loading model"}}')]), NodeBusy),
         (Play([whole(400, b'{"error":{"message":"too long"}}')]), NodeRefused),
         (Play([whole(422, b'{"detail":"what"}')]), NodeRefused),
+        (Play([whole(501, b'{"error":{"message":"no embeddings here"}}')]), NodeIncapable),
         (Play([whole(500, b"oops")]), NodeBroken),
         (Play([whole(401, b"no")]), NodeBroken),
         (Play(streamed(TOKEN)), NodeBroken),
@@ -102,7 +103,7 @@ async def test_silence_is_a_stall(backend: OpenAIBackend):
 async def test_what_cannot_be_honoured_never_reaches_the_node(backend: OpenAIBackend):
     async with played(Play(streamed(END))) as node:
         _, error = await read(backend, node.spec(kind="openai"), Call("chat", "m", options={"num_ctx": 1}))
-        assert isinstance(error, NodeRefused) and "num_ctx" in error.message and not node.requests
+        assert isinstance(error, NodeIncapable) and "num_ctx" in error.message and not node.requests
 
 
 async def test_leaving_hangs_up(backend: OpenAIBackend):
@@ -157,7 +158,7 @@ async def test_an_answer_without_embeddings_is_broken(backend: OpenAIBackend, bo
 
 async def test_it_renders_nothing_and_says_so(backend: OpenAIBackend):
     async with played(json_answer({})) as node:
-        with pytest.raises(NodeRefused) as caught:
+        with pytest.raises(NodeIncapable) as caught:
             await backend.render(node.spec(kind="openai"), CALL, 1.0)
     assert caught.value.status == 501
 

@@ -8,7 +8,7 @@ import pytest
 
 from server.backends.base import Call
 from server.backends.openai_request import messages_of, options_of, request_of
-from server.errors import NodeRefused
+from server.errors import NodeIncapable, NodeRefused
 
 USER = {"role": "user", "content": "hi"}
 
@@ -70,20 +70,21 @@ def test_as_much_as_fits_is_the_default_there(endless: int):
 @pytest.mark.parametrize("name", ["num_ctx", "mirostat", "typical_p", "num_gpu", "repeat_last_n"])
 def test_an_option_that_cannot_be_honoured_is_named(name: str):
     error = refusal(Call("chat", "m", messages=[USER], options={name: 1}))
-    assert error.status == 400 and name in error.message
+    assert isinstance(error, NodeIncapable) and error.status == 400 and name in error.message
 
 
 @pytest.mark.parametrize("name", ["template", "context"])
 def test_a_field_that_cannot_be_honoured_is_named(name: str):
     error = refusal(Call("generate", "m", prompt="x", fields={name: "y"}))
-    assert error.status == 400 and name in error.message
+    assert isinstance(error, NodeIncapable) and error.status == 400 and name in error.message
 
 
 def test_format():
     assert chat(format="json")["response_format"] == {"type": "json_object"}
     schema = {"type": "object"}
     assert chat(format=schema)["response_format"]["json_schema"]["schema"] == schema
-    assert refusal(Call("chat", "m", messages=[USER], fields={"format": "yaml"})).status == 400
+    wrong = refusal(Call("chat", "m", messages=[USER], fields={"format": "yaml"}))
+    assert type(wrong) is NodeRefused and wrong.status == 400  # wrong for every node
 
 
 def test_thinking_tools_and_logprobs():
