@@ -12,9 +12,10 @@ import argparse
 import http.client
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.rig import peers, wrk
@@ -25,6 +26,7 @@ from bench.rig.wrk import Load, Measured
 
 NODES = 8
 STREAM_TOKENS = 64
+SLOW_FACTOR = 3  # so much longer where a load of seconds sees hardly an answer
 GATEWAY = "gateway /api/chat"
 OWN_API = "gateway /ask"
 FLOOR = "pass-through"
@@ -65,6 +67,8 @@ class Bench:
                 self.servers[program.name] = stack.enter_context(Server(program, self.place.folder))
 
     def measure(self, variant: Variant, load: Load) -> Measured:
+        if variant.slow:
+            load = replace(load, seconds=load.seconds * SLOW_FACTOR)
         set_burst(self.mock_port, load.burst)
         return wrk.run(load, self.url(variant), variant.dialect, variant.key, self.load_core)
 
@@ -120,7 +124,7 @@ def variants_of(arguments: argparse.Namespace, place: Place, notes: list[str]) -
         notes.append("LiteLLM was not measured: give the path of its command with --litellm")
     else:
         program, key = peers.litellm(place, ports[4], arguments.litellm, arguments.litellm_provider)
-        found.append(Variant("litellm", program, "openai", key))
+        found.append(Variant("litellm", program, "openai", key, slow=True))
     if arguments.only:
         found = [variant for variant in found if any(word in variant.name for word in (*arguments.only, DIRECT))]
     return found
@@ -205,6 +209,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
         for variant in bench.variants:
             bench.measure(variant, Load("warm-up", 8, 1))
         for number in range(arguments.rounds):
+            time.sleep(arguments.pause if number else 0)
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
             bench.run_round(chosen)
         figures = figures_of(bench, chosen)
@@ -220,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3, help="of each load of each variant in each round")
+    parser.add_argument("--pause", type=float, default=0, help="seconds between rounds, for a shared machine")
     parser.add_argument("--core", type=int, default=0, help="of what is measured")
     parser.add_argument("--load-core", type=int, default=1, help="of mock and load generator")
     parser.add_argument("--litellm", type=Path, help="LiteLLM's command, in an environment of its own")

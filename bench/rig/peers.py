@@ -29,6 +29,7 @@ class Variant:
     program: Program | None
     dialect: Dialect = "ollama"
     key: str = ""
+    slow: bool = False  # answers too few in a few seconds to be counted
 
 
 @dataclass(frozen=True, slots=True)
