@@ -8,7 +8,6 @@ from typing import Any
 
 from bench.rig.report import RESULTS, rounded
 
-
 VERDICTS = {True: "yes", False: "**no**"}
 
 
