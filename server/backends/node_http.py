@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.backends.base import Patience
@@ -24,6 +24,7 @@ IDLE_SECONDS = 60.0  # probes come every few seconds, so one connection per node
 MAX_IDLE_PER_NODE = 32
 END_OF_BODY_SECONDS = 1.0  # how long after its last record a node may take to end the body before we hang up
 SWEEP_SECONDS = 30.0
+HEAD_START_SECONDS = 0.25  # of one address of a name before the next is tried beside it, as browsers do
 # A phone that drops out of the network says nothing. The kernel finds out by asking (keep-alive) or by what is never
 # acknowledged (user timeout), long before the patience for a first token is over.
 KERNEL_WATCH = (
@@ -71,8 +72,9 @@ class Request:
 class NodeHttp:
     """All connections to all nodes. Lives on one event loop; shared by the backends; `aclose` closes everything."""
 
-    def __init__(self, resolver: Resolver | None = None) -> None:
+    def __init__(self, resolver: Resolver | None = None, head_start_seconds: float = HEAD_START_SECONDS) -> None:
         self._resolver = resolver or Resolver()
+        self._head_start_seconds = head_start_seconds
         self._idle: dict[tuple[str, int], list[Connection]] = {}
         self._all: dict[Connection, tuple[str, int]] = {}
         self._ending: dict[Connection, asyncio.TimerHandle] = {}
@@ -92,7 +94,8 @@ class NodeHttp:
             except NodeUnreachable:
                 if kept.answered:
                     raise
-        connection = await self._connect(request.spec, patience.connect)
+        left = max(0.0, end - asyncio.get_running_loop().time())
+        connection = await self._connect(request.spec, min(patience.connect, left))
         return await _ask(connection, encoded, patience, end)
 
     async def fetch(self, request: Request, patience: Patience, limit_bytes: int) -> Answer:
@@ -154,14 +157,32 @@ class NodeHttp:
             addresses = await self._resolver.resolve(spec.host)
         except OSError as problem:
             raise NodeUnreachable(f"the name {spec.host} has no address: {problem}") from problem
-        failure: OSError | None = None
-        for address in addresses:
-            try:
-                return await self._connect_to(address, spec)
-            except OSError as problem:
-                failure = problem
-        reason = failure.strerror or str(failure) if failure is not None else "the name has no address"
-        raise NodeUnreachable(f"cannot connect to {spec.address}: {reason}") from failure
+        try:
+            return await self._connect_to_first(addresses, spec)
+        except OSError as problem:
+            reason = problem.strerror or str(problem)
+            raise NodeUnreachable(f"cannot connect to {spec.address}: {reason}") from problem
+
+    async def _connect_to_first(self, addresses: Sequence[str], spec: NodeSpec) -> Connection:
+        """The first of the addresses that takes a connection. Raises OSError where none does."""
+        waiting = list(addresses)
+        attempts: set[asyncio.Task[Connection]] = set()
+        failure = OSError("the name has no address")
+        try:
+            while waiting or attempts:
+                if waiting:
+                    attempts.add(asyncio.create_task(self._connect_to(waiting.pop(0), spec)))
+                limit = self._head_start_seconds if waiting else None
+                done, _ = await asyncio.wait(attempts, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                for attempt in done:
+                    attempts.discard(attempt)
+                    try:
+                        return attempt.result()
+                    except OSError as problem:
+                        failure = problem
+            raise failure
+        finally:
+            await _give_up(attempts)
 
     async def _connect_to(self, address: str, spec: NodeSpec) -> Connection:
         loop = asyncio.get_running_loop()
@@ -243,6 +264,15 @@ async def _ask(connection: Connection, encoded: bytes, patience: Patience, end: 
         connection.abort()
         raise
     return connection
+
+
+async def _give_up(attempts: Collection[asyncio.Task[Connection]]) -> None:
+    """Nobody wants these connections any more, neither those still being made nor those made at the same moment."""
+    for attempt in attempts:
+        attempt.cancel()
+    for made in await asyncio.gather(*attempts, return_exceptions=True):
+        if isinstance(made, Connection):
+            made.abort()
 
 
 def _set_socket_options(kernel_socket: socket.socket | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -99,6 +101,60 @@ async def test_the_next_address_of_a_name_is_tried():
         assert (await http.fetch(Request(spec, "GET", "/"), PATIENCE, 100)).status == 200
         assert f"Host: phone.test:{node.port}\r\n" in node.head() + "\r\n"
         await http.aclose()
+
+
+@contextmanager
+def black_hole(host: str, port: int = 0) -> Iterator[int]:
+    """A port where connecting hangs, as with a phone that left the network: nobody accepts, the queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.2", "127.0.0.1"], ["127.0.0.2", "127.0.0.3", "127.0.0.1"]])
+async def test_an_address_that_swallows_everything_does_not_hide_the_next(addresses: list[str]):
+    async with played(KEPT) as node:
+        http = NodeHttp(Resolver(lambda host: addresses), head_start_seconds=0.01)
+        spec = NodeSpec(NodeId("n"), "n", "ollama", "phone.test", node.port)
+        with black_hole("127.0.0.2", node.port):
+            assert (await http.fetch(Request(spec, "GET", "/"), PATIENCE, 100)).status == 200
+        await http.aclose()
+
+
+async def test_the_first_address_has_a_head_start_and_the_losers_are_closed():
+    async with played(KEPT) as node:
+        http = NodeHttp(Resolver(lambda host: ["127.0.0.1", "127.0.0.2"]))
+        spec = NodeSpec(NodeId("n"), "n", "ollama", "phone.test", node.port)
+        with black_hole("127.0.0.2", node.port):
+            await http.fetch(Request(spec, "GET", "/"), PATIENCE, 100)
+        assert node.connections == 1
+        await http.aclose()
+    async with played(KEPT) as node:
+        http = NodeHttp(Resolver(lambda host: ["127.0.0.1"] * 5), head_start_seconds=0.0)
+        spec = NodeSpec(NodeId("n"), "n", "ollama", "phone.test", node.port)
+        await http.fetch(Request(spec, "GET", "/"), PATIENCE, 100)
+        async with asyncio.timeout(5):
+            while node.open > 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await http.aclose()
+
+
+async def test_connecting_takes_no_longer_than_the_whole_exchange_may():
+    http = NodeHttp()
+    with black_hole("127.0.0.4") as port:
+        spec = NodeSpec(NodeId("n"), "n", "ollama", "127.0.0.4", port)
+        async with asyncio.timeout(3):
+            with pytest.raises(NodeStalled) as caught:
+                await http.fetch(Request(spec, "GET", "/"), Patience(connect=60, total=0.02), 100)
+    assert caught.value.phase == "connect"
+    await http.aclose()
 
 
 async def test_a_name_without_an_address_is_unreachable():
