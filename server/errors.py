@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+LONGEST_QUOTED = 64  # of what a caller sent, in a sentence
+
 
 class GatewayError(Exception):
     """Ends one request. `status` is the HTTP status, `code` the stable word clients may match on."""
@@ -69,8 +71,8 @@ class ModelNotFound(GatewayError):
 
     def __init__(self, model: str, nearest: tuple[str, ...] = ()) -> None:
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else None
-        super().__init__(f"model '{model}' not found", hint=hint, field="model")
-        self.model = model
+        self.model = model if len(model) <= LONGEST_QUOTED else f"{model[:LONGEST_QUOTED]}…"
+        super().__init__(f"model '{self.model}' not found", hint=hint, field="model")
         self.nearest = nearest
 
 

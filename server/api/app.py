@@ -153,7 +153,7 @@ class Application:
         handler = methods.get("GET" if incoming.method == "HEAD" else incoming.method)
         if handler is None:
             incoming.response_headers.append((b"allow", _allowed(methods)))
-            raise MethodRefused(f"{incoming.path} does not take {incoming.method[:20]}")
+            raise MethodRefused(f"{incoming.path[:200]} does not take {incoming.method[:20]}")
         if self._services.open_requests.draining and incoming.method not in _DRAINING_METHODS:
             raise GatewayDraining("the gateway is being stopped and takes no new requests")
         await handler(incoming)

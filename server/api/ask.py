@@ -23,6 +23,7 @@ from server.api.fields import (
     one_of,
     record,
     sequence,
+    short_name,
     text,
     unknown_field,
     wrong_type,
@@ -99,7 +100,7 @@ def _whole_only(value: Any, field: str) -> bool:
 ASK_FIELDS: Mapping[str, Check] = {
     "prompt": filled_text,
     "messages": messages,
-    "model": text,
+    "model": short_name,
     "system": text,
     "images": _images,
     "options": own_options,

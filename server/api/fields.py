@@ -17,6 +17,9 @@ from server.errors import RequestInvalid
 Check = Callable[[Any, str], Any]
 
 INTEGER_LOW, INTEGER_HIGH = -(2**63), 2**63 - 1  # beyond this no JSON writer of ours and no node's integer goes
+DEEPEST = 128  # levels of a body: our JSON writer takes 254, and a request is wrapped in a few more on its way
+LONGEST_NAME = 256  # of a model: more than any hub gives; names are compared, logged and told in errors
+MOST_STOPS, LONGEST_STOP = 64, 256  # every token of an answer is compared with all of them
 
 
 def checked(body: Mapping[str, Any], table: Mapping[str, Check]) -> dict[str, Any]:
@@ -75,6 +78,12 @@ def text(value: Any, field: str) -> str:
     return value
 
 
+def short_name(value: Any, field: str) -> str:
+    if len(text(value, field)) > LONGEST_NAME:
+        raise RequestInvalid(f"'{field}' must not be longer than {LONGEST_NAME} characters", field=field)
+    return str(value)
+
+
 def filled_text(value: Any, field: str) -> str:
     if not text(value, field).strip():
         raise RequestInvalid(f"'{field}' must not be empty", field=field)
@@ -112,6 +121,20 @@ def text_or_texts(value: Any, field: str) -> list[str]:
     if type(value) is not list:
         raise wrong_type(field, "text or a list of texts", value)
     return texts(value, field)
+
+
+def stop_texts(most: int = MOST_STOPS) -> Check:
+    """Texts that end an answer: one or several. Empty ones, which some programs send for "none", are left out."""
+
+    def check(value: Any, field: str) -> list[str]:
+        found = [item for item in text_or_texts(value, field) if item]
+        if len(found) > most:
+            raise RequestInvalid(f"'{field}' must not hold more than {most} texts", field=field)
+        if any(len(item) > LONGEST_STOP for item in found):
+            raise RequestInvalid(f"a text of '{field}' is longer than {LONGEST_STOP} characters", field=field)
+        return found
+
+    return check
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Check:
@@ -200,6 +223,21 @@ def duration_seconds(value: str) -> float | None:
         total += float(digits) * _UNIT_SECONDS[unit]
         rest = rest[len(digits) + len(unit) :]
     return sign * total if value.strip("+-") else None
+
+
+def is_too_deep(value: Any) -> bool:
+    """Is this JSON nested deeper than we can write it again? Looks level by level, since recursion has the same end."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if type(item) is dict else item)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
 
 
 def is_unload(value: str | float | None) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from server.api.fields import DEEPEST, is_too_deep
 from server.errors import BodyTooLarge, GatewayError, RequestInvalid
 from server.exchange import CallerId, RequestId
 from server.http_errors import Dialect, Header, error_bytes, error_headers, http_status
@@ -32,7 +33,9 @@ SSE = b"text/event-stream; charset=utf-8"
 # What may come back in a header and a log line as it came; anything else is replaced by an id of ours.
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # Headers that decide something must not come twice: which of the two counts would be a matter of luck.
-_SINGLE_HEADERS = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"x-api-token", b"content-length"})
+_SINGLE_HEADERS = frozenset(
+    {b"host", b"origin", b"authorization", b"x-api-key", b"x-api-token", b"content-length", b"x-request-id"}
+)
 
 _id_prefix = token_hex(4)  # ids of two runs of the gateway differ in the logs
 _id_numbers = count(1)
@@ -164,12 +167,14 @@ class Incoming:
             raise self._bad_json(body, error) from error
         if type(value) is not dict:
             raise RequestInvalid("the body must be a JSON object", status=400)
+        if body.count(b"{") + body.count(b"[") > DEEPEST and is_too_deep(value):  # most bodies have not that many
+            raise RequestInvalid(f"the body is nested more than {DEEPEST} levels deep", status=400)
         return value
 
     def _bad_json(self, body: bytes, error: orjson.JSONDecodeError) -> RequestInvalid:
         encoding = self.header(b"content-encoding")
         if encoding not in (None, "", "identity"):
-            return RequestInvalid(f"bodies with Content-Encoding {encoding!r} are not read", status=415)
+            return RequestInvalid(f"bodies with Content-Encoding {str(encoding)[:40]!r} are not read", status=415)
         try:
             body.decode()
         except UnicodeDecodeError as broken:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.api.fields import (
+    LONGEST_NAME,
     Check,
     base64_fault,
     flag,
@@ -34,7 +35,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+ -]*")
 
 def model_name(value: Any, field: str) -> str:
     name = text(value, field).strip()
-    if name and (not _MODEL_NAME.fullmatch(name) or ".." in name):
+    if len(name) > LONGEST_NAME or (name and (not _MODEL_NAME.fullmatch(name) or ".." in name)):
         raise RequestInvalid("invalid model name", field=field, status=400)
     return name
 

@@ -18,6 +18,8 @@ from server.api.fields import (
     one_of,
     record,
     sequence,
+    short_name,
+    stop_texts,
     text,
     text_or_texts,
     unknown_field,
@@ -27,6 +29,7 @@ from server.errors import RequestInvalid
 from server.exchange import AskRequest, CallerId, RequestId
 
 MOST_CHOICES = 128  # OpenAI's own limit
+MOST_STOPS = 4  # likewise
 
 
 def harmless(value: Any, field: str) -> None:
@@ -117,7 +120,7 @@ _SAMPLING: Mapping[str, tuple[str, Check]] = {
     "temperature": _as_option("temperature", number(0, 2)),
     "top_p": _as_option("top_p", number(0, 1)),
     "seed": _as_option("seed", integer()),
-    "stop": _as_option("stop", text_or_texts),
+    "stop": _as_option("stop", stop_texts(MOST_STOPS)),
     "presence_penalty": _as_option("presence_penalty", number(-2, 2)),
     "frequency_penalty": _as_option("frequency_penalty", number(-2, 2)),
     "max_tokens": _as_option("num_predict", integer(1)),
@@ -147,7 +150,7 @@ _HARMLESS: Mapping[str, Check] = {
     "store": only(False, reason="nothing is stored here"),
 }
 _COMMON: Mapping[str, Check] = {
-    "model": text,
+    "model": short_name,
     "stream": flag,
     "stream_options": _stream_options,
     "n": integer(1, MOST_CHOICES),
@@ -184,7 +187,7 @@ COMPLETION_FIELDS: Mapping[str, Check] = {
     "logprobs": _top_logprobs_of_completion,
 }
 EMBEDDING_FIELDS: Mapping[str, Check] = {
-    "model": text,
+    "model": short_name,
     "input": text_or_texts,
     "encoding_format": one_of("float", "base64"),
     "dimensions": integer(1, 2**31 - 1),

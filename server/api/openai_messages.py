@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from server.api.fields import base64_fault, record, sequence, text
+from server.api.fields import DEEPEST, base64_fault, is_too_deep, record, sequence, text
 from server.errors import RequestInvalid
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -67,6 +67,10 @@ def _tool_call(call: Mapping[str, Any], path: str, called: dict[str, str]) -> di
         raise RequestInvalid(
             f"'{path}.function.arguments' is not valid JSON: {error.msg}", field=f"{path}.function.arguments"
         ) from error
+    if type(parsed) is dict and is_too_deep(parsed):
+        raise RequestInvalid(
+            f"'{path}.function.arguments' is nested more than {DEEPEST} levels deep", field=f"{path}.function.arguments"
+        )
     if call.get("id") is not None:
         called[text(call["id"], f"{path}.id")] = name
     return {"function": {"name": name, "arguments": record(parsed, f"{path}.function.arguments")}}

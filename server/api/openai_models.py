@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import unquote
 
+from server.api.fields import short_name
 from server.api.incoming import Incoming
 from server.api.services import Services
 from server.catalog import nearest, union
@@ -27,7 +28,7 @@ class OpenAIModelsApi:
         await incoming.answer_json({"object": "list", "data": records})
 
     async def one_model(self, incoming: Incoming) -> None:
-        wanted = unquote(incoming.path.removeprefix(_PREFIX))
+        wanted = short_name(unquote(incoming.path.removeprefix(_PREFIX)), "model")
         key = model_key(wanted)
         names = dict(self._names())
         for name, copy in names.items():

@@ -17,7 +17,7 @@ from server.api.fields import (
     integer,
     number,
     record,
-    text_or_texts,
+    stop_texts,
     unknown_field,
 )
 from server.errors import RequestInvalid
@@ -30,7 +30,7 @@ OPTION_CHECKS: Mapping[str, Check] = {
     "min_p": number(0, 1),
     "typical_p": number(0, 1),
     "seed": integer(),
-    "stop": text_or_texts,
+    "stop": stop_texts(),
     "num_predict": integer(1, also=(-1, -2)),
     "num_ctx": integer(1, 2**31 - 1),
     "num_keep": integer(-1),
@@ -57,6 +57,8 @@ TOP_LEVEL_OPTIONS = (
     "num_ctx",
     "repeat_penalty",
 )
+
+_stop_texts = stop_texts()
 
 _GO_TYPES: Mapping[str, str] = {
     **dict.fromkeys(
@@ -125,7 +127,7 @@ def _as_go_type(name: str, value: Any, go_type: str) -> Any:
             return value
         case "array" if type(value) is list:
             if all(type(item) is str for item in value):
-                return value
+                return _stop_texts(value, f"options.{name}")
             raise _option_error(name, "of an array of strings")
         case _:
             raise _option_error(name, f"of type {go_type}")

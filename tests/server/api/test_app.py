@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.api import ask, ollama_bodies, openai_fields
 from server.api.app import dialect_of, route_table
-from tests.server.api.gateway import Call, client, gateway, get, post
+from tests.server.api.gateway import MODEL, Call, client, gateway, get, post
 from tests.server.api.gateway import ask as request
 from tests.server.api.scripted_backend import ScriptedBackend
 from tests.server.api.scripted_dispatch import ScriptedDispatch, whole
@@ -167,3 +167,75 @@ async def test_no_path_or_header_is_a_500(path: str, headers: dict[str, str]):
         answer = await get(made.app, "/" + path, headers=headers)
         assert made.noted.faults == []
         assert answer.status < 500
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"type": "object"}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+ASKED = {"messages": [{"role": "user", "content": "hi"}]}
+SCHEMA = {"name": "s", "schema": deep(300)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/ask", {"prompt": "x", "format": deep(300)}),
+        ("/ask_stream", {"prompt": "x", "format": deep(300)}),
+        ("/ask_batch", {"requests": [{"prompt": "x", "format": deep(300)}]}),
+        ("/v1/chat/completions", {**ASKED, "tools": [{"type": "function", "function": {"name": "f", "p": deep(300)}}]}),
+        ("/v1/chat/completions", {**ASKED, "response_format": {"type": "json_schema", "json_schema": SCHEMA}}),
+        ("/api/generate", {"model": MODEL, "prompt": "x", "format": deep(300)}),
+        ("/api/chat", {"model": MODEL, **ASKED, "tools": [deep(300)]}),
+    ],
+)  # fmt: skip
+async def test_what_we_could_read_but_not_write_again_is_refused(path: str, body: dict[str, Any]):
+    made = gateway()
+    answer = await post(made.app, path, json.dumps(body).encode())
+    assert (answer.status, b"nested more than 128 levels" in answer.body) == (400, True)
+    assert made.noted.faults == []
+
+
+async def test_deep_arguments_of_a_tool_call_are_refused_by_name():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps(deep(300))}}
+    body = {"messages": [*ASKED["messages"], {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    answer = await post(gateway().app, "/v1/chat/completions", body)
+    assert answer.status == 400
+    assert answer.json()["error"]["param"] == "messages[1].tool_calls[0].function.arguments"
+
+
+@pytest.mark.parametrize(
+    "path", ["/ask", "/ask_stream", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/generate",
+             "/api/chat", "/api/embed", "/api/embeddings", "/api/show"],
+)  # fmt: skip
+async def test_no_name_of_a_model_is_longer_than_any_model_has(path: str):
+    made = gateway()
+    answer = await post(made.app, path, {"model": "sm" * 50_000, "prompt": "x", "input": "x", **ASKED})
+    assert 400 <= answer.status < 500
+    assert len(answer.body) < 1000
+    assert not made.dispatch.asked
+
+
+async def test_long_paths_are_not_told_back():
+    made = gateway()
+    for method, path in (("GET", "/v1/models/" + "x" * 60_000), ("DELETE", "/v1/models/" + "x" * 60_000)):
+        answer = await request(made.app, method, path)
+        assert 400 <= answer.status < 500
+        assert len(answer.body) < 1000
+    assert all(len(error.message) < 400 for error in made.noted.refusals)
+
+
+@pytest.mark.parametrize(("path", "most"), [("/ask", 64), ("/v1/completions", 4), ("/api/generate", 64)])
+async def test_a_bounded_list_ends_an_answer(path: str, most: int):
+    def body(stops: list[str]) -> dict[str, Any]:
+        given: dict[str, Any] = {"options": {"stop": stops}} if path == "/api/generate" else {"stop": stops}
+        return {"model": MODEL, "prompt": "x", **given}
+
+    made = gateway()
+    assert (await post(made.app, path, body(["", *(str(index) for index in range(most))]))).status == 200
+    assert made.dispatch.asked[0].options["stop"] == [str(index) for index in range(most)]
+    assert (await post(made.app, path, body(["x"] * (most + 1)))).status in (400, 422)
+    assert (await post(made.app, path, body(["x" * 257]))).status in (400, 422)

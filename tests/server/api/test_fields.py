@@ -153,3 +153,33 @@ def test_wrong_options_get_ollamas_own_sentence_but_400(options: dict[str, Any],
 def test_options_of_ollama_that_nobody_knows_are_passed_over():
     given = {"no_such_option": 1, "temperature": None, "top_k": 2.7, "stop": ["a"], "use_mmap": False}
     assert ollama_options(given, "options") == {"top_k": 2, "stop": ["a"], "use_mmap": False}
+
+
+def test_texts_that_end_an_answer():
+    check = fields.stop_texts(2)
+    assert check("a", "thing") == ["a"]
+    assert check(["", "a", ""], "thing") == ["a"]
+    assert check("", "thing") == []
+    assert "more than 2" in refusal(check, ["a", "b", "c"])
+    assert "longer than 256" in refusal(check, "a" * 257)
+    with pytest.raises(RequestInvalid, match="more than 64"):
+        own_options({"stop": ["a"] * 65}, "options")
+    with pytest.raises(RequestInvalid, match="more than 64"):
+        ollama_options({"stop": ["a"] * 65}, "options")
+    assert ollama_options({"stop": ["", "a"]}, "options") == {"stop": ["a"]}
+
+
+def test_short_names():
+    assert fields.short_name("a" * 256, "thing") == "a" * 256
+    assert "longer than 256" in refusal(fields.short_name, "a" * 257)
+
+
+def nested(levels: int, inner: Any = 1) -> Any:
+    for index in range(levels):
+        inner = {"a": inner} if index % 2 else [inner, 1]
+    return inner
+
+
+def test_depth():
+    assert not fields.is_too_deep(nested(fields.DEEPEST))
+    assert fields.is_too_deep(nested(fields.DEEPEST + 1))

@@ -163,3 +163,10 @@ async def test_cutting_cancels_a_request_that_is_not_at_dispatch():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert request[0].cut_error is not None
+
+
+async def test_a_request_id_that_comes_twice_is_refused():
+    call = Call("POST", "/ask", {"prompt": "hi"})
+    call.scope["headers"] += [(b"x-request-id", b"one"), (b"x-request-id", b"two")]
+    with pytest.raises(RequestInvalid, match="x-request-id came more than once"):
+        incoming(call).check_headers()
