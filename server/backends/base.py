@@ -10,11 +10,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import orjson
+
+from server.errors import NodeRefused
 from server.exchange import Message, NodeEvent, Operation
 from server.nodes import NodeSpec, ProbeReport
 from server.patience import Patience
 
-__all__ = ["Backend", "Call", "Patience"]
+__all__ = ["Backend", "Call", "Patience", "encoded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Call:
 
 
 class Backend(Protocol):
-    """One kind of node. All methods raise only `NodeError`s (and CancelledError)."""
+    """One kind of node. Whatever a node or a request says, all methods raise only `NodeError`s (and CancelledError)."""
 
     async def probe(self, spec: NodeSpec, timeout_seconds: float) -> ProbeReport:
         """Ask what is there, without generating anything and without loading a model."""
@@ -58,3 +61,11 @@ class Backend(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+def encoded(value: Any) -> bytes:
+    """A part of a request as JSON. Raises NodeRefused: not all that was read is shallow enough to be written again."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as problem:
+        raise NodeRefused(f"the request cannot be passed on: {problem}", 400) from problem

@@ -18,6 +18,7 @@ from server.errors import NodeBroken, NodeBusy, NodeError, NodeIncapable, NodeRe
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ERROR_CHARS = 2000
+MAX_RETRY_AFTER_SECONDS = 3600.0  # a node that wishes to be left alone for longer is asked again all the same
 # How Ollama begins and ends the texts of its 500s that are about the request.
 CLIENT_MISTAKES = (('option "', "must be of type"), ("invalid format:", ""), ("invalid options:", ""))
 BUSY = (429, 503)
@@ -66,19 +67,23 @@ def error_text(body: bytes) -> str:
 def text_of(error: Any) -> str:
     """The words of an error that is a text, or an object with a message."""
     message = error.get("message") if isinstance(error, dict) else error
-    text = message if isinstance(message, str) else orjson.dumps(error).decode()
+    try:
+        text = message if isinstance(message, str) else orjson.dumps(error).decode()
+    except orjson.JSONEncodeError:  # nested so deeply that it can be read but not written
+        return "an error that is no text"
     return text.strip()[:MAX_ERROR_CHARS]
 
 
 def retry_after_seconds(value: bytes, now: datetime | None = None) -> float | None:
     """A Retry-After header: seconds, or a date."""
     text = value.decode("latin-1").strip()
-    if text.isdigit():
-        return float(text)
     try:
+        if text.isascii() and text.isdecimal():
+            return min(float(text), MAX_RETRY_AFTER_SECONDS)
         date = parsedate_to_datetime(text)
-    except ValueError:
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        left = (date - (now or datetime.now(UTC))).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):  # whatever the parser of dates makes of rubbish
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
+    return min(max(0.0, left), MAX_RETRY_AFTER_SECONDS)

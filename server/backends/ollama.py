@@ -13,8 +13,9 @@ from typing import Any
 
 import orjson
 
-from server.backends.base import Call, Patience
+from server.backends.base import Call, Patience, encoded
 from server.backends.faults import MAX_ERROR_BYTES, error_of_status
+from server.backends.figures import vectors
 from server.backends.node_http import Answer, NodeHttp, Request
 from server.backends.node_keys import key_of
 from server.backends.ollama_answer import AnswerReader, done_of
@@ -96,16 +97,16 @@ class OllamaBackend:
         request = self._post(spec, PATHS["embed"], body_of(call))
         answer = await self._http.fetch(request, patience, MAX_EMBEDDINGS_BYTES)
         record = parsed(spec, answer)
-        vectors = record.get("embeddings") if isinstance(record, dict) else None
-        if not isinstance(vectors, list) or not all(isinstance(vector, list) for vector in vectors):
-            raise NodeBroken(f"{spec.address} answered without embeddings")
-        done = done_of(record, call.model)
+        try:
+            found, done = vectors(record["embeddings"]), done_of(record, call.model)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise NodeBroken(f"{spec.address} answered with embeddings that are none: {problem}") from problem
         if model_key(done.model) != model_key(call.model):
             raise NodeBroken(f"{spec.address} answered with model {done.model!r} instead of {call.model!r}")
-        return [Embedding(vectors), done]
+        return [Embedding(found), done]
 
     def _post(self, spec: NodeSpec, path: str, body: Mapping[str, Any]) -> Request:
-        return Request(spec, "POST", path, orjson.dumps(body), key_of(spec, self._secrets))
+        return Request(spec, "POST", path, encoded(body), key_of(spec, self._secrets))
 
     async def _fetch(self, request: Request, timeout_seconds: float, phase: str) -> Answer:
         return await self._http.fetch_soon(request, timeout_seconds, MAX_BODY_BYTES, phase)

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from server.backends.faults import error_of_line
+from server.backends.figures import nanoseconds, tokens
 from server.errors import NodeBroken, NodeError
 from server.exchange import Durations, NodeDone, NodeEvent, Token, Usage
 from server.nodes import model_key
@@ -129,17 +130,19 @@ def _rare_token(text: Any, thinking: Any, calls: Any, logprobs: Any) -> Token:
 
 
 def done_of(record: Mapping[str, Any], model: str) -> NodeDone:
-    """The last record's counts; old versions leave out the reason, and what they did not do."""
-    count = record.get
+    """The last record's counts; old versions leave out the reason. Raises ValueError or TypeError for a foreign one."""
+    context = record.get("context") or []
+    if type(context) is not list:
+        raise TypeError("a context that is no list")
     return NodeDone(
-        reason=str(count("done_reason") or "stop"),
-        model=str(count("model") or model),
-        usage=Usage(int(count("prompt_eval_count") or 0), int(count("eval_count") or 0)),
+        reason=str(record.get("done_reason") or "stop"),
+        model=str(record.get("model") or model),
+        usage=Usage(tokens(record, "prompt_eval_count"), tokens(record, "eval_count")),
         durations=Durations(
-            total=int(count("total_duration") or 0),
-            load=int(count("load_duration") or 0),
-            prompt=int(count("prompt_eval_duration") or 0),
-            generation=int(count("eval_duration") or 0),
+            total=nanoseconds(record, "total_duration"),
+            load=nanoseconds(record, "load_duration"),
+            prompt=nanoseconds(record, "prompt_eval_duration"),
+            generation=nanoseconds(record, "eval_duration"),
         ),
-        context=tuple(count("context") or ()),
+        context=tuple(context),
     )

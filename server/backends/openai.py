@@ -12,10 +12,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
-from server.backends.base import Call, Patience
+from server.backends.base import Call, Patience, encoded
 from server.backends.faults import MAX_ERROR_BYTES, error_of_status
+from server.backends.figures import tokens, vectors
 from server.backends.node_http import Answer, NodeHttp, Request
 from server.backends.node_keys import key_of
 from server.backends.ollama import MAX_BODY_BYTES, MAX_EMBEDDINGS_BYTES, parsed
@@ -46,7 +45,7 @@ class OpenAIBackend:
 
     async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncGenerator[Sequence[NodeEvent], None]:
         path, body = request_of(call, continues_final_message=spec.continues_final_message)
-        request = Request(spec, "POST", path, orjson.dumps(body), key_of(spec, self._secrets))
+        request = Request(spec, "POST", path, encoded(body), key_of(spec, self._secrets))
         if call.operation == "embed":
             yield await self._embed(request, call, patience)
             return
@@ -105,11 +104,11 @@ class OpenAIBackend:
     async def _embed(self, request: Request, call: Call, patience: Patience) -> Sequence[NodeEvent]:
         started = time.perf_counter_ns()
         answer = await self._http.fetch(request, patience, MAX_EMBEDDINGS_BYTES)
-        vectors, usage = embeddings_of(request.spec, answer)
+        found, usage = embeddings_of(request.spec, answer)
         done = AnswerReader(request.spec.address)
         done.usage = usage
         last: NodeDone = done.done(call.model, 0, time.perf_counter_ns() - started)
-        return [Embedding(vectors), last]
+        return [Embedding(found), last]
 
 
 def embeddings_of(spec: NodeSpec, answer: Answer) -> tuple[list[list[float]], Usage]:
@@ -117,12 +116,9 @@ def embeddings_of(spec: NodeSpec, answer: Answer) -> tuple[list[list[float]], Us
     body = parsed(spec, answer)
     try:
         records = sorted(body["data"], key=lambda record: record["index"])
-        vectors = [record["embedding"] for record in records]
-        if not all(isinstance(vector, list) for vector in vectors):
-            raise TypeError("an embedding that is no list")
-        usage = body.get("usage") or {}
-        return vectors, Usage(int(usage.get("prompt_tokens") or 0), 0)
-    except (KeyError, TypeError, AttributeError) as problem:
+        found = vectors([record["embedding"] for record in records])
+        return found, Usage(tokens(body.get("usage") or {}, "prompt_tokens"), 0)
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise NodeBroken(f"{spec.address} answered without embeddings: {problem}") from problem
 
 

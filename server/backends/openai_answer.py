@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from server.backends.faults import error_of_line
+from server.backends.figures import MOST_MILLISECONDS, figure, tokens
 from server.backends.sse import EventReader
 from server.errors import NodeBroken, NodeError
 from server.exchange import Durations, NodeDone, NodeEvent, Token, Usage
@@ -131,10 +132,11 @@ class AnswerReader:
 
 
 def _usage(record: Mapping[str, Any]) -> Usage:
-    return Usage(int(record.get("prompt_tokens") or 0), int(record.get("completion_tokens") or 0))
+    return Usage(tokens(record, "prompt_tokens"), tokens(record, "completion_tokens"))
 
 
 def _timings(record: Mapping[str, Any]) -> Durations:
     """llama-server's own account, in milliseconds there."""
-    prompt, generation = float(record.get("prompt_ms") or 0), float(record.get("predicted_ms") or 0)
+    prompt = figure(record, "prompt_ms", MOST_MILLISECONDS)
+    generation = figure(record, "predicted_ms", MOST_MILLISECONDS)
     return Durations(prompt=int(prompt * 1e6), generation=int(generation * 1e6))

@@ -10,9 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
-from server.backends.base import Call
+from server.backends.base import Call, encoded
 from server.errors import NodeIncapable, NodeRefused
 from server.exchange import Message
 
@@ -118,7 +116,7 @@ def _data_url(image: str) -> str:
 def _tool_call(call: Mapping[str, Any], default_id: str) -> dict[str, Any]:
     function = call["function"]
     arguments = function.get("arguments", {})
-    text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    text = arguments if isinstance(arguments, str) else encoded(arguments).decode()
     return {
         "id": call.get("id") or default_id,
         "type": "function",

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.backends.faults import (
     MAX_ERROR_CHARS,
+    MAX_RETRY_AFTER_SECONDS,
     error_of_line,
     error_of_status,
     error_text,
@@ -95,6 +98,7 @@ def test_only_a_first_line_can_be_the_clients_mistake():
         (b"\xff", "�"),
         (b"", ""),
         (b"x" * 9999, "x" * MAX_ERROR_CHARS),
+        (b'{"error":%b}' % (b"[" * 500 + b"]" * 500), "an error that is no text"),
     ],
 )
 def test_the_sentence_in_an_error_body(body: bytes, text: str):
@@ -108,12 +112,23 @@ def test_the_sentence_in_an_error_body(body: bytes, text: str):
         (b" 10 ", 10.0),
         (b"", None),
         (b"soon", None),
+        (b"\xb2", None),  # a digit to Unicode, none to arithmetic
+        (b"-1", None),
+        (b"Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        (b"9" * 5000, MAX_RETRY_AFTER_SECONDS),
+        (b"Sat, 21 Nov 2099 13:00:30 GMT", MAX_RETRY_AFTER_SECONDS),
         (b"Sat, 21 Nov 2026 13:00:30 GMT", 30.0),
         (b"Sat, 21 Nov 2026 12:00:00 GMT", 0.0),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value: bytes, seconds: float | None):
     assert retry_after_seconds(value, datetime(2026, 11, 21, 13, 0, 0, tzinfo=UTC)) == seconds
+
+
+@given(st.binary(max_size=60) | st.text("0123456789 ,:-+GMTadonJ²").map(lambda text: text.encode("latin-1")))
+def test_no_retry_after_is_an_exception(value: bytes):
+    found = retry_after_seconds(value)
+    assert found is None or 0 <= found <= MAX_RETRY_AFTER_SECONDS
 
 
 def _json(text: str) -> bytes:

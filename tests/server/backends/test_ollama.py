@@ -12,7 +12,7 @@ import pytest
 from server.backends.base import Call
 from server.backends.node_http import NodeHttp
 from server.backends.ollama import OllamaBackend
-from server.errors import NodeBroken, NodeError, NodeUnreachable
+from server.errors import NodeBroken, NodeError, NodeRefused, NodeUnreachable
 from server.exchange import Embedding, NodeDone, NodeEvent, Token
 from tests.fakes.phone import FakePhone
 from tests.fakes.phone_settings import PhoneSettings
@@ -112,7 +112,18 @@ async def test_embeddings_come_whole_with_their_counts(backend: OllamaBackend):
     assert len(events[0].vectors) == 2 and events[1].usage.prompt_tokens == 2
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"embeddings":5}', b'{"embeddings":[5]}', b"[]", b"{"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"embeddings":5}',
+        b'{"embeddings":[5]}',
+        b'{"embeddings":[["x"]]}',
+        b'{"embeddings":[[1]],"prompt_eval_count":"many"}',
+        b"[]",
+        b"{",
+    ],
+)
 async def test_an_answer_without_embeddings_is_broken(backend: OllamaBackend, body: bytes):
     async with played(Play([whole(200, body)])) as node:
         _, error = await read(backend, node.spec(), Call("embed", MODEL, fields={"input": "a"}))
@@ -123,6 +134,13 @@ async def test_embeddings_of_another_model_are_broken(backend: OllamaBackend):
     async with played(Play([whole(200, b'{"model":"other","embeddings":[[1]]}')])) as node:
         _, error = await read(backend, node.spec(), Call("embed", MODEL, fields={"input": "a"}))
     assert isinstance(error, NodeBroken)
+
+
+async def test_a_request_that_can_be_read_but_not_written_is_refused(backend: OllamaBackend):
+    deep = json.loads("[" * 300 + "]" * 300)
+    async with played(Play([whole(200, b"{}")])) as node:
+        _, error = await read(backend, node.spec(), Call("chat", MODEL, fields={"format": deep}))
+        assert isinstance(error, NodeRefused) and error.status == 400 and not node.requests
 
 
 async def test_a_key_goes_to_the_node_that_wants_it_and_nowhere_else(backend: OllamaBackend):

@@ -88,6 +88,23 @@ def test_counts_and_durations_of_a_last_record():
     assert reader.done and reader.error is None
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"eval_count": "many"},
+        {"eval_count": 1e308},
+        {"eval_count": -1},
+        {"prompt_eval_count": True},
+        {"eval_duration": 1e308},
+        {"context": 7},
+        {"context": "abc"},
+    ],
+)
+def test_a_last_record_of_foreign_numbers_is_broken(foreign: dict[str, object]):
+    events, reader = read(token("a"), line(done=True, **foreign))
+    assert events == [Token("a")] and isinstance(reader.error, NodeBroken) and not reader.done
+
+
 def test_a_last_record_without_a_reason_is_a_stop():
     events, _ = read(line(done=True))
     assert events == [NodeDone("stop", MODEL)]

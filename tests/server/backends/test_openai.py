@@ -148,7 +148,16 @@ async def test_embeddings_in_the_order_of_their_inputs(backend: OpenAIBackend):
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"data": [{"index": 0}]}, {"data": [{"index": 0, "embedding": "x"}]}, [], {"data": 7}]
+    "body",
+    [
+        {},
+        {"data": [{"index": 0}]},
+        {"data": [{"index": 0, "embedding": "x"}]},
+        {"data": [{"index": 0, "embedding": ["x"]}]},
+        {"data": [{"index": 0, "embedding": [1]}], "usage": {"prompt_tokens": "many"}},
+        [],
+        {"data": 7},
+    ],
 )
 async def test_an_answer_without_embeddings_is_broken(backend: OpenAIBackend, body: object):
     async with played(json_answer(body)) as node:

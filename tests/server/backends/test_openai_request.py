@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -167,6 +168,12 @@ def test_tool_calls_get_ids_and_their_results_find_them():
     assert [call["function"]["arguments"] for call in sent] == ['{"x":1}', "{}"]
     assert found[1]["reasoning_content"] == "hm"
     assert [found[2]["tool_call_id"], found[3]["tool_call_id"]] == [sent[0]["id"], "own"]
+
+
+def test_arguments_that_can_be_read_but_not_written_are_refused():
+    calls = [{"function": {"name": "f", "arguments": json.loads("[" * 300 + "]" * 300)}}]
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
+    assert type(refusal(Call("chat", "m", messages=[USER, message]))) is NodeRefused
 
 
 @pytest.mark.parametrize(("start", "kind"), [("/9j/4AA", "jpeg"), ("R0lGOD", "gif"), ("UklGRk", "webp")])
