@@ -40,11 +40,14 @@ class CachedAnswer:
         return ENTRY_OVERHEAD_BYTES + 4 * text + objects + 64 * len(self.tokens) + 8 * len(self.done.context)
 
 
-def answer_key(request: AskRequest, model: ModelKey | None) -> bytes:
-    """A digest of everything that changes the answer: long prompts must not fill the cache with its keys."""
+def answer_key(request: AskRequest, model: ModelKey | None, generation: int = 0) -> bytes:
+    """A digest of everything that changes the answer: long prompts must not fill the cache with its keys.
+
+    `generation` counts the changes of the fleet's models: a model that was pulled anew answers anew.
+    """
     fields = {name: value for name, value in request.fields.items() if name not in IRRELEVANT_FIELDS}
     spelled = orjson.dumps(
-        [request.operation, model, request.messages, request.prompt, dict(request.options), fields],
+        [generation, request.operation, model, request.messages, request.prompt, dict(request.options), fields],
         option=orjson.OPT_SORT_KEYS,
         default=dict,
     )
@@ -132,6 +135,7 @@ class Answers:
     policy: CachePolicy = "deterministic"
     hits: int = 0
     misses: int = 0
+    generation: int = 0  # of the fleet's models; answers of an older one are not told again
     joined: int = 0
     in_flight: dict[bytes, SharedAnswer] = field(default_factory=dict)
     _cache: TTLCache[bytes, CachedAnswer] = field(init=False)

@@ -6,13 +6,13 @@ another one.
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from server.backends.base import Backend, Call
+from server.contexts import context_length, options_for
 from server.continuation import (
     Diverged,
     ReplaySkip,
@@ -27,21 +27,23 @@ from server.continuation import (
     ways,
 )
 from server.course import Attempt, Course
-from server.errors import NodeError
-from server.exchange import AskRequest, Embedding, Event, NodeDone, Token
+from server.errors import NodeBroken, NodeError, NodeRefused
+from server.exchange import Embedding, Event, NodeDone, Token
 from server.patience import Patience
 from server.roster import Seat
-from server.routing import context_length
 
-DEFAULT_CONTEXT = 4096  # what an Ollama gives at least, by its release notes
-OLD_DEFAULT_CONTEXT = 2048
-LARGER_CONTEXT_SINCE = (0, 6, 7)
 OTHERWISE_TOLD = "a replay of the answer told something else"
 RENDER_TIMEOUT_SECONDS = 30.0  # a rendering loads the model
 
 
 class NoWayOn(NodeError):
-    """This node cannot go on with the answer so far: not its fault, and no attempt was made."""
+    """This node cannot go on with the answer so far: not its fault, and nothing was generated."""
+
+    strike = False
+
+
+class ReplayFailed(NodeError):
+    """The node told the answer again, but not the same one: not its fault, and yet a whole attempt."""
 
     strike = False
 
@@ -68,75 +70,77 @@ class Skips:
         try:
             text, thinking = self.text.feed(token.text), self.thinking.feed(token.thinking)
         except Diverged as error:
-            raise NoWayOn(OTHERWISE_TOLD) from error
+            raise ReplayFailed(OTHERWISE_TOLD) from error
         if not (text or thinking or token.tool_calls):
             return None
         if not self.finished or (thinking and self.text.text):
-            raise NoWayOn(OTHERWISE_TOLD)  # something new before all that was told has come again
+            raise ReplayFailed(OTHERWISE_TOLD)  # something new before all that was told has come again
         return replace(token, text=text, thinking=thinking)
 
 
 def first_call(course: Course, seat: Seat) -> Call:
     request = course.request
-    return Call(
-        request.operation, seat.copy.name, request.messages, request.prompt, options_for(seat, request), request.fields
-    )
+    options = options_for(seat, request.options)
+    return Call(request.operation, seat.copy.name, request.messages, request.prompt, options, request.fields)
 
 
-def options_for(seat: Seat, request: AskRequest, told_tokens: int = 0) -> Mapping[str, Any]:
-    """The options as this node gets them: its own fixed context, and what is left of `num_predict`."""
-    options = continued_options(request.options, told_tokens) if told_tokens else request.options
-    pinned = seat.memory.pinned_contexts.get(seat.model)
-    wanted = options.get("num_ctx")
-    if wanted is None and pinned is None:
-        return options
-    options = {name: value for name, value in options.items() if name != "num_ctx"}
-    if pinned is None and wanted is not None and wanted > default_context(seat):
-        # a model that was loaded with more keeps it: without a word, a node goes back to its own default
-        pinned = seat.memory.pinned_contexts[seat.model] = max(wanted, context_length(seat) or 0)
-    return options if pinned is None else {**options, "num_ctx": pinned}
-
-
-def default_context(seat: Seat) -> int:
-    """What the node gives at least when it is not told; only a larger `num_ctx` is worth pinning."""
-    version = seat.node.report.version if seat.node.report is not None else ""
-    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
-    ours = seat.node.report is not None and seat.node.report.continues_assistant
-    if found and not ours and tuple(map(int, found.groups())) < LARGER_CONTEXT_SINCE:
-        return OLD_DEFAULT_CONTEXT
-    return DEFAULT_CONTEXT
-
-
-async def plan(course: Course, seat: Seat, backend: Backend) -> tuple[Way | str, Call]:
-    """How this node is to be asked. Raises NoWayOn when it cannot go on, NodeError when asking it failed."""
+async def plan(
+    course: Course, seat: Seat, backend: Backend, timeout_seconds: float = RENDER_TIMEOUT_SECONDS
+) -> tuple[Way | str, Call]:
+    """How this node is to be asked. Raises NoWayOn when it cannot go on, NodeError when it cannot be asked at all."""
     if not course.told.anything:
         return ("retry" if course.attempts else "first"), first_call(course, seat)
     for way in ways(course.request, seat.node, course.told):
-        if way == "chat" and await _chat_stays_open(course, seat, backend):
-            return way, _chat_call(course, seat)
-        if way == "raw":
-            return way, await _raw_call(course, seat, backend)
-        if way == "replay":
-            return way, first_call(course, seat)
+        try:
+            call = await _call_for(way, course, Asking(seat, backend, timeout_seconds))
+        except (NodeBroken, NodeRefused):
+            continue  # it does not render as it says: then this way does not fit, and the next may
+        if call is not None:
+            return way, call
     raise NoWayOn("this node cannot continue the answer")
 
 
-async def _chat_stays_open(course: Course, seat: Seat, backend: Backend) -> bool:
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A node that is asked how it renders, and how long it may take for that."""
+
+    seat: Seat
+    backend: Backend
+    timeout_seconds: float
+
+    async def render(self, call: Call) -> str:
+        return await self.backend.render(self.seat.node.spec, call, self.timeout_seconds)
+
+    async def adds_beginning(self) -> bool:
+        show = await self.backend.show(self.seat.node.spec, self.seat.copy.name, self.timeout_seconds)
+        return adds_beginning(show)
+
+
+async def _call_for(way: Way, course: Course, asking: Asking) -> Call | None:
+    if way == "chat":
+        return _chat_call(course, asking.seat) if await _chat_stays_open(course, asking) else None
+    if way == "raw":
+        return await _raw_call(course, asking)
+    return first_call(course, asking.seat)
+
+
+async def _chat_stays_open(course: Course, asking: Asking) -> bool:
+    seat = asking.seat
     if seat.node.spec.kind == "openai" or (seat.node.report is not None and seat.node.report.continues_assistant):
         return True  # by setting, or by its own word
-    rendered = await _rendering(course, seat, backend)
+    rendered = await _rendering(course, asking)
     text = course.told.text
     longer = replace(first_call(course, seat), messages=extended(course.request.messages, text))
-    return stays_open(rendered, await backend.render(seat.node.spec, longer, RENDER_TIMEOUT_SECONDS), text)
+    return stays_open(rendered, await asking.render(longer), text)
 
 
-async def _rendering(course: Course, seat: Seat, backend: Backend) -> str:
-    """The request as the node renders it; kept for the same digest and version, no further."""
+async def _rendering(course: Course, asking: Asking) -> str:
+    """The request as the node renders it; kept for the same digest, version and context, no further."""
+    seat = asking.seat
     version = seat.node.report.version if seat.node.report is not None else ""
-    key = (seat.copy.digest, version)
+    key = (seat.copy.digest, version, context_length(seat))
     if key not in course.renderings:
-        call = first_call(course, seat)
-        course.renderings[key] = await backend.render(seat.node.spec, call, RENDER_TIMEOUT_SECONDS)
+        course.renderings[key] = await asking.render(first_call(course, seat))
     return course.renderings[key]
 
 
@@ -146,24 +150,23 @@ def _chat_call(course: Course, seat: Seat) -> Call:
         "chat",
         seat.copy.name,
         messages=extended(request.messages, course.told.text),
-        options=options_for(seat, request, course.told.tokens),
+        options=options_for(seat, continued_options(request.options, course.told.tokens)),
         fields={**request.fields, "truncate": False},
         continues=True,
     )
 
 
-async def _raw_call(course: Course, seat: Seat, backend: Backend) -> Call:
-    request = course.request
+async def _raw_call(course: Course, asking: Asking) -> Call:
+    request, seat = course.request, asking.seat
     if request.operation == "generate" and request.fields.get("raw"):
         prompt = request.prompt + course.told.text
     else:
-        rendered = await _rendering(course, seat, backend)
-        show = await backend.show(seat.node.spec, seat.copy.name, RENDER_TIMEOUT_SECONDS)
-        prompt = raw_prompt(rendered, course.told.text, adds_beginning(show))
+        rendered = await _rendering(course, asking)
+        prompt = raw_prompt(rendered, course.told.text, await asking.adds_beginning())
     fields: dict[str, Any] = {"raw": True, "truncate": False}
     if "keep_alive" in request.fields:
         fields["keep_alive"] = request.fields["keep_alive"]
-    options = options_for(seat, request, course.told.tokens)
+    options = options_for(seat, continued_options(request.options, course.told.tokens))
     return Call("generate", seat.copy.name, prompt=prompt, options=options, fields=fields)
 
 
@@ -192,7 +195,7 @@ async def tell(
             if attempt.stopped:
                 return
     if skip is not None and not skip.finished:
-        raise NoWayOn("a replay of the answer ended before the point where it broke off")
+        raise ReplayFailed("a replay of the answer ended before the point where it broke off")
 
 
 def _told(course: Course, attempt: Attempt, batch: Sequence[Any]) -> list[Event]:
@@ -200,11 +203,9 @@ def _told(course: Course, attempt: Attempt, batch: Sequence[Any]) -> list[Event]
     events: list[Event] = []
     for event in batch:
         if isinstance(event, Token):
-            course.told.add(event)
-            attempt.tokens += event.tokens
+            attempt.tokens += course.told.add(event)
             events.append(event)
         elif isinstance(event, Embedding):
-            course.embedded = True
             events.append(event)
     if events and course.first_token_at is None:
         course.first_token_at = attempt.last_at

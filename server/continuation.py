@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from server.exchange import AskRequest, Message, Token
 from server.nodes import Node
+from server.workload import told_tokens
 
 Way = Literal["chat", "raw", "replay"]
 ENDLESS = (-1, -2)  # Ollama's num_predict: no end, and until the context is full
@@ -53,14 +54,17 @@ class Told:
     def anything(self) -> bool:
         return self.tokens > 0 or bool(self.parts or self.thoughts) or self.other_than_text
 
-    def add(self, token: Token) -> None:
-        self.tokens += token.tokens
+    def add(self, token: Token) -> int:
+        """Write the token down; returns how many of the model's tokens it may have held."""
+        count = told_tokens(token.text, token.tokens)
+        self.tokens += count
         if token.text:
             self.parts.append(token.text)
         if token.thinking:
             self.thoughts.append(token.thinking)
         if token.tool_calls:
             self.other_than_text = True
+        return count
 
 
 def ways(request: AskRequest, node: Node, told: Told) -> tuple[Way, ...]:

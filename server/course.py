@@ -32,9 +32,8 @@ class Course:
     seated_at: float = 0.0
     first_token_at: float | None = None
     spent: Durations = field(default_factory=Durations)  # by parts that broke off
-    renderings: dict[tuple[str, str], str] = field(default_factory=dict)  # by digest and version
+    renderings: dict[tuple[str, str, int | None], str] = field(default_factory=dict)  # by digest, version, context
     homecoming: HomecomingOutcome = "new"
-    embedded: bool = False
 
 
 @dataclass(slots=True)
@@ -48,6 +47,7 @@ class Attempt:
     first_at: float | None = None
     last_at: float | None = None
     done: NodeDone | None = None
+    pin: int | None = None  # the context that this attempt has the model loaded with
     broke_off: bool = False
     stopped: bool = False  # a stop string was completed across the seam
 

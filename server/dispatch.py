@@ -18,7 +18,7 @@ from server.course import Course
 from server.errors import GatewayDraining, GatewayError
 from server.exchange import AskRequest, CacheOutcome, Done, Event, Started
 from server.failover import Failover, failed
-from server.nodes import ModelKey, NodeId
+from server.nodes import ModelKey, Node, NodeId
 from server.observer import Observer, record_of
 from server.registry import Registry
 from server.seating import Seating
@@ -57,6 +57,7 @@ class Dispatcher:
         self._observer = observer
         self._aliases = aliases
         self._now = now
+        registry.listen(self._follow)
         self._running: set[asyncio.Task[Any]] = set()
         self._making: set[asyncio.Task[None]] = set()
         self._cut = False
@@ -105,16 +106,35 @@ class Dispatcher:
             yield [Started("off")]
             events = self._failover.answer(course, model)
         else:
-            key = answer_key(course.request, model)
+            key = answer_key(course.request, model, self._answers.generation)
             cached = self._answers.get(key)
             if cached is not None:
                 self._answers.hits += 1
                 visit.cache = "hit"
                 yield [Started("hit"), *replayed(cached, (self._now() - course.arrived) * 1000)]
                 return
-            events = self._share(visit, model, key)
+            # who is in a hurry shares with nobody: neither its haste with the others, nor their leisure with it
+            hurried = course.request.deadline_seconds is not None
+            events = self._keep(visit, model, key) if hurried else self._share(visit, model, key)
         async with aclosing(events) as batches:
             async for batch in batches:
+                yield batch
+
+    async def _keep(self, visit: Visit, model: ModelKey | None, key: bytes) -> AsyncGenerator[Sequence[Event], None]:
+        """Make the answer for this request alone, and keep it when it is whole."""
+        self._answers.misses += 1
+        visit.cache = "miss"
+        yield [Started("miss")]
+        told: list[Event] = []
+        async with aclosing(self._failover.answer(visit.course, model)) as batches:
+            async for batch in batches:
+                last = batch[-1]
+                told += batch
+                if isinstance(last, Done):
+                    batch = [*batch[:-1], replace(last, cache="miss")]
+                    answer = complete_answer(told)
+                    if answer is not None:
+                        self._answers.put(key, answer)
                 yield batch
 
     async def _share(self, visit: Visit, model: ModelKey | None, key: bytes) -> AsyncGenerator[Sequence[Event], None]:
@@ -138,6 +158,15 @@ class Dispatcher:
             async for batch in batches:
                 last = batch[-1]
                 yield [*batch[:-1], replace(last, cache=outcome)] if isinstance(last, Done) else batch
+
+    def _follow(self, was: Node | None, now: Node | None) -> None:
+        """A model under the same name is another one now: answers of the old one are not told again."""
+        if was is None or now is None:
+            return
+        for key, copy in was.models.items():
+            if key in now.models and now.models[key].digest != copy.digest:
+                self._answers.generation += 1
+                return
 
     def _abandon(self, key: bytes, shared: SharedAnswer, making: asyncio.Task[None]) -> None:
         """The last listener left: nobody may join an answer that is being cancelled."""

@@ -12,9 +12,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from server.affinity import conversation
-from server.attempt import plan, tell
+from server.attempt import RENDER_TIMEOUT_SECONDS, ReplayFailed, plan, tell
 from server.backends.base import Backend
 from server.breaker import BreakerLimits
+from server.contexts import pin_context, unpin_context
 from server.continuation import ways
 from server.course import Attempt, Course, answer_is_over, break_off, durations_of, usage_of
 from server.errors import (
@@ -22,10 +23,14 @@ from server.errors import (
     DeadlineExceeded,
     GatewayError,
     ModelNotFound,
+    NodeBroken,
     NodeBusy,
     NodeError,
+    NodeIncapable,
     NodeRefused,
     NodeStalled,
+    NoNodes,
+    QueueFull,
     RequestInvalid,
 )
 from server.exchange import AskRequest, Done, Event, Failed, Queued, Timings
@@ -36,9 +41,11 @@ from server.retry import Outage, RetryBudget
 from server.roster import Seat
 from server.routing import Choice, Demand, Home, find_home, same_copy
 from server.seating import Claim, Seating
-from server.verdicts import Outcome, Remembering, learn_failure, learn_nothing, learn_success
+from server.verdicts import Outcome, Remembering, learn_failure, learn_nothing, learn_success, learn_suspect
+from server.workload import reading_tokens
 
 POSITION_SECONDS = 0.5  # how often a waiting client hears of its place
+LEAST_UNREAD = 0.1  # of a prompt that comes home: its last answer is read again, and estimates differ
 REQUEST_MEMORY = 0.05  # weight of the newest request in the usual length of one
 
 
@@ -86,21 +93,16 @@ class Failover:
             yield [failed(course, error)]
 
     async def _attempts(self, course: Course, model: ModelKey | None) -> AsyncGenerator[Sequence[Event], None]:
-        request, seating, now = course.request, self._seating, self._now
+        request = course.request
         deadline = course.arrived + request.deadline_seconds if request.deadline_seconds is not None else None
-        claim = seating.claim(request.caller, request.priority, self._demand(course, model), deadline)
+        claim = self._seating.claim(request.caller, request.priority, self._demand(course, model), deadline)
         while True:
-            choice = seating.take(claim)
-            if choice is None:
-                with seating.wait(claim) as waiting:
-                    while choice is None:
-                        yield [Queued(waiting.position)]
-                        choice = await waiting.seat(POSITION_SECONDS)
-            claim.seated = True
-            course.node, course.model = choice.seat.node.name, choice.seat.copy.name
-            if course.attempts == 0:
-                course.seated_at = now()
-                self._note_homecoming(course, claim.demand.home, choice)
+            async with aclosing(self._seats_taken(course, claim)) as places:
+                async for place in places:
+                    if isinstance(place, Choice):
+                        choice = place
+                    else:
+                        yield [place]
             attempt = Attempt(choice.seat, "first", course.told.tokens)
             try:
                 async with aclosing(self._attempt(course, claim, choice, attempt)) as batches:
@@ -113,75 +115,107 @@ class Failover:
                     return
                 self._after_failure(course, claim, choice.seat, error)
 
+    async def _seats_taken(self, course: Course, claim: Claim) -> AsyncGenerator[Queued | Choice, None]:
+        """Places in the queue while there is no seat; the seat comes last."""
+        try:
+            choice = self._seating.take(claim)
+            if choice is None:
+                with self._seating.wait(claim) as waiting:
+                    while choice is None:
+                        yield Queued(waiting.position)
+                        choice = await waiting.seat(POSITION_SECONDS)
+        except (NoNodes, QueueFull) as error:
+            if not course.told.anything:
+                raise
+            raise broken(course, error.message) from error
+        claim.seated = True
+        course.node, course.model = choice.seat.node.name, choice.seat.copy.name
+        if course.attempts == 0:
+            course.seated_at = self._now()
+            self._note_homecoming(course, claim.demand.home, choice)
+        yield choice
+
     async def _attempt(
         self, course: Course, claim: Claim, choice: Choice, attempt: Attempt
     ) -> AsyncGenerator[Sequence[Event], None]:
-        """One attempt at the seat that was taken; the seat is given back whatever happens."""
-        seat = choice.seat
+        """One attempt at the seat that was taken, which is given back once, whatever happens, before the end."""
+        seat, seated_at = choice.seat, self._now()
         backend = self._backends[seat.node.spec.kind]
-        seated_at = self._now()
+        last: Sequence[Event] = ()
         judged = sent = False
         try:
-            attempt.way, call = await plan(course, seat, backend)
-            if attempt.way in ("chat", "raw", "replay"):
-                self._observer.answer_resumed(seat.id, attempt.way)
+            attempt.pin = pin_context(seat, course.request)
+            attempt.way, call = await plan(course, seat, backend, self._asking_seconds(claim))
             sent = True
-            course.attempts += 1
-            self._observer.attempt_started(seat.id, seat.copy.name)
-            patience = self._patience(course, claim, choice)
-            last: Sequence[Event] = ()
+            self._note_sent(course, attempt)
+            patience = self._patience(course, claim, choice, attempt)
             async with aclosing(tell(course, attempt, call, backend, patience, self._now)) as batches:
                 async for batch in batches:
                     if attempt.done is None and not attempt.stopped:
                         yield batch
                     else:
                         last = batch
+            self._learn_success(course, claim, choice, attempt, seated_at)
             judged = True
-            yield [*last, self._succeeded(course, claim, choice, attempt, seated_at)]
         except NodeError as error:
+            self._learn_failure(course, choice, attempt, error, sent)
             judged = True
-            self._give_up_seat(course, choice, attempt, error, sent)
             raise
         finally:
-            if not judged:  # the client left, or this gateway is being stopped
+            if not judged:  # the client left, this gateway is being stopped, or a fault of ours
                 learn_nothing(seat.load, self._now(), choice.trial)
                 self._remember_part(course, seat, sent)
-                self._seating.give_back(seat)
+            if attempt.first_at is None:
+                unpin_context(seat, attempt.pin)
+            self._seating.give_back(seat)
+        yield [*last, done_of(course, attempt, attempt.done.reason if attempt.done else "stop", self._now())]
 
-    def _succeeded(self, course: Course, claim: Claim, choice: Choice, attempt: Attempt, seated_at: float) -> Done:
-        """Learn from the attempt, remember the conversation, free the seat; then the client may hear the end."""
+    def _note_sent(self, course: Course, attempt: Attempt) -> None:
+        course.attempts += 1
+        seat = attempt.seat
+        if attempt.way in ("chat", "raw", "replay"):
+            self._observer.answer_resumed(seat.id, attempt.way)
+        self._observer.attempt_started(seat.id, seat.copy.name)
+
+    def _asking_seconds(self, claim: Claim) -> float:
+        """How long a node may take to render: not longer than the request has."""
+        left = claim.deadline - self._now() if claim.deadline is not None else RENDER_TIMEOUT_SECONDS
+        return max(0.001, min(RENDER_TIMEOUT_SECONDS, left))
+
+    def _learn_success(self, course: Course, claim: Claim, choice: Choice, attempt: Attempt, seated_at: float) -> None:
+        """Speeds, the breaker's answer, and the conversation that the node holds now."""
         now, seat, home = self._now(), choice.seat, claim.demand.home
         done = attempt.done
+        self._seating.request_seconds += REQUEST_MEMORY * (now - seated_at - self._seating.request_seconds)
         if done is None:  # a stop string was completed over the seam: the node never got to say it
             learn_nothing(seat.load, now, choice.trial)
             self._remember_part(course, seat, True)
-        else:
-            plain = attempt.way in ("first", "retry")
-            match = home.match if home is not None and choice.at_home and plain else None
-            first = attempt.first_at - seated_at if attempt.first_at is not None and plain else None
-            generating = (attempt.last_at or now) - (attempt.first_at or now)
-            if match is not None:
-                self._remembering.came_home(seat, match, done, course.arrived)
-            cold = self._remembering.cold_tokens(seat, course.conversation, done) if match is None and plain else 0
-            learn_success(seat.load, Outcome(done, attempt.tokens, first, generating), cold, choice.trial)
-            self._seating.reweigh(seat.id)
-            if course.request.operation != "embed":
-                self._remembering.told(seat, course.conversation, done, course.told.text, now)
-        self._seating.request_seconds += REQUEST_MEMORY * (now - seated_at - self._seating.request_seconds)
-        self._seating.give_back(seat)
-        return done_of(course, attempt, "stop" if done is None else done.reason, now)
+            return
+        plain = attempt.way in ("first", "retry")
+        match = home.match if home is not None and choice.at_home and plain else None
+        first = attempt.first_at - seated_at if attempt.first_at is not None and plain else None
+        generating = (attempt.last_at or now) - (attempt.first_at or now)
+        if match is not None:
+            self._remembering.came_home(seat, match, done, course.arrived)
+        cold = self._remembering.cold_tokens(seat, course.conversation, done) if match is None and plain else 0
+        learn_success(seat.load, Outcome(done, attempt.tokens, first, generating), cold, choice.trial)
+        self._seating.reweigh(seat.id)
+        if course.request.operation != "embed":
+            self._remembering.told(seat, course.conversation, done, course.told.text, now)
 
-    def _give_up_seat(self, course: Course, choice: Choice, attempt: Attempt, error: NodeError, sent: bool) -> None:
+    def _learn_failure(self, course: Course, choice: Choice, attempt: Attempt, error: NodeError, sent: bool) -> None:
         now, seat = self._now(), choice.seat
         deadline = course.request.deadline_seconds
         if isinstance(error, NodeStalled) and deadline is not None and now >= course.arrived + deadline:
             learn_nothing(seat.load, now, choice.trial)  # it was the request that was in a hurry
+        elif isinstance(error, NodeBroken) and course.outage.failures:
+            learn_suspect(seat.load, error, now, choice.trial)  # another node broke on it too: perhaps the request does
+            self._observer.attempt_failed(seat.id, seat.copy.name, reason_of(error))
         else:
             learn_failure(seat.load, error, now, self._limits.breaker, choice.trial)
             self._observer.attempt_failed(seat.id, seat.copy.name, reason_of(error))
         break_off(course, attempt)
         self._remember_part(course, seat, sent and not isinstance(error, NodeBusy | NodeRefused))
-        self._seating.give_back(seat)
 
     def _remember_part(self, course: Course, seat: Seat, sent: bool) -> None:
         if sent and course.request.operation != "embed":
@@ -193,20 +227,27 @@ class Failover:
         now, request, told = self._now(), course.request, course.told
         if request.deadline_seconds is not None and now >= course.arrived + request.deadline_seconds:
             raise DeadlineExceeded("the request's deadline passed before the answer was whole") from error
-        if isinstance(error, NodeRefused) and not told.anything and error.status != 404:
+        elsewhere = isinstance(error, NodeIncapable) or (isinstance(error, NodeRefused) and error.status == 404)
+        if isinstance(error, NodeRefused) and not told.anything and not elsewhere:
             raise RequestInvalid(error.message, status=error.status) from error
         if not isinstance(error, NodeBusy):
             course.outage.tried |= {seat.id}
-            if error.strike:
+            if error.strike or isinstance(error, ReplayFailed):
                 course.outage.failed(seat.id)
                 if course.outage.exhausted or not self._budget.withdraw(now):
-                    raise broken(course, seat, error) from error
+                    raise broken(course, error.message) from error
         home = claim.demand.home if claim.demand.home and claim.demand.home.node_id != seat.id else None
         claim.demand = replace(claim.demand, excluded=course.outage.tried, home=home, able=self._able(course))
         if not any(self._could_go_on(other, claim.demand) for other in self._seats(claim.demand)):
-            if isinstance(error, NodeRefused) and error.status == 404 and not told.anything:
-                raise ModelNotFound(request.model or seat.copy.name) from error
-            raise broken(course, seat, error) from error
+            raise self._nobody_left(course, seat, error) from error
+
+    @staticmethod
+    def _nobody_left(course: Course, seat: Seat, error: NodeError) -> GatewayError:
+        if isinstance(error, NodeRefused) and not course.told.anything:
+            if error.status == 404:
+                return ModelNotFound(course.request.model or seat.copy.name)
+            return RequestInvalid(error.message, status=error.status)
+        return broken(course, error.message)
 
     def _seats(self, demand: Demand) -> Sequence[Seat]:
         return list(self._seating.roster(demand.model).seats.values())
@@ -238,33 +279,36 @@ class Failover:
         elif home is not None or course.conversation.later_turn:
             course.homecoming = "elsewhere"
 
-    def _patience(self, course: Course, claim: Claim, choice: Choice) -> Patience:
-        seat, load, limits = choice.seat, choice.seat.load, self._limits.patience
-        held = claim.demand.home.match.tokens if claim.demand.home and choice.at_home else 0
-        certain = claim.demand.home is not None and claim.demand.home.match.certain
-        unread = course.conversation.tokens + course.told.tokens - (held if certain else 0)
+    def _patience(self, course: Course, claim: Claim, choice: Choice, attempt: Attempt) -> Patience:
+        seat, load = choice.seat, choice.seat.load
+        unread = reading_tokens(course.request) + course.told.tokens
+        home = claim.demand.home
+        if home is not None and choice.at_home and home.match.certain:
+            held = home.match.tokens / max(course.conversation.tokens, home.match.tokens)
+            unread = round(unread * max(1.0 - held, LEAST_UNREAD))
         work = Work(
             max(1, unread),
             load.prompt_tokens_per_second,
             load.tokens_per_second,
-            must_load=seat.model not in seat.node.resident,
+            must_load=seat.model not in seat.node.resident or attempt.pin is not None,
+            buffers=bool(course.request.fields.get("tools")),
             shared_by=max(1, load.in_flight),
         )
-        patience = patience_for(work, limits)
+        patience = patience_for(work, self._limits.patience)
         if claim.deadline is None:
             return patience
         left = max(0.001, claim.deadline - self._now())
         return replace(patience, total=min(patience.total, left))
 
 
-def broken(course: Course, seat: Seat, error: NodeError) -> AnswerBroken:
+def broken(course: Course, why: str) -> AnswerBroken:
     """The honest end: what is known about why the answer cannot begin, or cannot go on."""
-    node, told = seat.node.name, course.told.tokens
+    told = course.told.tokens
     if not told:
-        return AnswerBroken(f"no node could answer; the last one said: {error.message}", node=node, tokens_told=0)
+        return AnswerBroken(f"no node could answer; the last one said: {why}", node=course.node, tokens_told=0)
     return AnswerBroken(
-        f"the answer broke off after {told} tokens and no other node can go on with it: {error.message}",
-        node=node,
+        f"the answer broke off after {told} tokens and no other node can go on with it: {why}",
+        node=course.node,
         tokens_told=told,
         hint="ask again; at temperature 0 an interrupted answer can be repeated word for word",
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 PATIENCE_FACTOR = 3.0  # slower than usual by this much is still alive (a hot phone throttles to a third)
 CAUTIOUS_PROMPT_SPEED = 5.0  # tokens/s: the slowest phones, until a node has shown its own speed
 CAUTIOUS_SPEED = 1.0
+BUFFERED_TOKENS = 256  # of a long tool call, which Ollama sends when it is complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Work:
     prompt_tokens_per_second: float | None
     tokens_per_second: float | None
     must_load: bool
+    buffers: bool = False  # a tool call comes in one piece, when it is whole
     shared_by: int = 1  # requests that share the node, this one included
 
 
@@ -52,6 +54,8 @@ def patience_for(work: Work, limits: PatienceLimits) -> Patience:
     if work.must_load:
         first += limits.load_allowance_seconds
     pace = work.shared_by / (work.tokens_per_second or CAUTIOUS_SPEED)
+    if work.buffers:
+        pace *= BUFFERED_TOKENS
     between = limits.factor * pace + limits.between_tokens_floor_seconds
     return Patience(
         connect=limits.connect_seconds,

@@ -52,6 +52,10 @@ class Seat:
         """In service, busy or not: its breaker does not rest."""
         return self.load.breaker.state is not BreakerState.OPEN or self.load.breaker.admits(now)
 
+    def serves(self, now: float) -> bool:
+        """In service, and not for a trial only."""
+        return self.admits(now) and self.load.breaker.state is not BreakerState.HALF_OPEN
+
     @property
     def rests_until(self) -> float:
         """When its breaker, a failure just now or its own word lets it be asked again."""

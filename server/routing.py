@@ -13,11 +13,12 @@ from operator import attrgetter
 from typing import Literal
 
 from server.affinity import Match, Memories, ReturnRate, loss_seconds
+from server.contexts import fits_context, largest_context
 from server.nodes import ModelCopy, ModelKey, NodeId, NodeKind
 from server.roster import LOOKED_AT, UNKNOWN_PROMPT_SPEED, Roster, Seat
 
 StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
-EQUAL_LOSS = 0.05  # losses within this share of the newcomer's own reading time count as equal
+EQUAL_LOSS = 0.05  # costs within this share of the own reading time count as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice
 def _come_home(home: Home, demand: Demand, roster: Roster, now: float) -> Choice | Refusal | None:
     """The home's seat if it is free; else a wait, while that can still save something; None: go elsewhere."""
     seat = roster.seats.get(home.node_id)
-    if seat is None or not suits(seat, demand):
+    if seat is None or not suits(seat, demand) or not _pays(home, seat, demand, roster, now):
         return None
     if roster.is_free(home.node_id):
         if home.node_id in roster.free:
@@ -107,6 +108,20 @@ def _come_home(home: Home, demand: Demand, roster: Roster, now: float) -> Choice
     if now < home.waits_until and rests_until < home.waits_until:
         return Refusal("home", retry_at=rests_until if rests_until > now else home.waits_until)
     return None
+
+
+def _pays(home: Home, seat: Seat, demand: Demand, roster: Roster, now: float) -> bool:
+    """Is the home the cheaper node? Its cost: what is left of the wait, and the unread tokens at its own speed.
+
+    A home that holds most of the prompt always is; else the fastest free node, which reads all of it, may be.
+    """
+    whole = max(demand.prompt_tokens, home.match.tokens)  # the one is estimated, the other was counted
+    unread = whole - home.match.tokens
+    wait = 0.0 if roster.is_free(home.node_id) else max(0.0, home.waits_until - now)
+    if not wait and 2 * unread <= whole:
+        return True
+    speeds = [other.prompt_speed for other in roster.window() if other.id != seat.id]
+    return not speeds or wait + unread / seat.prompt_speed <= whole / max(speeds) * (1 + EQUAL_LOSS)
 
 
 def _take_last_resort(demand: Demand, roster: Roster, now: float) -> Choice | Refusal:
@@ -141,26 +156,10 @@ def same_copy(seat: Seat, copy: ModelCopy, kind: NodeKind) -> bool:
     return seat.node.spec.kind == kind and seat.copy.name == copy.name
 
 
-def fits_context(seat: Seat, wanted: int) -> bool:
-    """Another `num_ctx` would reload the model and forget all conversations: a loaded model keeps what it has."""
-    length = context_length(seat)
-    return length is None or length >= wanted
-
-
-def context_length(seat: Seat) -> int | None:
-    """What the model's context is, as we had it loaded or as the node tells; None: not loaded, or nobody knows."""
-    pinned = seat.memory.pinned_contexts.get(seat.model)
-    if pinned is not None:  # also before a probe has seen it loaded: a second request must not take it for free
-        return pinned
-    resident = seat.node.resident.get(seat.model)
-    return None if resident is None else resident.context_length
-
-
 def _needs_last_resort(demand: Demand, roster: Roster, now: float) -> bool:
-    """The embedded node serves only while no other can, busy or not."""
-    return not any(
-        seat.admits(now) and suits(seat, demand) for seat in roster.seats.values() if not seat.node.spec.last_resort
-    )
+    """The embedded node serves only while no other can, busy or not. One on trial has yet to show that it can."""
+    others = (seat for seat in roster.seats.values() if not seat.node.spec.last_resort)
+    return not any(seat.serves(now) and suits(seat, demand) for seat in others)
 
 
 def losing_least(demand: Demand, free: Sequence[Seat], returns: ReturnRate, now: float) -> Sequence[Seat]:
@@ -178,7 +177,7 @@ def _refusal(demand: Demand, roster: Roster, now: float) -> Refusal:
     wanted = demand.context_tokens
     willing = [seat for seat in roster.seats.values() if seat.id not in demand.excluded]
     if wanted is not None and willing and not any(fits_context(seat, wanted) for seat in willing):
-        return Refusal("context", largest_context=max(context_length(seat) or 0 for seat in willing))
+        return Refusal("context", largest_context=max(largest_context(seat) or 0 for seat in willing))
     return Refusal("none_in_service", retry_at)
 
 

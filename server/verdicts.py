@@ -19,6 +19,7 @@ MEASURABLE_PROMPT_TOKENS = 16  # shorter prompts measure overhead, not speed
 MEASURABLE_TOKENS = 4
 SHUNNED_SECONDS = 1.0  # a node that fails fast must not look attractive: its failure counts as load so long
 BUSY_SECONDS = 1.0  # when the node does not say for how long
+LEAST_BUSY_SECONDS = 0.25  # "retry after 0" must not become a hot loop
 LONGEST_BUSY_SECONDS = 30.0
 RELOADED_SECONDS = 0.5  # recorded: a loaded model "loads" in under 0.05 s, a real load takes seconds
 SECOND = 1e9
@@ -63,8 +64,8 @@ def learn_success(load: Load, outcome: Outcome, cold_tokens: int, trial: bool = 
 def learn_failure(load: Load, error: NodeError, now: float, limits: BreakerLimits, trial: bool = True) -> None:
     """The attempt failed: by the node's fault, because it is busy, or for reasons that say nothing about it."""
     if isinstance(error, NodeBusy):
-        rest = error.retry_after_seconds if error.retry_after_seconds is not None else BUSY_SECONDS
-        load.busy_until = now + min(rest, LONGEST_BUSY_SECONDS)
+        rest = error.retry_after_seconds or BUSY_SECONDS
+        load.busy_until = now + min(max(rest, LEAST_BUSY_SECONDS), LONGEST_BUSY_SECONDS)
     if not error.strike:
         learn_nothing(load, now, trial)
         return
@@ -73,6 +74,14 @@ def learn_failure(load: Load, error: NodeError, now: float, limits: BreakerLimit
     load.shunned_until = now + SHUNNED_SECONDS
     if may_judge(load, trial):
         load.breaker = on_failure(load.breaker, now, limits)
+
+
+def learn_suspect(load: Load, error: NodeError, now: float, trial: bool = True) -> None:
+    """It broke on a request on which another broke before: no strike, or one poisonous prompt would rest a fleet."""
+    load.failed += 1
+    load.last_error = error.message
+    load.shunned_until = now + SHUNNED_SECONDS
+    learn_nothing(load, now, trial)
 
 
 def learn_nothing(load: Load, now: float, trial: bool = True) -> None:

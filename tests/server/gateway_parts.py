@@ -143,12 +143,13 @@ async def gateway_over(
     breaker: BreakerLimits | None = None,
     budget: RetryBudget | None = None,
     aliases: dict[str, str] | None = None,
+    witness: Witness | None = None,
     **spec: Any,
 ) -> AsyncIterator[Bench]:
     """Build the parts over phones that are already listening; every phone is listed and probed once."""
     now = asyncio.get_running_loop().time
     registry = Registry()
-    witness = Witness()
+    witness = witness or Witness()
     policy = Policy(STRATEGIES[strategy], affinity=affinity)
     seats = Seating(registry, policy, seating or SeatingLimits(no_node_seconds=0.2), now)
     backends = Backends({})

@@ -14,6 +14,7 @@ from server.errors import GatewayError
 from server.exchange import CallerId
 from server.nodes import Load, NodeId
 from server.registry import Registry
+from server.roster import UNKNOWN_PROMPT_SPEED
 from server.routing import STRATEGIES, Choice, Demand, Home, Policy
 from server.seating import Claim, Seating, SeatingLimits
 from tests.server.scripted_nodes import MODEL, list_node
@@ -112,4 +113,5 @@ async def settled() -> None:
 
 
 def home_at(hall: Hall, name: str, waits: float) -> Home:
-    return Home(NodeId(name), Match(100, 0, True), waits, hall.now() + waits)
+    tokens = round(waits * UNKNOWN_PROMPT_SPEED)  # what takes so long to read anew
+    return Home(NodeId(name), Match(tokens, 0, True), waits, hall.now() + waits)

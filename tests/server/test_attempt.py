@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any
 
 import pytest
 
-from server.attempt import NoWayOn, default_context, first_call, options_for, plan, tell
+from server.attempt import NoWayOn, first_call, plan, tell
 from server.backends.base import Call
 from server.course import Course
-from server.errors import NodeBroken, NodeStalled
+from server.errors import NodeBroken, NodeError, NodeRefused, NodeStalled
 from server.exchange import Embedding, Token
 from server.nodes import Node
-from server.roster import Seat
 from tests.server.scripted_backend import (
     ScriptedBackend,
     closed_template,
@@ -157,67 +155,19 @@ async def test_a_rendering_is_kept_for_the_same_digest_and_version_and_no_furthe
     assert longer == ["a", "b", "c", "d"], "the answer so far is asked of each node itself"
 
 
-async def test_a_rendering_that_fails_is_the_nodes_failure() -> None:
+async def test_a_node_that_hangs_over_a_rendering_has_failed() -> None:
     with pytest.raises(NodeStalled):
         await planned(course_of(told="so"), RENDERS, ScriptedBackend(render_error=NodeStalled("x", "render")))
 
 
-# --- num_ctx
-
-
-def loaded(context: int | None, version: str = "0.24.0") -> Seat:
-    return seat_of(node_of("a", report_of(resident=[MODEL], context=context, version=version)))
-
-
-UNLOADED = node_of("a")
-
-
-def asked(seat: Seat, **options: int) -> dict[str, Any]:
-    return dict(options_for(seat, chat("hi", options=options)))
-
-
-def test_num_ctx_is_fixed_per_node() -> None:
-    """`num_ctx` is fixed per node, since another value reloads the model: the first larger one is kept for all."""
-    seat = seat_of(UNLOADED)
-    assert asked(seat, seed=1) == {"seed": 1}
-    assert asked(seat, seed=1, num_ctx=8192) == {"seed": 1, "num_ctx": 8192}
-    assert asked(seat) == {"num_ctx": 8192}
-    assert asked(seat, num_ctx=5000) == {"num_ctx": 8192}
-
-
-@pytest.mark.parametrize("wanted", [512, 4096])
-def test_what_every_node_has_is_not_asked_for(wanted: int) -> None:
-    seat = seat_of(UNLOADED)
-    assert asked(seat, num_ctx=wanted) == {}
-    assert seat.memory.pinned_contexts == {}
-
-
-def test_old_nodes_have_less_unless_told() -> None:
-    """A request that needs more than a node has is never cut short in silence."""
-    old = seat_of(node_of("a", report_of(version="0.6.0")))
-    assert asked(old, num_ctx=2048) == {}
-    assert asked(old, num_ctx=4096) == {"num_ctx": 4096}
-    assert default_context(seat_of(node_of("a", report_of(version="0.6.7")))) == 4096
-    ours = node_of("a", report_of(version="0.1.0", continues_assistant=True))
-    assert default_context(seat_of(ours)) == 4096
-    assert default_context(seat_of(node_of("a", report_of(version="")))) == 4096
-
-
-def test_a_model_that_was_loaded_with_more_keeps_it() -> None:
-    """Another value reloads the model and forgets all conversations: the node's own is repeated."""
-    seat = loaded(32768)
-    assert asked(seat, num_ctx=8192) == {"num_ctx": 32768}
-    assert asked(seat) == {"num_ctx": 32768}
-
-
-def test_a_node_that_does_not_tell_its_context_gets_what_is_wanted() -> None:
-    assert asked(loaded(None), num_ctx=8192) == {"num_ctx": 8192}
-
-
-def test_a_request_is_never_changed() -> None:
-    request = chat("hi", options={"num_ctx": 100, "num_predict": 9})
-    options_for(seat_of(UNLOADED), request, told_tokens=3)
-    assert request.options == {"num_ctx": 100, "num_predict": 9}
+@pytest.mark.parametrize("error", [NodeBroken("it does not render"), NodeRefused("what?", 400)])
+async def test_a_node_that_does_not_render_as_it_says_may_still_replay(error: NodeError) -> None:
+    """What a node really does decides: chat and raw do not fit, replay does, and nobody gets a strike."""
+    backend = ScriptedBackend(render_error=error)
+    way, _ = await planned(course_of(chat("hi", options=GREEDY), told="so"), RENDERS, backend)
+    assert way == "replay"
+    with pytest.raises(NoWayOn):
+        await planned(course_of(chat("hi", options={"temperature": 1}), told="so"), RENDERS, backend)
 
 
 # --- what is told
@@ -249,7 +199,6 @@ async def test_delivered_tokens_renew_the_outage() -> None:
 
 async def test_embeddings_are_passed_on() -> None:
     told = await Telling(course_of(), "first", [[Embedding([[1.0]]), DONE]]).run()
-    assert told.course.embedded
     assert told.batches == [[Embedding([[1.0]])]]
 
 

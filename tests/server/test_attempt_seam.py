@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.attempt import NoWayOn
+from server.attempt import ReplayFailed
 from server.errors import NodeBroken, NodeError
 from server.exchange import NodeDone, Token, Usage
 from tests.server.scripted_nodes import chat
@@ -32,7 +32,7 @@ async def test_a_replay_tells_only_what_is_new() -> None:
 async def test_a_replay_that_tells_something_else_ends_unheard(steps: list[Any]) -> None:
     """Diverges: next rule; the client hears nothing of it, and it is no strike."""
     telling = replayed("hello", *steps, [DONE])
-    with pytest.raises(NoWayOn):
+    with pytest.raises(ReplayFailed):
         await telling.run()
     assert telling.batches == []
     assert telling.course.told.text == "hello"
@@ -40,7 +40,7 @@ async def test_a_replay_that_tells_something_else_ends_unheard(steps: list[Any])
 
 async def test_a_replay_that_ends_too_soon_is_no_answer() -> None:
     telling = replayed("hello", tokens("hel"), [DONE])
-    with pytest.raises(NoWayOn):
+    with pytest.raises(ReplayFailed):
         await telling.run()
     assert telling.batches == []
 
@@ -71,7 +71,7 @@ async def test_thoughts_are_replayed_as_well() -> None:
 )
 async def test_thoughts_and_text_come_again_in_their_order(text: str, thinking: str, steps: list[Token]) -> None:
     telling = replayed(text, steps, [DONE], thinking=thinking)
-    with pytest.raises(NoWayOn):
+    with pytest.raises(ReplayFailed):
         await telling.run()
     assert telling.batches == []
 

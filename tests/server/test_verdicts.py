@@ -14,6 +14,7 @@ from server.nodes import Load, NodeId
 from server.roster import Seat
 from server.verdicts import (
     BUSY_SECONDS,
+    LEAST_BUSY_SECONDS,
     LONGEST_BUSY_SECONDS,
     SHUNNED_SECONDS,
     Outcome,
@@ -22,6 +23,7 @@ from server.verdicts import (
     learn_failure,
     learn_nothing,
     learn_success,
+    learn_suspect,
 )
 from tests.server.scripted_nodes import MODEL, chat, node_of, roster_of
 
@@ -29,6 +31,13 @@ NOW = 100.0
 LIMITS = BreakerLimits()
 SECOND = 10**9
 TRIAL = Breaker(BreakerState.HALF_OPEN, 3, 1)
+BUSY = [
+    (None, BUSY_SECONDS),
+    (5.0, 5.0),
+    (0.0, BUSY_SECONDS),
+    (0.01, LEAST_BUSY_SECONDS),
+    (1e6, LONGEST_BUSY_SECONDS),
+]
 
 
 def done_of(read: int = 100, told: int = 20, **seconds: float) -> NodeDone:
@@ -117,7 +126,28 @@ def test_what_is_not_the_nodes_fault_is_no_strike(error: NodeError) -> None:
     assert load.breaker == Breaker(failures=2)
 
 
-@pytest.mark.parametrize(("told", "rest"), [(None, BUSY_SECONDS), (5.0, 5.0), (0.0, 0.0), (1e6, LONGEST_BUSY_SECONDS)])
+def test_a_request_that_breaks_one_node_after_another_gives_no_strike_but_the_first() -> None:
+    """Or one poisonous prompt would rest the whole fleet."""
+    load = Load()
+    for _ in range(5):
+        learn_suspect(load, NodeBroken("runner died"), NOW)
+    assert (load.breaker, load.failed, load.last_error) == (CLOSED, 5, "runner died")
+    assert load.shunned_until > NOW
+
+
+def test_only_the_trial_judges_a_breaker_that_is_half_open() -> None:
+    """Then exactly one request tries: those sent before it opened have no say, however they end."""
+    for judge in (
+        lambda load: learn_success(load, Outcome(done_of(), 20, 1.0, 2.0), 0, trial=False),
+        lambda load: learn_failure(load, NodeBroken("x"), NOW, LIMITS, trial=False),
+        lambda load: learn_nothing(load, NOW, trial=False),
+    ):
+        load = Load(breaker=TRIAL)
+        judge(load)
+        assert load.breaker == TRIAL
+
+
+@pytest.mark.parametrize(("told", "rest"), BUSY)
 def test_busy_means_no_repeat_there_at_once(told: float | None, rest: float) -> None:
     """429 and 503: no repeat there at once, for as long as the node says, within bounds."""
     load = Load()
