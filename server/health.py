@@ -2,7 +2,8 @@
 
 Probes make a node's status, models and residency, never its breaker: a phone that answers probes and stalls on every
 prompt must leave by its requests. After a failed probe the next ones start every second, whether or not the last has
-ended, so that a node that hangs is silent within ten seconds. Nodes taken from the list leave with their last request.
+ended, so that a node that hangs is silent within ten seconds; so are a thousand that hang together, larger fleets take
+longer, since probes wait for a place. Nodes taken from the list leave with their last request.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from server.errors import NodeError
 from server.nodes import Node, NodeId, NodeKind, NodeSpec, NodeStatus
 from server.registry import NodeGone, NodeProbed, ProbeFailed, Registry
 
-MAX_PROBES_AT_ONCE = 256
-MAX_SILENT_PROBES_AT_ONCE = 128  # a fleet of dead addresses must neither eat all sockets nor make the others wait
+# How many probes may run at once, by what was known of their nodes.
+PLACES = {
+    NodeStatus.READY: 2048,  # a thousand nodes that hang at once: each has two probes under way on its way to silent
+    NodeStatus.UNKNOWN: 256,  # a large fleet's first probes must not eat each other's two seconds
+    NodeStatus.SILENT: 128,  # a fleet of dead addresses must neither eat all sockets nor make the others wait
+}
 DRAIN_LOOK_SECONDS = 0.25
 JITTER = 0.2  # of the interval; always earlier, never later, so that the interval is a promise
 FIRST_JITTER = 0.8  # nodes that were listed together are soon asked one after the other
@@ -58,8 +63,7 @@ class Health:
         self._pace = pace
         self._clock = clock or Clock()
         self._draw = draw
-        self._places = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
-        self._silent_places = asyncio.Semaphore(MAX_SILENT_PROBES_AT_ONCE)
+        self._places = {status: asyncio.Semaphore(count) for status, count in PLACES.items()}
         self._followers: dict[NodeId, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._good_since: dict[NodeId, float] = {}  # when the last probe that succeeded was started
@@ -113,8 +117,11 @@ class Health:
             if node.status is NodeStatus.DRAINING:
                 await self._see_off(node_id)
                 continue
+            places = self._places[node.status]
+            await places.acquire()  # here, so that a node's next probe is not due while its last one waits for a place
             started = self._clock.monotonic()
             probe = self._start(self._probe(node, started))
+            probe.add_done_callback(lambda _, places=places: places.release())  # type: ignore[misc]
             if node.failed_probes == 0 or node.status is NodeStatus.SILENT:
                 await asyncio.wait([probe])  # only one that is on its way to silent is asked before it has answered
             failing = self._is_failing(node_id)
@@ -136,18 +143,17 @@ class Health:
 
     async def _probe(self, node: Node, started: float) -> None:
         spec = node.spec
-        async with self._silent_places if node.status is NodeStatus.SILENT else self._places:
-            try:
-                report = await self._backends[spec.kind].probe(spec, self._pace.timeout_seconds)
-            except NodeError as problem:
-                self._failed(spec, started, problem.message, isinstance(problem.__cause__, ConnectionRefusedError))
-            except Exception as problem:
-                log.exception("the probe of %s broke", spec.name)
-                self._failed(spec, started, f"the probe broke: {problem!r}", refused=False)
-            else:
-                if self._is_current(spec):
-                    self._good_since[spec.id] = max(started, self._good_since.get(spec.id, started))
-                    self._registry.emit(NodeProbed(spec.id, report, self._clock.wall()))
+        try:
+            report = await self._backends[spec.kind].probe(spec, self._pace.timeout_seconds)
+        except NodeError as problem:
+            self._failed(spec, started, problem.message, isinstance(problem.__cause__, ConnectionRefusedError))
+        except Exception as problem:
+            log.exception("the probe of %s broke", spec.name)
+            self._failed(spec, started, f"the probe broke: {problem!r}", refused=False)
+        else:
+            if self._is_current(spec):
+                self._good_since[spec.id] = max(started, self._good_since.get(spec.id, started))
+                self._registry.emit(NodeProbed(spec.id, report, self._clock.wall()))
 
     def _failed(self, spec: NodeSpec, started: float, error: str, refused: bool) -> None:
         if self._is_current(spec) and started >= self._good_since.get(spec.id, started):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from server.errors import NodeError, NodeStalled, NodeUnreachable
-from server.health import MAX_PROBES_AT_ONCE, MAX_SILENT_PROBES_AT_ONCE, Health, ProbePace, next_probe_at
+from server.health import PLACES, Health, ProbePace, next_probe_at
 from server.nodes import ModelCopy, NodeId, NodeSpec, NodeStatus, ProbeReport
 from server.registry import NodeListed, NodeUnlisted, Registry
 from tests.fakes.manual_clock import ManualClock
@@ -121,6 +121,31 @@ async def test_a_node_that_starts_to_hang_is_silent_within_ten_seconds_whenever_
         assert world.backend.times("a")[:4] == [0.0, 5.0, 7.0, 8.0]
 
 
+async def test_a_thousand_nodes_that_hang_together_are_silent_within_ten_seconds():
+    async with probing() as world:
+        names = [f"n{number}" for number in range(1000)]
+        for name in names:
+            world.list(name)
+        await world.clock.settle()
+        assert all(world.status(name) is NodeStatus.READY for name in names)
+        world.backend.script = {name: lambda: "hang" for name in names}
+        await world.clock.advance(10.0)
+        assert all(world.status(name) is NodeStatus.SILENT for name in names)
+
+
+async def test_the_probes_of_a_node_that_waits_for_a_place_do_not_pile_up():
+    async with probing() as world:
+        names = [f"n{number}" for number in range(2 * PLACES[NodeStatus.UNKNOWN])]
+        world.backend.script = {name: lambda: "hang" for name in names}
+        for name in names:
+            world.list(name)
+        await world.clock.advance(12.0)
+        times = [world.backend.times(name) for name in names]
+        assert min(map(len, times)) > 1
+        gaps = [later - sooner for asked in times for sooner, later in itertools.pairwise(asked)]
+        assert min(gaps) >= PACE.retry_seconds
+
+
 async def test_a_refusing_node_is_silent_sooner_and_its_restart_shows():
     async with probing() as world:
         refusal = NodeUnreachable("nobody listens")
@@ -170,7 +195,7 @@ async def test_hanging_nodes_do_not_delay_good_ones():
         await world.clock.advance(20.0)
         gaps = [later - sooner for sooner, later in itertools.pairwise(world.backend.times("good"))]
         assert gaps and max(gaps) <= PACE.interval_seconds
-        assert world.backend.most_at_once <= MAX_PROBES_AT_ONCE + MAX_SILENT_PROBES_AT_ONCE
+        assert world.backend.most_at_once <= PLACES[NodeStatus.UNKNOWN] + PLACES[NodeStatus.SILENT] + 1
 
 
 async def test_the_second_round_of_a_large_fleet_is_spread():
