@@ -16,14 +16,16 @@ from typing import Any, TypeVar
 from server.api.services import Services
 from server.backends.base import Backend, Call
 from server.catalog import resolve
-from server.errors import AnswerBroken, GatewayError, NodeError, NodeRefused, NoNodes, RequestInvalid
+from server.errors import AnswerBroken, GatewayError, NodeError, NodeRefused, NodeStalled, NoNodes, RequestInvalid
 from server.exchange import AskRequest
-from server.nodes import ModelKey, Node, NodeStatus
+from server.nodes import Load, ModelKey, Node, NodeStatus
 from server.patience import Patience
 from server.registry import NodeProbed
 
 # A fleet of hundreds is told in waves: each call is one connection.
 CALLS_AT_ONCE = 64
+# Dropping a model takes a node no time: who is silent for longer has other troubles, and nobody should wait for them.
+UNLOAD_SECONDS = 5.0
 # Asking further nodes for a description costs its caller time; who three nodes do not answer gets the reason.
 NODES_ASKED = 3
 
@@ -40,10 +42,15 @@ class Target:
 
 
 class NodesDirect:
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, unload_seconds: float = UNLOAD_SECONDS) -> None:
+        self._unload_seconds = unload_seconds
         self._registry = services.registry
         self._backends = services.backends
         self._settings = services.settings
+
+    def check_known(self, model: str | None) -> None:
+        """Raises ModelNotFound."""
+        resolve(model, self._registry.fleet.nodes.values(), self._settings.model_aliases)
 
     def targets(self, model: str | None) -> list[Target]:
         """The nodes that can be asked about a model now. Raises ModelNotFound, or NoNodes when all are away."""
@@ -66,28 +73,40 @@ class NodesDirect:
         return Target(node, backend, node.models[own].name)
 
     async def load(self, request: AskRequest, *, unload: bool) -> None:
-        """Load the model into, or drop it from, the memory of every node that has it."""
+        """Load the model into, or drop it from, the memory of all nodes that have it. Dropping waits for no slow one."""
         targets = [target for target in self.targets(request.model) if target.node.spec.kind != "openai"]
+        if not targets:
+            return  # a server of its own keeps its models as it likes
+        longest = self._settings.load_allowance_s + self._settings.first_token_floor_s
+        patience = self._patience(self._unload_seconds if unload else longest)
         limit = asyncio.Semaphore(CALLS_AT_ONCE)
 
         async def tell(target: Target) -> NodeError | None:
             async with limit:
                 try:
-                    await self._touch(target, request)
+                    await self._touch(target, request, patience)
                 except NodeError as error:
                     return error
                 return None
 
-        outcomes = await asyncio.gather(*(tell(target) for target in targets))
-        errors = [error for error in outcomes if error is not None]
-        if errors and len(errors) == len(outcomes):
+        tasks = [asyncio.create_task(tell(target)) for target in targets]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=self._unload_seconds if unload else None)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        errors = [task.result() if task in done else _late(self._unload_seconds) for task in tasks]
+        first = errors[0]
+        if first is not None and None not in errors:
             word = "unload" if unload else "load"
-            raise as_gateway_error(errors[0], targets[0].node.name, f"could not {word} the model")
+            raise as_gateway_error(first, targets[0].node.name, f"could not {word} the model")
 
-    async def _touch(self, target: Target, request: AskRequest) -> None:
+    def _patience(self, longest_seconds: float) -> Patience:
+        return Patience(self._settings.connect_timeout_s, longest_seconds, longest_seconds, longest_seconds)
+
+    async def _touch(self, target: Target, request: AskRequest, patience: Patience) -> None:
         call = Call(request.operation, target.model, options=request.options, fields=request.fields)
-        longest = self._settings.load_allowance_s + self._settings.first_token_floor_s
-        patience = Patience(self._settings.connect_timeout_s, longest, longest, longest)
         async with aclosing(target.backend.stream(target.node.spec, call, patience)) as batches:
             async for _ in batches:
                 pass
@@ -141,8 +160,8 @@ class NodesDirect:
         self, targets: Sequence[Target], ask: Callable[[Target], Awaitable[Result]], failure: str
     ) -> Result:
         """The first answer, least loaded node first."""
-        loads = self._registry.loads
-        ordered = sorted(targets, key=lambda target: _in_flight(loads.get(target.node.id)))
+        loads, idle = self._registry.loads, Load()
+        ordered = sorted(targets, key=lambda target: loads.get(target.node.id, idle).in_flight)
         failed: tuple[NodeError, Target] | None = None
         for target in ordered[:NODES_ASKED]:
             try:
@@ -161,5 +180,5 @@ def as_gateway_error(error: NodeError, node: str, failure: str) -> GatewayError:
     return AnswerBroken(f"{failure}: {node}: {error.message}", node=node, tokens_told=0)
 
 
-def _in_flight(load: Any) -> int:
-    return load.in_flight if load is not None else 0
+def _late(seconds: float) -> NodeStalled:
+    return NodeStalled(f"silent for {seconds:g} s", "load")

@@ -7,7 +7,8 @@ empty prompt loads or unloads the model on every node that has it. Knows nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from server.api.ollama_bodies import (
     EMBEDDINGS_FIELDS,
     GENERATE_FIELDS,
     ollama_request,
+    required_model,
 )
 from server.api.services import Services
 from server.api.streams import WholeAnswer, gather, mark_cache, relay
@@ -167,6 +169,7 @@ class OllamaApi:
             await incoming.answer(orjson.dumps(record), OLLAMA_JSON)
 
     async def _load_or_unload(self, incoming: Incoming, request: AskRequest, chat: bool) -> None:
+        required_model(request.model)
         reason = "unload" if is_unload(request.fields.get("keep_alive")) else "load"
         await self._nodes.load(request, unload=reason == "unload")
         record = _empty_record(request, chat, {"role": "assistant", "content": ""})
@@ -184,6 +187,7 @@ class OllamaApi:
         request = self._request(incoming, "embed", values)
         model = request.model or "auto"
         if not values.get("input"):
+            self._check_known(request)
             await incoming.answer(orjson.dumps({"model": model, "embeddings": []}), OLLAMA_JSON)
             return
         whole = await self._embedding(incoming, request)
@@ -201,23 +205,36 @@ class OllamaApi:
         """The older form: one text, one vector."""
         values = known_only(await incoming.json(), EMBEDDINGS_FIELDS)
         prompt = values.pop("prompt", "")
+        request = self._request(incoming, "embed", {**values, "input": prompt})
         if not prompt:
+            self._check_known(request)
             await incoming.answer(orjson.dumps({"embedding": []}), OLLAMA_JSON)
             return
-        request = self._request(incoming, "embed", {**values, "input": prompt})
         whole = await self._embedding(incoming, request)
         answer = {"embedding": whole.vectors[0] if whole.vectors else []}
         await incoming.answer(orjson.dumps(answer), OLLAMA_JSON)
 
     async def _embedding(self, incoming: Incoming, request: AskRequest) -> WholeAnswer:
         incoming.hand_over()
-        try:
+        with _words_of_embeddings():
             whole = await gather(self._dispatch.stream(request))
-        except ModelNotFound as error:  # Ollama has another sentence for it here
-            error.message = f'model "{error.model}" not found, try pulling it first'
-            raise
         mark_cache(incoming, whole.done.cache)
         return whole
+
+    def _check_known(self, request: AskRequest) -> None:
+        """Nothing to embed asks no node, but a wrong name is a mistake all the same."""
+        with _words_of_embeddings():
+            self._nodes.check_known(request.model)
+
+
+@contextmanager
+def _words_of_embeddings() -> Iterator[None]:
+    """Ollama has another sentence for an unknown model here."""
+    try:
+        yield
+    except ModelNotFound as error:
+        error.message = f'model "{error.model}" not found, try pulling it first'
+        raise
 
 
 def _empty_record(request: AskRequest, chat: bool, message: Mapping[str, str]) -> dict[str, Any]:

@@ -100,8 +100,10 @@ def _messages(value: Any, field: str) -> list[dict[str, Any]]:
     return messages
 
 
+# Ollama's older clients say `name` where newer ones say `model`.
+MODEL_FIELDS: Mapping[str, Check] = {"model": model_name, "name": model_name}
 _COMMON: Mapping[str, Check] = {
-    "model": model_name,
+    **MODEL_FIELDS,
     "stream": flag,
     "options": ollama_options,
     "format": _format,
@@ -125,7 +127,7 @@ GENERATE_FIELDS: Mapping[str, Check] = {
 }
 CHAT_FIELDS: Mapping[str, Check] = {**_COMMON, "messages": _messages, "tools": _tools}
 EMBED_FIELDS: Mapping[str, Check] = {
-    "model": model_name,
+    **MODEL_FIELDS,
     "input": _input,
     "truncate": flag,
     "dimensions": integer(0, 2**31 - 1),
@@ -133,13 +135,24 @@ EMBED_FIELDS: Mapping[str, Check] = {
     "options": ollama_options,
 }
 EMBEDDINGS_FIELDS: Mapping[str, Check] = {
-    "model": model_name,
+    **MODEL_FIELDS,
     "prompt": text,
     "keep_alive": keep_alive,
     "options": ollama_options,
 }
 # Everything else of a body travels to the node under its own name.
-_NOT_FIELDS = frozenset({"model", "stream", "options", "messages", "prompt", "_debug_render_only"})
+_NOT_FIELDS = frozenset({"model", "name", "stream", "options", "messages", "prompt", "_debug_render_only"})
+
+
+def named_model(values: Mapping[str, Any]) -> str | None:
+    return values.get("model") or values.get("name") or None
+
+
+def required_model(model: str | None) -> str:
+    """For what would otherwise reach every model of the fleet. Raises RequestInvalid with Ollama's sentence."""
+    if model is None:
+        raise RequestInvalid("model is required", field="model", status=400)
+    return model
 
 
 def ollama_request(
@@ -150,7 +163,7 @@ def ollama_request(
         id=request_id,
         caller=caller,
         operation=operation,
-        model=values.get("model") or None,
+        model=named_model(values),
         messages=values.get("messages", ()),
         prompt=values.get("prompt", ""),
         options=values.get("options", {}),

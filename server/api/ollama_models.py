@@ -14,7 +14,7 @@ from server.api.fields import known_only
 from server.api.incoming import Incoming
 from server.api.nodes_direct import NodesDirect
 from server.api.ollama import OLLAMA_JSON
-from server.api.ollama_bodies import model_name
+from server.api.ollama_bodies import MODEL_FIELDS, model_name, named_model, required_model
 from server.api.services import Services
 from server.catalog import LISTED, resolve, union
 from server.errors import ModelNotFound, OperationUnsupported
@@ -40,7 +40,7 @@ _REFUSALS = {
     "delete": "a gateway keeps no models: delete this one on the nodes themselves",
     "blobs": "a gateway keeps no models and takes no parts of them",
 }
-_NAME_FIELDS = {"model": model_name, "name": model_name, "source": model_name}
+_NAME_FIELDS = {**MODEL_FIELDS, "source": model_name}
 
 
 class OllamaModelsApi:
@@ -83,8 +83,9 @@ class OllamaModelsApi:
 
     async def show(self, incoming: Incoming) -> None:
         values = known_only(await incoming.json(), _NAME_FIELDS)
+        model = required_model(named_model(values))
         incoming.watch()
-        description = await self._nodes.show(values.get("model") or values.get("name") or None)
+        description = await self._nodes.show(model)
         await incoming.answer(orjson.dumps(description), OLLAMA_JSON)
 
     async def version(self, incoming: Incoming) -> None:
@@ -97,7 +98,7 @@ class OllamaModelsApi:
     async def refuse_known(self, incoming: Incoming) -> None:
         """As Ollama does, a model that nobody has is a 404 before anything else."""
         values = known_only(await incoming.json(), _NAME_FIELDS)
-        name = values.get("source") or values.get("model") or values.get("name")
+        name = values.get("source") or named_model(values)
         if name:
             try:
                 resolve(name, self._registry.fleet.nodes.values(), self._aliases)

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from server.errors import ModelNotFound, NodeBroken, NodeRefused
+from server.errors import ModelNotFound
 from server.exchange import AskRequest, Embedding, Started, Token, Usage
-from server.nodes import ResidentModel
-from tests.server.api.gateway import MODEL, fleet, gateway, get, post, report, spec
-from tests.server.api.scripted_backend import ScriptedBackend
+from tests.server.api.gateway import MODEL, gateway, post
 from tests.server.api.scripted_dispatch import DONE, ScriptedDispatch, done, failing, whole
 
 HI = [{"role": "user", "content": "hi"}]
@@ -229,124 +227,23 @@ async def test_embeddings_in_both_shapes():
 
 async def test_nothing_to_embed_asks_nobody():
     made = gateway()
-    assert (await post(made.app, "/api/embed", {"model": "m", "input": []})).json() == {
-        "model": "m",
+    assert (await post(made.app, "/api/embed", {"model": MODEL, "input": []})).json() == {
+        "model": MODEL,
         "embeddings": [],
     }
-    assert (await post(made.app, "/api/embeddings", {"model": "m", "prompt": ""})).json() == {"embedding": []}
+    assert (await post(made.app, "/api/embeddings", {"model": MODEL, "prompt": ""})).json() == {"embedding": []}
+    for path in ("/api/embed", "/api/embeddings"):
+        answer = await post(made.app, path, {"model": "nope"})
+        assert (answer.status, answer.json()["error"]) == (404, 'model "nope" not found, try pulling it first')
     assert made.answer().asked == []
-
-
-# loading and unloading
-
-
-def three_phones() -> Any:
-    return fleet(
-        (spec("kitchen"), report(MODEL, "other:1b")),
-        (spec("attic"), report("QWEN2.5:1.5B")),
-        (spec("cellar"), report("other:1b")),
-        (spec("asleep"), None),
-    )
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "reason"),
-    [
-        ("/api/generate", {"prompt": "", "options": None, "system": "", "template": "", "suffix": ""}, "load"),
-        ("/api/generate", {"prompt": "", "keep_alive": "10m0s"}, "load"),
-        ("/api/generate", {"prompt": "", "keep_alive": "0s"}, "unload"),
-        ("/api/generate", {"keep_alive": 0}, "unload"),
-        ("/api/chat", {"messages": []}, "load"),
-        ("/api/chat", {"messages": [], "keep_alive": 0}, "unload"),
-        ("/api/chat", {}, "load"),
-    ],
+    ("path", "body"),
+    [("/api/generate", {"prompt": "hi"}), ("/api/chat", {"messages": HI}), ("/api/embed", {"input": "hi"})],
 )
-async def test_an_empty_prompt_reaches_every_node_that_has_the_model(path: str, body: dict[str, Any], reason: str):
-    backend = ScriptedBackend()
-    made = gateway(registry=three_phones(), backends={"ollama": backend})
-    answer = await post(made.app, path, {"model": "qwen2.5:1.5b", **body})
-    told = answer.json()
-    assert (told["done"], told["done_reason"], told["model"]) == (True, reason, "qwen2.5:1.5b")
-    assert told["message"] == {"role": "assistant", "content": ""} if path == "/api/chat" else told["response"] == ""
-    assert answer.headers["content-type"].startswith("application/json")
-    assert {(name, call.model) for _, name, call in backend.calls} == {
-        ("kitchen", MODEL),
-        ("attic", "QWEN2.5:1.5B"),
-    }
-    kept = {"keep_alive": body["keep_alive"]} if "keep_alive" in body else {}
-    assert all(call.fields == kept for *_, call in backend.calls)
-    assert made.answer().asked == []
-
-
-async def test_what_is_in_memory_is_seen_at_once():
-    backend = ScriptedBackend()
-    backend.report = report(MODEL, resident=(ResidentModel(MODEL),))
-    registry = fleet((spec("kitchen"), report(MODEL)))
-    made = gateway(registry=registry, backends={"ollama": backend})
-    await post(made.app, "/api/generate", {"model": MODEL})
-    assert [model["name"] for model in (await get(made.app, "/api/ps")).json()["models"]] == [MODEL]
-    backend.report = None  # a node that does not answer the look was loaded all the same
-    assert (await post(made.app, "/api/generate", {"model": MODEL})).status == 200
-
-
-async def test_loading_auto_loads_each_nodes_own_model():
-    backend = ScriptedBackend()
-    made = gateway(registry=three_phones(), backends={"ollama": backend})
-    assert (await post(made.app, "/api/generate", {"prompt": ""})).status == 200
-    assert {name: call.model for _, name, call in backend.calls} == {
-        "kitchen": MODEL,
-        "attic": "QWEN2.5:1.5B",
-        "cellar": "other:1b",
-    }
-
-
-async def test_loading_succeeds_where_one_node_did_it():
-    backend = ScriptedBackend({"attic": NodeBroken("no memory")})
-    made = gateway(registry=three_phones(), backends={"ollama": backend})
-    assert (await post(made.app, "/api/generate", {"model": MODEL})).status == 200
-    backend.failing["kitchen"] = NodeBroken("no memory")
-    answer = await post(made.app, "/api/generate", {"model": MODEL})
-    assert answer.status == 502
-    assert "no memory" in answer.json()["error"]
-
-
-async def test_nodes_that_load_nothing_are_left_alone():
-    backend = ScriptedBackend()
-    made = gateway(registry=fleet((spec("server", kind="openai"), report(MODEL))), backends={"openai": backend})
-    assert (await post(made.app, "/api/generate", {"model": MODEL})).json()["done_reason"] == "load"
-    assert backend.calls == []
-
-
-async def test_loading_what_nobody_has():
-    made = gateway(registry=three_phones(), backends={"ollama": ScriptedBackend()})
-    assert (await post(made.app, "/api/generate", {"model": "no-such:1b"})).status == 404
-    away = gateway(registry=fleet((spec("asleep"), None)), backends={"ollama": ScriptedBackend()})
-    answer = await post(away.app, "/api/generate", {"model": ""})
-    assert answer.status == 503
-
-
-# rendering
-
-
-async def test_a_prompt_is_rendered_by_a_node_that_can():
-    backend = ScriptedBackend()
-    old = spec("old"), report(MODEL, renders=False)
-    made = gateway(registry=fleet(old, (spec("new"), report(MODEL))), backends={"ollama": backend})
-    body = {"model": MODEL, "messages": HI, "_debug_render_only": True}
-    told = (await post(made.app, "/api/chat", body)).json()
-    assert told["_debug_info"] == {"rendered_template": "<new> hi"}
-    assert (told["message"], told["done"]) == ({"role": "", "content": ""}, False)
-    assert made.answer().asked == []
-    made = gateway(registry=fleet(old), backends={"ollama": backend})
-    assert (await post(made.app, "/api/chat", body)).status == 503
-
-
-async def test_a_node_that_refuses_is_believed_and_one_that_fails_is_not():
-    two = fleet((spec("a"), report(MODEL)), (spec("b"), report(MODEL)))
-    body = {"model": MODEL, "prompt": "hi", "_debug_render_only": True}
-    refusing = ScriptedBackend({"a": NodeRefused("too long", 400)})
-    answer = await post(gateway(registry=two, backends={"ollama": refusing}).app, "/api/generate", body)
-    assert (answer.status, answer.json()["error"]) == (400, "too long")
-    failing_one = ScriptedBackend({"a": NodeBroken("died")})
-    answer = await post(gateway(registry=two, backends={"ollama": failing_one}).app, "/api/generate", body)
-    assert answer.json()["_debug_info"]["rendered_template"] == "<b> hi"
+async def test_the_older_name_of_the_models_field(path: str, body: dict[str, Any]):
+    made = gateway()
+    await post(made.app, path, {"name": "not-there", **body})
+    assert made.answer().asked[0].model == "not-there"
+    assert "name" not in made.answer().asked[0].fields
