@@ -339,3 +339,28 @@ async def test_num_ctx_is_fixed_per_node() -> None:
         refused = (await bench.ask(bench.request("large", options={"num_ctx": 8192}))).failed.error
         assert isinstance(refused, RequestInvalid)
         assert "4096" in (refused.hint or "")
+
+
+async def test_a_trickle_of_single_bytes_is_whole() -> None:
+    async with fake_fleet(1, settings()) as phones, gateway_over(phones) as bench:
+        phones[0].fail(Fault.trickle(0.0), paths="chat")
+        request = bench.request()
+        assert_whole(bench, await bench.ask(request), request)
+
+
+async def test_phones_that_are_up_and_down_in_turn_answer_all_the_same() -> None:
+    async with fake_fleet(3, settings()) as phones, gateway_over(phones) as bench:
+        for number, phone in enumerate(phones[:2]):
+            phone.fail(Fault.flap(up=1 + number, down=1), paths="chat")
+        for number in range(6):
+            request = bench.request(f"Question {number}")
+            assert_whole(bench, await bench.ask(request), request)
+
+
+async def test_a_phone_that_freezes_for_a_moment_goes_on() -> None:
+    """Recorded: stopped for seconds and woken, as Android does in the background, a stream goes on and ends well."""
+    async with fake_fleet(1, settings()) as phones, gateway_over(phones) as bench:
+        phones[0].fail(Fault.freeze(0.1, after_tokens=4), paths="chat", times=1)
+        request = bench.request()
+        assert_whole(bench, await bench.ask(request), request)
+        assert not bench.witness.failures
