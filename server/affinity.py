@@ -7,8 +7,6 @@ many of them the node really still holds is learned from how fast it reads a pro
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,7 +136,7 @@ class NodeMemory:
 
     node_id: NodeId
     holders: dict[int, set[NodeId]]  # of all nodes: see `Memories`
-    held: OrderedDict[int, Held] = field(default_factory=OrderedDict)  # by newest key
+    held: dict[int, Held] = field(default_factory=dict)  # by newest key, in the order of writing
     by_key: dict[int, Held] = field(default_factory=dict)
     warm_depth: int = 0  # deepest return that was read warm
     cold_depth: int | None = None  # shallowest return that was read cold
@@ -290,8 +288,9 @@ def was_warm(match: Match, prompt_tokens: int, prompt_seconds: float, cold_token
 
 
 def _gap_bucket(seconds: float) -> int:
-    """Half octaves from an eighth of a second to a day."""
-    return min(GAP_BUCKETS - 1, max(0, round(2 * math.log2(max(seconds, 0.125)) + 6)))
+    """Half octaves from an eighth of a second to a day: the length of the square as a whole number."""
+    bucket = int(seconds * seconds * 64.0).bit_length()
+    return bucket if bucket < GAP_BUCKETS else GAP_BUCKETS - 1
 
 
 @dataclass(slots=True)
@@ -321,7 +320,8 @@ class ReturnRate:
 
     def outlasting(self, idle_seconds: float) -> float:
         """The share of gaps that are longer: those seen, and until there are many, what is usual."""
-        usual = 1.0 / (1.0 + (idle_seconds / (3.0 * self.gap_seconds)) ** 2)
+        times = idle_seconds / (3.0 * self.gap_seconds)
+        usual = 1.0 / (1.0 + times * times)
         seen = self.longer[0] + self.gaps[0] / 2
         return (USUAL_GAPS * usual + self.longer[_gap_bucket(idle_seconds)]) / (USUAL_GAPS + seen)
 
