@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -31,6 +30,7 @@ FIELDS = (
 )
 MAX_TEXT_CHARS = 200
 MAX_CONCURRENCY = 10_000
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # weights are added up; far beyond each other, the smaller ones would be lost
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -181,8 +181,8 @@ def _models(value: Any) -> tuple[str, ...]:
 def _weight(value: Any) -> float | None:
     if value == "auto":
         return None
-    if type(value) not in (int, float) or not value > 0 or not math.isfinite(value):
-        raise ValueError("a number above 0, or 'auto'")
+    if type(value) not in (int, float) or not MIN_WEIGHT <= value <= MAX_WEIGHT:
+        raise ValueError(f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, or 'auto'")
     return float(value)
 
 
