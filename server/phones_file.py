@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import Any
 
 from server.nodes import NodeSpec
 from server.phones_entry import EntryError, entry_of, nearest, spec_of
-from server.phones_places import Path as Place
-from server.phones_places import line_and_column, places, repeats
+from server.phones_places import Place, line_and_column, places, repeats
 
 MAX_FILE_BYTES = 4 * 1024 * 1024  # thousands of entries; more is another file by mistake
 TOP_FIELDS = ("phones", "$schema")
+_LONG_NUMBER = re.compile(r"\d{1000,}")
 
 
 class FleetFileError(Exception):
@@ -70,22 +71,10 @@ def parse(text: str) -> tuple[NodeSpec, ...]:
     """The nodes that a text lists. Raises FleetFileError."""
     if not text.strip():
         raise FleetFileError("is empty; a fleet without phones is []", 1, 1)
-    value = _value(text)
-    entries, base = _entries(text, value)
-    specs: list[NodeSpec] = []
-    seen: dict[str, int] = {}
-    for index, entry in enumerate(entries):
-        try:
-            spec = spec_of(entry)
-        except EntryError as problem:
-            at: Place = (*base, index) if problem.field is None else (*base, index, problem.field)
-            raise _error(text, at, problem.message) from problem
-        if spec.id in seen:
-            message = f"entry {index + 1} is the same node as entry {seen[spec.id] + 1} ({spec.id}); give one an 'id'"
-            raise _error(text, (*base, index), message)
-        seen[spec.id] = index
-        specs.append(spec)
-    return tuple(specs)
+    try:
+        return _specs(text, *_entries(text, _value(text)))
+    except RecursionError as problem:
+        raise FleetFileError("is nested far too deeply", 1, 1) from problem
 
 
 def save(path: Path, specs: Iterable[NodeSpec]) -> None:
@@ -117,8 +106,10 @@ def _value(text: str) -> Any:
     except _NoNumber as problem:
         place = line_and_column(text, max(0, text.find(str(problem))))
         raise FleetFileError(f"{problem} is no number of JSON", *place) from problem
-    except RecursionError as problem:
-        raise FleetFileError("is nested far too deeply", 1, 1) from problem
+    except ValueError as problem:  # Python reads no number of thousands of digits
+        found = _LONG_NUMBER.search(text)
+        place = line_and_column(text, found.start() if found else 0)
+        raise FleetFileError("holds a number with far too many digits", *place) from problem
     for offset, key in repeats(text):
         raise FleetFileError(f"the field {key!r} stands twice in one object", *line_and_column(text, offset))
     return value
@@ -137,6 +128,23 @@ def _entries(text: str, value: Any) -> tuple[list[Any], Place]:
         place: Place = ("phones",) if "phones" in value else ()
         raise _error(text, place, "'phones' must be a list")
     return value["phones"], ("phones",)
+
+
+def _specs(text: str, entries: list[Any], base: Place) -> tuple[NodeSpec, ...]:
+    specs: list[NodeSpec] = []
+    seen: dict[str, int] = {}
+    for index, entry in enumerate(entries):
+        try:
+            spec = spec_of(entry)
+        except EntryError as problem:
+            at: Place = (*base, index) if problem.field is None else (*base, index, problem.field)
+            raise _error(text, at, problem.message) from problem
+        if spec.id in seen:
+            message = f"entry {index + 1} is the same node as entry {seen[spec.id] + 1} ({spec.id}); give one an 'id'"
+            raise _error(text, (*base, index), message)
+        seen[spec.id] = index
+        specs.append(spec)
+    return tuple(specs)
 
 
 def _error(text: str, place: Place, message: str) -> FleetFileError:
@@ -168,7 +176,7 @@ def _schema_of(path: Path) -> str | None:
     """The `$schema` that the file names now, which tells an editor how to complete it."""
     try:
         value = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     schema = value.get("$schema") if isinstance(value, dict) else None
     return schema if isinstance(schema, str) else None

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from json.decoder import scanstring  # type: ignore[attr-defined]  # public in json.decoder, missing in the stubs
 
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]  # keys and indices, from the outermost inwards
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PLAIN = re.compile(r"[^\s,\]}]+")
 
 
-def places(text: str) -> dict[Path, int]:
-    """The offset of every value, by its path of keys and indices; of a field, where its name begins."""
+def places(text: str) -> dict[Place, int]:
+    """The offset of every value, by its keys and indices; of a field, where its name begins."""
     return _Scan(text).places
 
 
@@ -32,7 +32,7 @@ def line_and_column(text: str, offset: int) -> tuple[int, int]:
 class _Scan:
     def __init__(self, text: str) -> None:
         self.text = text
-        self.places: dict[Path, int] = {}
+        self.places: dict[Place, int] = {}
         self.repeats: list[tuple[int, str]] = []
         self._value(self._skip(0), ())
 
@@ -40,35 +40,35 @@ class _Scan:
         found = _SPACE.match(self.text, offset)
         return found.end() if found else offset
 
-    def _value(self, offset: int, path: Path) -> int:
+    def _value(self, offset: int, at: Place) -> int:
         """Note the value that begins here and all within it; returns where it ends."""
-        self.places.setdefault(path, offset)
+        self.places.setdefault(at, offset)
         match self.text[offset]:
             case "{":
-                return self._members(offset, path)
+                return self._members(offset, at)
             case "[":
-                return self._items(offset, path)
+                return self._items(offset, at)
             case '"':
                 return int(scanstring(self.text, offset + 1)[1])
         plain = _PLAIN.match(self.text, offset)
         return plain.end() if plain else offset
 
-    def _members(self, offset: int, path: Path) -> int:
+    def _members(self, offset: int, at: Place) -> int:
         offset = self._skip(offset + 1)
         while self.text[offset] != "}":
             key, end = scanstring(self.text, offset + 1)
-            if (*path, key) in self.places:
+            if (*at, key) in self.places:
                 self.repeats.append((offset, key))
-            self.places.setdefault((*path, key), offset)
+            self.places.setdefault((*at, key), offset)
             colon = self._skip(end)
-            offset = self._comma(self._value(self._skip(colon + 1), (*path, key)))
+            offset = self._comma(self._value(self._skip(colon + 1), (*at, key)))
         return offset + 1
 
-    def _items(self, offset: int, path: Path) -> int:
+    def _items(self, offset: int, at: Place) -> int:
         offset = self._skip(offset + 1)
         index = 0
         while self.text[offset] != "]":
-            offset = self._comma(self._value(offset, (*path, index)))
+            offset = self._comma(self._value(offset, (*at, index)))
             index += 1
         return offset + 1
 

@@ -10,13 +10,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from server.nodes import NodeId, NodeSpec
 from server.phones_entry import FIELDS, EntryError, entry_of, spec_of
 from server.phones_file import MAX_FILE_BYTES, FleetFileError, load, parse, save
-from server.phones_places import line_and_column, places, repeats
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "phones.schema.json").read_text())
@@ -81,6 +78,11 @@ def test_every_field():
     )
 
 
+@pytest.mark.parametrize("weight", [0.001, 1000])
+def test_the_farthest_weights(weight: float):
+    assert spec_of({"host": "a", "weight": weight}).weight == weight and fits_schema([{"host": "a", "weight": weight}])
+
+
 def test_the_automatic_weight_and_a_single_model():
     spec = spec_of({"host": "a", "weight": "auto", "model": "x"})
     assert (spec.weight, spec.models) == (None, ("x",))
@@ -130,6 +132,10 @@ def test_hosts_have_one_spelling(host: str, kept: str, identity: str):
         ("model", 5),
         ("weight", 0),
         ("weight", -1),
+        ("weight", 1e308),
+        ("weight", 1000.5),
+        ("weight", 0.0009),
+        ("weight", float("nan")),
         ("weight", "heavy"),
         ("weight", True),
         ("max_concurrency", 0),
@@ -195,12 +201,23 @@ def test_both_forms_of_the_file():
         ('[{"host": "a",\n "host": "b"}]', 2, 2, "twice"),
         ('[{"host": "a",\n "weight": NaN}]', 2, 12, "no number"),
         ("[" * 100_000, 1, 1, "nested"),
+        ("[" * 600 + "]" * 600, 1, 1, "nested"),
+        ('[{"host": "a", "x": ' + "[" * 600 + "]" * 600 + "}]", 1, 1, "nested"),
+        ('[{"host": "a",\n "port": ' + "1" * 5000 + "}]", 2, 10, "digits"),
+        ('[{"host": "a",\n "weight": ' + "1" * 4000 + "}]", 2, 2, "'weight'"),
+        ('[{"host": "a",\n "weight": 1e999}]', 2, 2, "'weight'"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(text: str, line: int, column: int, words: str):
     found = error(text)
     assert (found.line, found.column) == (line, column) and words in found.message
     assert str(found) == f"line {line}, column {column}: {found.message}"
+
+
+@pytest.mark.parametrize("depth", range(300, 520, 7))
+def test_at_no_depth_is_it_an_exception(depth: int):
+    """Finding where a mistake stands goes deeper than finding that there is one."""
+    assert error('[{"host": "a", "x": ' + "[" * depth + "]" * depth + "}]").line == 1
 
 
 def test_a_missing_file_has_no_nodes(tmp_path: Path):
@@ -272,40 +289,6 @@ def test_an_entry_means_its_node_and_the_node_its_entry(spec: NodeSpec):
     assert spec_of(entry) == spec and fits_schema([entry])
 
 
-# -- places ------------------------------------------------------------------------------------------------------------
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=20,
-)
-
-
-@given(JSON, st.sampled_from([None, 2]))
-def test_every_value_is_found_where_it_stands(value: object, indent: int | None):
-    text = json.dumps(value, indent=indent)
-    found = places(text)
-    assert repeats(text) == []
-
-    def look(inner: object, path: tuple[str | int, ...]) -> None:
-        rest = text[found[path] :]
-        if path and isinstance(path[-1], str):
-            key, end = json.JSONDecoder().raw_decode(rest)
-            assert key == path[-1]
-            rest = rest[end:].lstrip().removeprefix(":").lstrip()
-        assert json.JSONDecoder().raw_decode(rest)[0] == inner
-        for key, child in inner.items() if isinstance(inner, dict) else ():
-            look(child, (*path, key))
-        for index, child in enumerate(inner) if isinstance(inner, list) else ():
-            look(child, (*path, index))
-
-    look(value, ())
-
-
-def test_lines_and_columns_count_from_one():
-    assert [line_and_column("a\nbc", offset) for offset in range(4)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-
-
 # -- what is published -------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +320,8 @@ def test_the_schema_is_one_and_knows_the_same_fields():
         {"host": "a", "kind": "relay"},
         {"host": "a", "weight": 0},
         {"host": "a", "weight": "heavy"},
+        {"host": "a", "weight": 1e308},
+        {"host": "a", "weight": 0.0009},
         {"host": "a", "model": []},
         {"host": "a", "max_concurrency": 0},
         {"host": "a", "tags": "x"},
