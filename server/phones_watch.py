@@ -2,7 +2,7 @@
 
 A file that breaks keeps the fleet as it was and says what is wrong in `state`. The folder is watched, not the file, so
 that editors which replace a file by renaming are noticed; a look at the file every few seconds serves where the system
-reports nothing (network folders, Windows drives under WSL).
+reports nothing (network folders, Windows drives under WSL), or has no more watches to give.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from server.nodes import NodeSpec
 from server.phones_file import FleetFileError, FleetFileState, load
 from server.registry import NodeListed, NodeUnlisted, RegistryEvent
 
-LOOK_EVERY_MS = 2000
+LOOK_EVERY_SECONDS = 2.0
 DEBOUNCE_MS = 100  # an editor's several steps are one change; more would only make the owner wait
-MISSING_FOLDER_SECONDS = 5.0
+
+Notices = Callable[[Sequence[Path]], AsyncIterator[object]]  # yields when something in the folders may have changed
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +42,33 @@ def _folders_of(path: Path) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
+def notices_of(folders: Sequence[Path]) -> AsyncIterator[object]:
+    """What the system reports, and a look every few seconds besides."""
+    look_ms = int(LOOK_EVERY_SECONDS * 1000)
+    options = {"rust_timeout": look_ms, "yield_on_timeout": True, "debounce": DEBOUNCE_MS, "step": 20}
+    return awatch(*folders, watch_filter=None, recursive=False, **options)  # type: ignore[arg-type]
+
+
 class FleetFile:
     """`reload` once at start, then run `watch` as a task. `now` is the wall clock."""
 
-    def __init__(self, path: Path, emit: Callable[[RegistryEvent], None], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        emit: Callable[[RegistryEvent], None],
+        now: Callable[[], float],
+        notices: Notices = notices_of,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.state = FleetFileState(path)
         self._emit = emit
         self._now = now
+        self._notices = notices
+        self._sleep = sleep
         self._seen: tuple[int, int, int] | None = None
 
     def reload(self) -> None:
-        """Read the file now and tell the registry what changed. Never raises for what is in the file."""
+        """Read the file now and tell the registry what changed. What is wrong in it goes to `state`, never raised."""
         self._seen = self._signature()
         path, now = self.state.path, self._now()
         try:
@@ -66,21 +83,23 @@ class FleetFile:
             self._emit(event)
 
     async def watch(self) -> None:
-        """Reload whenever the file has changed. Runs until cancelled."""
+        """Reload whenever the file has changed. Runs until cancelled: where nothing is reported, by looking."""
+        told = ""
         while True:
             try:
                 await self._watch_folders(_folders_of(self.state.path))
-            except FileNotFoundError:  # the folder went away under our eyes
-                log.warning("the folder of %s is gone", self.state.path)
-            await asyncio.sleep(MISSING_FOLDER_SECONDS)
+            except (OSError, RuntimeError) as problem:  # a folder that went away, or the system has no watcher left
+                if str(problem) != told:
+                    log.warning("no news of %s (%s); it is looked at from time to time", self.state.path, problem)
+                told = str(problem)
+            await self._sleep(LOOK_EVERY_SECONDS)
             self._reload_if_changed()
 
-    async def _watch_folders(self, folders: list[Path]) -> None:
+    async def _watch_folders(self, folders: Sequence[Path]) -> None:
         if not folders:
             return
         self._reload_if_changed()  # what happened before we looked
-        options = {"rust_timeout": LOOK_EVERY_MS, "yield_on_timeout": True, "debounce": DEBOUNCE_MS, "step": 20}
-        async for _ in awatch(*folders, watch_filter=None, recursive=False, **options):  # type: ignore[arg-type]
+        async for _ in self._notices(folders):
             self._reload_if_changed()
 
     def _reload_if_changed(self) -> None:

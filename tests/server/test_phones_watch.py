@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from server.phones_entry import spec_of
-from server.phones_watch import FleetFile, changes
+from server.phones_watch import LOOK_EVERY_SECONDS, FleetFile, changes
 from server.registry import NodeListed, NodeUnlisted, RegistryEvent
+from tests.fakes.manual_clock import ManualClock
 
 A, B = spec_of({"host": "a"}), spec_of({"host": "b"})
 
@@ -92,6 +93,15 @@ def test_a_broken_file_keeps_the_fleet_and_says_where(tmp_path: Path, caplog: py
     assert followed.events[1:] == [NodeUnlisted(A.id, 2000.0), NodeListed(B, 2000.0)]
 
 
+@pytest.mark.parametrize("text", ["[" * 600 + "]" * 600, '[{"host": "a", "port": ' + "1" * 5000 + "}]"])
+def test_nothing_in_a_file_raises(tmp_path: Path, text: str):
+    path = tmp_path / "phones.json"
+    path.write_text(text)
+    followed = Followed(path)
+    followed.file.reload()
+    assert followed.file.state.error is not None and followed.events == []
+
+
 def test_a_file_that_is_taken_away_means_no_nodes(tmp_path: Path):
     path = tmp_path / "phones.json"
     path.write_text('[{"host": "a"}]')
@@ -161,5 +171,29 @@ async def test_a_change_between_the_first_reading_and_the_watch_is_not_missed(tm
     path.write_text('[{"host": "a"}]')
     task = asyncio.create_task(followed.file.watch())
     await followed.until(lambda: bool(followed.events))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "OS file watch limit reached"), RuntimeError("no watcher left")])
+async def test_a_system_without_watches_is_no_reason_not_to_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, problem: Exception
+):
+    path = tmp_path / "phones.json"
+    path.write_text("[]")
+    followed, clock = Followed(path), ManualClock()
+
+    async def refused(folders: Sequence[Path]) -> AsyncIterator[object]:
+        raise problem
+        yield
+
+    followed.file = FleetFile(path, followed.emit, lambda: followed.now, refused, clock.sleep)
+    followed.file.reload()
+    task = asyncio.create_task(followed.file.watch())
+    await clock.advance(10.0)
+    path.write_text('[{"host": "a"}]')
+    await clock.advance(LOOK_EVERY_SECONDS)
+    assert followed.events == [NodeListed(A, 1000.0)] and not task.done()
+    assert caplog.text.count(str(problem)) == 1  # said once, not at each look
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
