@@ -12,6 +12,7 @@ from server.errors import ModelNotFound
 from server.nodes import ModelCopy, ModelKey, Node, NodeStatus, model_key
 
 AUTO = "auto"
+MAX_NAME_CHARS = 256  # what is longer was not mistyped; looking for names near it would stop everybody else
 NEAREST_NAMES = 3  # more would be a list, not a hint
 LISTED = (NodeStatus.READY, NodeStatus.DRAINING)
 
@@ -31,13 +32,15 @@ def resolve(model: str | None, nodes: Collection[Node], aliases: Mapping[str, st
     target = by_key.get(wanted)
     if target is not None:
         return None if target.strip().lower() == AUTO else resolve(target, nodes, {})
+    if len(model) > MAX_NAME_CHARS:
+        raise ModelNotFound(f"{model[:MAX_NAME_CHARS]}…")
     known = {key for node in nodes for key in node.models}
     raise ModelNotFound(model, nearest(wanted, [*known, *by_key]))
 
 
 def nearest(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
     """Known names that look like the wanted one, best first; the same model in another size counts as near."""
-    candidates = sorted(set(names))
+    candidates = sorted({name for name in names if len(name) <= MAX_NAME_CHARS})
     close = get_close_matches(wanted, candidates, n=NEAREST_NAMES, cutoff=0.6)
     family = wanted.split(":")[0]
     close += [name for name in candidates if name.split(":")[0] == family and name not in close]

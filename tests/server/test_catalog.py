@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.catalog import nearest, resolve, union
+from server.catalog import MAX_NAME_CHARS, nearest, resolve, union
 from server.errors import ModelNotFound
 from server.nodes import ModelKey, NodeStatus
 from tests.server.scripted_nodes import node_of, report_of
@@ -57,6 +57,16 @@ def test_a_near_miss_is_answered_with_the_nearest_names() -> None:
     with pytest.raises(ModelNotFound) as caught:
         resolve("gpt-4o-min", FLEET, {"gpt-4o-mini": "auto"})
     assert caught.value.nearest == ("gpt-4o-mini",)
+
+
+def test_what_is_too_long_to_be_a_name_is_compared_with_nothing() -> None:
+    wanted = "qwen2.5:1.5b" + "x" * 1_000_000
+    with pytest.raises(ModelNotFound) as caught:
+        resolve(wanted, FLEET, {})
+    assert caught.value.nearest == () and len(caught.value.message) < 2 * MAX_NAME_CHARS
+    long = "/models/" + "m" * MAX_NAME_CHARS
+    assert resolve(long, [node_of("a", report_of([long]))], {}) == long
+    assert nearest("m", ["m:" + "x" * 1_000_000, "m:1b"]) == ("m:1b",)
 
 
 def test_another_size_of_the_same_model_is_near() -> None:
