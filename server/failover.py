@@ -44,6 +44,7 @@ from server.seating import Claim, Seating
 from server.verdicts import Outcome, Remembering, learn_failure, learn_nothing, learn_success, learn_suspect
 from server.workload import reading_tokens
 
+CLOCK_GRAIN_SECONDS = 0.005  # timers may fire that much before their time
 POSITION_SECONDS = 0.5  # how often a waiting client hears of its place
 LEAST_UNREAD = 0.1  # of a prompt that comes home: its last answer is read again, and estimates differ
 REQUEST_MEMORY = 0.05  # weight of the newest request in the usual length of one
@@ -205,8 +206,7 @@ class Failover:
 
     def _learn_failure(self, course: Course, choice: Choice, attempt: Attempt, error: NodeError, sent: bool) -> None:
         now, seat = self._now(), choice.seat
-        deadline = course.request.deadline_seconds
-        if isinstance(error, NodeStalled) and deadline is not None and now >= course.arrived + deadline:
+        if isinstance(error, NodeStalled) and deadline_passed(course, now):
             learn_nothing(seat.load, now, choice.trial)  # it was the request that was in a hurry
         elif isinstance(error, NodeBroken) and course.outage.failures:
             learn_suspect(seat.load, error, now, choice.trial)  # another node broke on it too: perhaps the request does
@@ -225,7 +225,7 @@ class Failover:
     def _after_failure(self, course: Course, claim: Claim, seat: Seat, error: NodeError) -> None:
         """Make the claim ready for another node, or raise what ends the request."""
         now, request, told = self._now(), course.request, course.told
-        if request.deadline_seconds is not None and now >= course.arrived + request.deadline_seconds:
+        if deadline_passed(course, now):
             raise DeadlineExceeded("the request's deadline passed before the answer was whole") from error
         elsewhere = isinstance(error, NodeIncapable) or (isinstance(error, NodeRefused) and error.status == 404)
         if isinstance(error, NodeRefused) and not told.anything and not elsewhere:
@@ -299,6 +299,11 @@ class Failover:
             return patience
         left = max(0.001, claim.deadline - self._now())
         return replace(patience, total=min(patience.total, left))
+
+
+def deadline_passed(course: Course, now: float) -> bool:
+    deadline = course.request.deadline_seconds
+    return deadline is not None and now + CLOCK_GRAIN_SECONDS >= course.arrived + deadline
 
 
 def broken(course: Course, why: str) -> AnswerBroken:
