@@ -224,7 +224,7 @@ class Failover:
 
     def _after_failure(self, course: Course, claim: Claim, seat: Seat, error: NodeError) -> None:
         """Make the claim ready for another node, or raise what ends the request."""
-        now, request, told = self._now(), course.request, course.told
+        now, told = self._now(), course.told
         if deadline_passed(course, now):
             raise DeadlineExceeded("the request's deadline passed before the answer was whole") from error
         elsewhere = isinstance(error, NodeIncapable) or (isinstance(error, NodeRefused) and error.status == 404)
