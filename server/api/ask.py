@@ -31,17 +31,13 @@ from server.api.fields import (
 from server.api.incoming import NDJSON, SSE, Incoming
 from server.api.options import OPTION_CHECKS, TOP_LEVEL_OPTIONS, own_options
 from server.api.services import Services
-from server.api.streams import WholeAnswer, gather, mark_cache, relay
+from server.api.streams import WholeAnswer, gather, relay
 from server.errors import GatewayError, RequestInvalid
 from server.exchange import AskRequest, CallerId, Done, RequestId, Token
 from server.http_errors import error_bytes
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant")  # tools are of the other two APIs: here nobody could have called one
 _THINK_LEVELS = ("low", "medium", "high")
-
-
-def _images(value: Any, field: str) -> list[str]:
-    return base64_texts(value, field)
 
 
 def answer_format(value: Any, field: str) -> str | dict[str, Any]:
@@ -60,9 +56,8 @@ def think(value: Any, field: str) -> bool | str:
 _MESSAGE_FIELDS: Mapping[str, Check] = {
     "role": one_of(*ROLES),
     "content": text,
-    "images": _images,
+    "images": base64_texts,
     "thinking": text,
-    "tool_name": text,
 }
 
 
@@ -102,7 +97,7 @@ ASK_FIELDS: Mapping[str, Check] = {
     "messages": messages,
     "model": short_name,
     "system": text,
-    "images": _images,
+    "images": base64_texts,
     "options": own_options,
     "format": answer_format,
     "think": think,
@@ -116,6 +111,7 @@ ASK_FIELDS: Mapping[str, Check] = {
 }
 _WHOLE_FIELDS: Mapping[str, Check] = {**ASK_FIELDS, "stream": _whole_only}
 _STREAM_FIELDS: Mapping[str, Check] = {**ASK_FIELDS, "stream": flag}
+_BESIDE_PROMPT = (*TOP_LEVEL_OPTIONS, "max_tokens")
 _PASSED_ON = ("format", "think", "keep_alive")
 
 
@@ -161,12 +157,18 @@ def _conversation(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options from the top level and from `options`, which must not contradict each other."""
     options: dict[str, Any] = dict(values.get("options", ()))
-    for name in (*TOP_LEVEL_OPTIONS, "max_tokens"):
+    for name in _BESIDE_PROMPT:
         if name in values:
             option = "num_predict" if name == "max_tokens" else name
             if options.setdefault(option, values[name]) != values[name]:
                 raise RequestInvalid(f"'{name}' is given twice, with different values", field=name)
     return options
+
+
+def with_shared(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """An item's own fields over those it shares. Options go one by one, in whichever spelling and place they came."""
+    fields = {name: value for name, value in {**shared, **own}.items() if name not in _BESIDE_PROMPT}
+    return {**fields, "options": {**_options(shared), **_options(own)}}
 
 
 def done_record(done: Done) -> dict[str, Any]:
@@ -243,8 +245,7 @@ class AskApi:
         values = checked(await incoming.json(), _WHOLE_FIELDS)
         request = ask_request(values, incoming.request_id, incoming.caller)
         incoming.hand_over()
-        whole = await gather(self._dispatch.stream(request))
-        mark_cache(incoming, whole.done.cache)
+        whole = await gather(self._dispatch.stream(request), incoming)
         await incoming.answer(orjson.dumps(answer_record(whole)))
 
     async def ask_stream(self, incoming: Incoming) -> None:
@@ -252,4 +253,6 @@ class AskApi:
         request = ask_request(values, incoming.request_id, incoming.caller)
         incoming.hand_over()
         encoder = EventEncoder() if incoming.wants_events() else LineEncoder()
-        await relay(incoming, self._dispatch.stream(request), encoder, bool(values.get("progress")))
+        await relay(
+            incoming, self._dispatch.stream(request), encoder, encoder.queued if values.get("progress") else None
+        )

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from server.api.ask import ASK_FIELDS, answer_record, ask_request
+from server.api.ask import ASK_FIELDS, answer_record, ask_request, with_shared
 from server.api.fields import Check, checked, flag, record, sequence
 from server.api.incoming import NDJSON, SSE, Incoming
 from server.api.services import Services
@@ -62,7 +62,7 @@ def read_batch(body: dict[str, Any], request_id: RequestId, caller: CallerId, lo
     prompts, requests = values.get("prompts"), values.get("requests")
     if (prompts is None) == (requests is None):
         raise RequestInvalid("give either 'prompts' or 'requests'", field="prompts")
-    shared = {name: value for name, value in values.items() if name in _SHARED_FIELDS}
+    shared = with_shared({}, {name: value for name, value in values.items() if name in _SHARED_FIELDS})
     listed = requests if prompts is None else [{"prompt": prompt} for prompt in prompts]
     if len(listed or ()) > longest:
         name = "requests" if prompts is None else "prompts"
@@ -78,7 +78,7 @@ def _read_item(
 ) -> AskRequest | GatewayError:
     try:
         own = checked(record(item, "request"), _ITEM_FIELDS)
-        return ask_request({**shared, **own}, request_id, caller)
+        return ask_request(with_shared(shared, own), request_id, caller)
     except GatewayError as error:
         return error
 

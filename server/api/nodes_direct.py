@@ -73,7 +73,7 @@ class NodesDirect:
         return Target(node, backend, node.models[own].name)
 
     async def load(self, request: AskRequest, *, unload: bool) -> None:
-        """Load the model into, or drop it from, the memory of all nodes that have it. Dropping waits for no slow one."""
+        """Load the model into, or drop it from, the memory of nodes that have it. Dropping waits for no slow one."""
         targets = [target for target in self.targets(request.model) if target.node.spec.kind != "openai"]
         if not targets:
             return  # a server of its own keeps its models as it likes

@@ -25,7 +25,7 @@ from server.api.ollama_bodies import (
     required_model,
 )
 from server.api.services import Services
-from server.api.streams import WholeAnswer, gather, mark_cache, relay
+from server.api.streams import WholeAnswer, gather, relay
 from server.errors import GatewayError, ModelNotFound
 from server.exchange import AskRequest, Done, Operation, Token
 from server.http_errors import error_bytes
@@ -88,9 +88,6 @@ class OllamaEncoder:
                 b"}\n",
             )
         )
-
-    def queued(self, position: int) -> bytes:
-        return b""  # Ollama has no record for it
 
     def done(self, done: Done) -> bytes:
         last: dict[str, Any] = {"done": True, "done_reason": done.reason}
@@ -163,8 +160,7 @@ class OllamaApi:
             encoder = OllamaEncoder(request.model or "auto", chat)
             await relay(incoming, self._dispatch.stream(request), encoder)
         else:
-            whole = await gather(self._dispatch.stream(request))
-            mark_cache(incoming, whole.done.cache)
+            whole = await gather(self._dispatch.stream(request), incoming)
             record = whole_record(request.model or whole.done.model, whole, chat)
             await incoming.answer(orjson.dumps(record), OLLAMA_JSON)
 
@@ -217,9 +213,7 @@ class OllamaApi:
     async def _embedding(self, incoming: Incoming, request: AskRequest) -> WholeAnswer:
         incoming.hand_over()
         with _words_of_embeddings():
-            whole = await gather(self._dispatch.stream(request))
-        mark_cache(incoming, whole.done.cache)
-        return whole
+            return await gather(self._dispatch.stream(request), incoming)
 
     def _check_known(self, request: AskRequest) -> None:
         """Nothing to embed asks no node, but a wrong name is a mistake all the same."""

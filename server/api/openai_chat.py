@@ -13,9 +13,10 @@ from typing import Any
 
 import orjson
 
-from server.api.incoming import SSE, Incoming
+from server.api.incoming import Incoming
 from server.api.openai_choices import (
     FINGERPRINT,
+    ChoiceEncoder,
     check_logprobs,
     gather_choices,
     relay_choices,
@@ -25,10 +26,9 @@ from server.api.openai_choices import (
 from server.api.openai_fields import CHAT_FIELDS, openai_checked, openai_request
 from server.api.openai_messages import ollama_messages
 from server.api.services import Services
-from server.api.streams import WholeAnswer, mark_cache, relay
-from server.errors import GatewayError, RequestInvalid
+from server.api.streams import WholeAnswer, relay
+from server.errors import RequestInvalid
 from server.exchange import AskRequest, Done, RequestId, Token
-from server.http_errors import error_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class ChatShape:
     include_usage: bool
     logprobs: bool
     one_tool_call: bool
+    choices: int
 
 
 def chat_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[AskRequest]:
@@ -91,15 +92,10 @@ def finish_reason(done: Done, called: bool) -> str:
     return "tool_calls" if called else "length" if done.reason == "length" else "stop"
 
 
-class ChatEncoder:
+class ChatEncoder(ChoiceEncoder):
     """The chunks of one choice."""
 
-    content_type = SSE
-
-    def __init__(self, request_id: RequestId, shape: ChatShape, index: int = 0, last: bool = True) -> None:
-        self._shape = shape
-        self._request_id = request_id
-        self._last = last  # tells usage and [DONE]; with several choices whoever merges them does
+    def __init__(self, request_id: RequestId, shape: ChatShape, index: int = 0) -> None:
         head = {
             "id": f"chatcmpl-{request_id}",
             "object": "chat.completion.chunk",
@@ -107,9 +103,10 @@ class ChatEncoder:
             "model": shape.model,
             "system_fingerprint": FINGERPRINT,
         }
-        self._head = b"data: " + orjson.dumps(head)[:-1]
+        super().__init__(head, shape.include_usage, shape.choices)
+        self._shape = shape
+        self._request_id = request_id
         self._open = self._head + b',"choices":[{"index":%d,"delta":' % index
-        self._usage = b',"usage":null' if shape.include_usage else b""
         self._close = b',"finish_reason":null}]' + self._usage + b"}\n\n"
         self._before_text = self._open + b'{"content":'
         self._after_text = b"}" + self._close
@@ -147,24 +144,11 @@ class ChatEncoder:
     def _allowed(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return calls[: 1 - self._calls] if self._shape.one_tool_call else calls
 
-    def queued(self, position: int) -> bytes:
-        return b": queued %d\n\n" % position
-
     def done(self, done: Done) -> bytes:
         reason = finish_reason(done, self._calls > 0).encode()
-        end = self._open + b'{},"finish_reason":"%b"}]%b}\n\n' % (reason, self._usage)
-        told = self._first() + end
-        return told + self.end([done]) if self._last else told
-
-    def end(self, dones: list[Done]) -> bytes:
-        """What follows the last choice."""
-        usage = b""
-        if self._shape.include_usage:
-            usage = self._head + b',"choices":[],"usage":' + orjson.dumps(usage_record(dones)) + b"}\n\n"
-        return usage + b"data: [DONE]\n\n"
-
-    def failed(self, error: GatewayError) -> bytes:
-        return b"data: " + error_bytes(error, "openai") + b"\n\n"
+        told = self._first() + self._open + b'{},"finish_reason":"%b"}]%b}\n\n' % (reason, self._usage)
+        # with several choices whoever merges them tells the end
+        return told + self.end([done]) if self._shape.choices == 1 else told
 
 
 class OpenAIChatApi:
@@ -179,6 +163,7 @@ class OpenAIChatApi:
             include_usage=values.get("stream_options", False),
             logprobs=values.get("logprobs", False),
             one_tool_call=values.get("parallel_tool_calls") is False,
+            choices=len(requests),
         )
         incoming.hand_over()
         if values.get("stream"):
@@ -191,12 +176,11 @@ class OpenAIChatApi:
             encoder = ChatEncoder(incoming.request_id, shape)
             await relay(incoming, self._dispatch.stream(requests[0]), encoder)
             return
-        encoders = [ChatEncoder(incoming.request_id, shape, index, last=False) for index in range(len(requests))]
+        encoders = [ChatEncoder(incoming.request_id, shape, index) for index in range(len(requests))]
         await relay_choices(incoming, self._dispatch, list(zip(requests, encoders, strict=True)))
 
     async def _whole(self, incoming: Incoming, requests: list[AskRequest], shape: ChatShape) -> None:
-        answers = await gather_choices(self._dispatch, requests)
-        mark_cache(incoming, answers[0].done.cache)
+        answers = await gather_choices(incoming, self._dispatch, requests)
         await incoming.answer_json(
             {
                 "id": f"chatcmpl-{incoming.request_id}",
@@ -207,7 +191,7 @@ class OpenAIChatApi:
                 "choices": [
                     self._choice(index, whole, shape, incoming.request_id) for index, whole in enumerate(answers)
                 ],
-                "usage": usage_record([whole.done for whole in answers]),
+                "usage": usage_record([whole.done for whole in answers], shape.choices),
             }
         )
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from struct import pack
 from typing import Any
 
 import orjson
 
-from server.api.incoming import SSE, Incoming
+from server.api.incoming import Incoming
 from server.api.openai_choices import (
     FINGERPRINT,
+    ChoiceEncoder,
     check_logprobs,
     gather_choices,
     relay_choices,
@@ -31,10 +33,9 @@ from server.api.openai_fields import (
     openai_request,
 )
 from server.api.services import Services
-from server.api.streams import WholeAnswer, gather, mark_cache
-from server.errors import GatewayError, RequestInvalid
+from server.api.streams import WholeAnswer, gather
+from server.errors import RequestInvalid
 from server.exchange import AskRequest, Done, RequestId, Token
-from server.http_errors import error_bytes
 
 
 def completion_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[AskRequest]:
@@ -78,21 +79,31 @@ def completion_logprobs(entries: Sequence[Mapping[str, Any]], offset: int = 0) -
         tops.append({top.get("token", ""): top.get("logprob") for top in entry.get("top_logprobs") or ()})
         offsets.append(offset)
         offset += len(tokens[-1])
-    return {"tokens": tokens, "token_logprobs": own, "top_logprobs": tops, "text_offset": offsets}
+    told = tops if any(tops) else None  # none were wanted
+    return {"tokens": tokens, "token_logprobs": own, "top_logprobs": told, "text_offset": offsets}
 
 
-class CompletionEncoder:
+@dataclass(frozen=True, slots=True)
+class CompletionShape:
+    """How the client wants the answers told."""
+
+    include_usage: bool
+    logprobs: bool
+    echo: bool
+    per_prompt: int
+
+    def echoed(self, request: AskRequest) -> str:
+        return request.prompt if self.echo else ""
+
+
+class CompletionEncoder(ChoiceEncoder):
     """The chunks of one choice of a completion."""
 
-    content_type = SSE
-
-    def __init__(self, head: Mapping[str, Any], index: int, values: Mapping[str, Any], echoed: str) -> None:
-        self._head = b"data: " + orjson.dumps(head)[:-1]
+    def __init__(self, head: Mapping[str, Any], index: int, shape: CompletionShape, request: AskRequest) -> None:
+        super().__init__(head, shape.include_usage, shape.per_prompt)
         self._open = self._head + b',"choices":[{"index":%d,"text":' % index
-        self._include_usage = values.get("stream_options", False)
-        self._usage = b',"usage":null' if self._include_usage else b""
-        self._logprobs = values.get("logprobs") is not None
-        self._echoed = echoed
+        self._logprobs = shape.logprobs
+        self._echoed = shape.echoed(request)
         self._told = 0
 
     def token(self, token: Token) -> bytes:
@@ -116,20 +127,8 @@ class CompletionEncoder:
             self._usage,
         )
 
-    def queued(self, position: int) -> bytes:
-        return b": queued %d\n\n" % position
-
     def done(self, done: Done) -> bytes:
         return self._echo() + self._chunk("", b"null", b'"%b"' % _reason(done).encode())
-
-    def end(self, dones: list[Done]) -> bytes:
-        usage = b""
-        if self._include_usage:
-            usage = self._head + b',"choices":[],"usage":' + orjson.dumps(usage_record(dones)) + b"}\n\n"
-        return usage + b"data: [DONE]\n\n"
-
-    def failed(self, error: GatewayError) -> bytes:
-        return b"data: " + error_bytes(error, "openai") + b"\n\n"
 
 
 class OpenAICompletionsApi:
@@ -146,23 +145,27 @@ class OpenAICompletionsApi:
             "model": values.get("model") or "auto",
             "system_fingerprint": FINGERPRINT,
         }
+        shape = CompletionShape(
+            include_usage=values.get("stream_options", False),
+            logprobs=values.get("logprobs") is not None,
+            echo=values.get("echo", False),
+            per_prompt=values.get("n", 1),
+        )
         incoming.hand_over()
         if values.get("stream"):
             choices = [
-                (request, CompletionEncoder(head, index, values, request.prompt if values.get("echo") else ""))
-                for index, request in enumerate(requests)
+                (request, CompletionEncoder(head, index, shape, request)) for index, request in enumerate(requests)
             ]
             await relay_choices(incoming, self._dispatch, choices)
             return
-        answers = await gather_choices(self._dispatch, requests)
-        mark_cache(incoming, answers[0].done.cache)
+        answers = await gather_choices(incoming, self._dispatch, requests)
         choices_told = [
-            _choice(index, request, whole, values)
+            _choice(index, shape.echoed(request), whole, shape)
             for index, (request, whole) in enumerate(zip(requests, answers, strict=True))
         ]
         if not values.get("model"):
             head["model"] = answers[0].done.model
-        usage = usage_record([whole.done for whole in answers])
+        usage = usage_record([whole.done for whole in answers], shape.per_prompt)
         await incoming.answer_json({**head, "choices": choices_told, "usage": usage})
 
     async def embeddings(self, incoming: Incoming) -> None:
@@ -175,8 +178,7 @@ class OpenAICompletionsApi:
             fields["dimensions"] = values["dimensions"]
         request = openai_request(values, incoming.request_id, incoming.caller, operation="embed", fields=fields)
         incoming.hand_over()
-        whole = await gather(self._dispatch.stream(request))
-        mark_cache(incoming, whole.done.cache)
+        whole = await gather(self._dispatch.stream(request), incoming)
         encode = as_base64 if values.get("encoding_format") == "base64" else list
         read = whole.done.usage.prompt_tokens
         await incoming.answer_json(
@@ -197,13 +199,12 @@ def as_base64(vector: Sequence[float]) -> str:
     return b64encode(pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _choice(index: int, request: AskRequest, whole: WholeAnswer, values: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = values.get("logprobs") is not None
-    check_logprobs(wanted, whole)
+def _choice(index: int, echoed: str, whole: WholeAnswer, shape: CompletionShape) -> dict[str, Any]:
+    check_logprobs(shape.logprobs, whole)
     return {
         "index": index,
-        "text": request.prompt + whole.text if values.get("echo") else whole.text,
-        "logprobs": completion_logprobs(whole.logprobs) if wanted else None,
+        "text": echoed + whole.text,
+        "logprobs": completion_logprobs(whole.logprobs) if shape.logprobs else None,
         "finish_reason": _reason(whole.done),
     }
 

@@ -53,10 +53,6 @@ def only(*allowed: Any, reason: str) -> Check:
     return check
 
 
-def _as_option(name: str, check: Check) -> tuple[str, Check]:
-    return name, check
-
-
 def _stream_options(value: Any, field: str) -> bool:
     """Whether the usage is wanted as a last chunk."""
     options = record(value, field)
@@ -115,22 +111,32 @@ def _top_logprobs_of_completion(value: Any, field: str) -> int:
     return int(integer(0, 5)(value, field))
 
 
+def _embedded(value: Any, field: str) -> list[str]:
+    if type(value) is list and any(type(item) in (int, list) for item in value):
+        raise RequestInvalid(
+            f"'{field}' must be text or a list of texts, not tokens",
+            field=field,
+            hint="send text: this gateway has no tokenizer of the model",
+        )
+    return text_or_texts(value, field)
+
+
 # Parameter of OpenAI -> option of Ollama.
 _SAMPLING: Mapping[str, tuple[str, Check]] = {
-    "temperature": _as_option("temperature", number(0, 2)),
-    "top_p": _as_option("top_p", number(0, 1)),
-    "seed": _as_option("seed", integer()),
-    "stop": _as_option("stop", stop_texts(MOST_STOPS)),
-    "presence_penalty": _as_option("presence_penalty", number(-2, 2)),
-    "frequency_penalty": _as_option("frequency_penalty", number(-2, 2)),
-    "max_tokens": _as_option("num_predict", integer(1)),
-    "max_completion_tokens": _as_option("num_predict", integer(1)),
+    "temperature": ("temperature", number(0, 2)),
+    "top_p": ("top_p", number(0, 1)),
+    "seed": ("seed", integer()),
+    "stop": ("stop", stop_texts(MOST_STOPS)),
+    "presence_penalty": ("presence_penalty", number(-2, 2)),
+    "frequency_penalty": ("frequency_penalty", number(-2, 2)),
+    "max_tokens": ("num_predict", integer(1)),
+    "max_completion_tokens": ("num_predict", integer(1)),
     # not OpenAI's, but what users of local servers add
-    "top_k": _as_option("top_k", integer(0)),
-    "min_p": _as_option("min_p", number(0, 1)),
-    "repeat_penalty": _as_option("repeat_penalty", number(0)),
-    "repetition_penalty": _as_option("repeat_penalty", number(0)),
-    "num_ctx": _as_option("num_ctx", integer(1, 2**31 - 1)),
+    "top_k": ("top_k", integer(0)),
+    "min_p": ("min_p", number(0, 1)),
+    "repeat_penalty": ("repeat_penalty", number(0)),
+    "repetition_penalty": ("repeat_penalty", number(0)),
+    "num_ctx": ("num_ctx", integer(1, 2**31 - 1)),
 }
 _OWN: Mapping[str, Check] = {
     "priority": integer(-1000, 1000),
@@ -188,7 +194,7 @@ COMPLETION_FIELDS: Mapping[str, Check] = {
 }
 EMBEDDING_FIELDS: Mapping[str, Check] = {
     "model": short_name,
-    "input": text_or_texts,
+    "input": _embedded,
     "encoding_format": one_of("float", "base64"),
     "dimensions": integer(1, 2**31 - 1),
     **_HARMLESS,
@@ -208,6 +214,8 @@ def openai_checked(body: Mapping[str, Any], table: Mapping[str, Check]) -> dict[
             )
         if value is not None:
             values[name] = check(value, name)
+    if "stream_options" in values and not values.get("stream"):
+        raise RequestInvalid("'stream_options' is only allowed when 'stream' is enabled", field="stream_options")
     return values
 
 

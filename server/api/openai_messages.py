@@ -7,10 +7,20 @@ from typing import Any
 
 import orjson
 
-from server.api.fields import DEEPEST, base64_fault, is_too_deep, record, sequence, text
+from server.api.fields import DEEPEST, base64_fault, is_too_deep, record, sequence, text, unknown_field
 from server.errors import RequestInvalid
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+# What a message of each role may hold besides its role, content and name.
+_KEYS: Mapping[str, frozenset[str]] = {
+    "assistant": frozenset({"tool_calls", "reasoning", "reasoning_content", "refusal", "annotations"}),
+    "tool": frozenset({"tool_call_id"}),
+}
+# `name` tells speakers apart, which the models' templates do not; `annotations` are the links of an answer from
+# elsewhere, of which models read only the text; a `refusal` is the text of an answer without content.
+_ALWAYS = frozenset({"role", "content", "name"})
 
 
 def ollama_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
@@ -31,6 +41,7 @@ def _message(item: Mapping[str, Any], path: str, called: dict[str, str]) -> dict
             f"'{path}.role' must be one of 'system', 'developer', 'user', 'assistant', 'tool'",
             field=f"{path}.role",
         )
+    _check_keys(item, role, path)
     told, images = _content(item.get("content"), f"{path}.content", optional=role == "assistant")
     message: dict[str, Any] = {"role": _ROLES[role], "content": told}
     if images:
@@ -44,6 +55,17 @@ def _message(item: Mapping[str, Any], path: str, called: dict[str, str]) -> dict
     return message
 
 
+def _check_keys(item: Mapping[str, Any], role: str, path: str) -> None:
+    """Refuse what would be lost. `null` counts as not given: clients send whole messages back."""
+    known = _ALWAYS | _KEYS.get(role, frozenset())
+    for name, value in item.items():
+        if value is None or name in known:
+            continue
+        if name == "function_call":
+            raise RequestInvalid("'function_call' is not supported: use 'tool_calls'", field=f"{path}.function_call")
+        raise unknown_field(name, known, f"{path}.")
+
+
 def _add_assistant_parts(message: dict[str, Any], item: Mapping[str, Any], path: str, called: dict[str, str]) -> None:
     if item.get("tool_calls"):
         calls = sequence(item["tool_calls"], f"{path}.tool_calls")
@@ -51,10 +73,11 @@ def _add_assistant_parts(message: dict[str, Any], item: Mapping[str, Any], path:
             _tool_call(record(call, f"{path}.tool_calls[{index}]"), f"{path}.tool_calls[{index}]", called)
             for index, call in enumerate(calls)
         ]
-    if item.get("reasoning"):
-        message["thinking"] = text(item["reasoning"], f"{path}.reasoning")
-    if item.get("function_call") is not None:
-        raise RequestInvalid("'function_call' is not supported: use 'tool_calls'", field=f"{path}.function_call")
+    for name in ("reasoning", "reasoning_content"):  # two spellings of servers in use
+        if item.get(name):
+            message["thinking"] = text(item[name], f"{path}.{name}")
+    if not message["content"] and item.get("refusal"):
+        message["content"] = text(item["refusal"], f"{path}.refusal")
 
 
 def _tool_call(call: Mapping[str, Any], path: str, called: dict[str, str]) -> dict[str, Any]:

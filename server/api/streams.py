@@ -8,9 +8,9 @@ Knows nothing of JSON shapes: an `Encoder` has them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from server.api.incoming import Incoming
 from server.errors import GatewayError
@@ -18,6 +18,8 @@ from server.exchange import CacheOutcome, Done, Embedding, Event, Failed, Queued
 from server.http_errors import InternalError
 
 Events = AsyncGenerator[Sequence[Event], None]
+Told = TypeVar("Told", contravariant=True)
+NO_END = "the stream ended without Done or Failed"
 
 _CACHE_HEADER = {
     outcome: (b"x-cache", outcome.encode()) for outcome in ("hit", "miss", "joined", "off")
@@ -43,15 +45,26 @@ class Encoder(Protocol):
 
     def token(self, token: Token) -> bytes: ...
 
-    def queued(self, position: int) -> bytes: ...
-
     def done(self, done: Done) -> bytes: ...
 
     def failed(self, error: GatewayError) -> bytes: ...
 
 
-async def gather(events: Events) -> WholeAnswer:
-    """The whole answer. Raises the GatewayError with which the stream ended."""
+class Telling(Protocol[Told]):
+    """What is told of a stream, batch by batch; `ended` after the batch that ends it."""
+
+    content_type: bytes
+    ended: bool
+
+    def encode(self, batch: Told) -> bytes:
+        """Raises the GatewayError of a stream that failed, where it cannot be told as one of the pieces."""
+        ...
+
+    def fail(self, error: GatewayError) -> bytes: ...
+
+
+async def gather(events: Events, incoming: Incoming | None = None) -> WholeAnswer:
+    """The whole answer; `incoming` learns what the cache said. Raises the GatewayError with which the stream ended."""
     tokens: list[Token] = []
     vectors: Sequence[Sequence[float]] = ()
     done: Done | None = None
@@ -67,10 +80,11 @@ async def gather(events: Events) -> WholeAnswer:
                     raise event.error
                 elif isinstance(event, Embedding):
                     vectors = event.vectors
+                elif isinstance(event, Started) and incoming is not None:
+                    mark_cache(incoming, event.cache)
     finally:
         await events.aclose()
-    if done is None:
-        raise InternalError from AssertionError("the stream ended without Done or Failed")
+    assert done is not None, NO_END
     return _whole(tokens, vectors, done)
 
 
@@ -89,40 +103,53 @@ def mark_cache(incoming: Incoming, cache: CacheOutcome) -> None:
     incoming.response_headers.append(_CACHE_HEADER[cache])
 
 
-async def relay(incoming: Incoming, events: Events, encoder: Encoder, announce_queue: bool = False) -> None:
-    """Send the events as they come, one piece of the body per batch.
+async def relay(
+    incoming: Incoming, events: Events, encoder: Encoder, queued: Callable[[int], bytes] | None = None
+) -> None:
+    """Send the events as they come, one piece of the body per batch; places in the queue where `queued` writes them."""
+    await tell(incoming, events, _OneAnswer(incoming, encoder, queued))
+
+
+async def tell(incoming: Incoming, batches: AsyncGenerator[Told, None], telling: Telling[Told]) -> None:
+    """Send what `telling` makes of the batches.
 
     Raises the GatewayError of a stream that failed before anything was sent; later ones go into the stream.
     """
-    relaying = _Relaying(incoming, encoder, announce_queue)
     try:
-        async for batch in events:
-            piece = relaying.encode(batch)
-            if piece:
-                await relaying.send(piece)
-        if not relaying.ended:
-            raise InternalError from AssertionError("the stream ended without Done or Failed")
+        async for batch in batches:
+            await _send(incoming, telling, telling.encode(batch))
+        assert telling.ended, NO_END
     except asyncio.CancelledError:
-        if incoming.cut_error is None or not incoming.status or relaying.ended:
+        if incoming.cut_error is None or not incoming.status or telling.ended:
             raise
-        await relaying.fail(incoming.cut_error)
+        await _send(incoming, telling, telling.fail(incoming.cut_error))
     except Exception as error:  # told to the client where it still can be, and to the log above us
-        if incoming.status and not relaying.ended:
-            await relaying.fail(error if isinstance(error, GatewayError) else InternalError())
+        if incoming.status and not telling.ended:
+            fault = error if isinstance(error, GatewayError) else InternalError()
+            await _send(incoming, telling, telling.fail(fault))
         raise
     finally:
-        await events.aclose()
+        await batches.aclose()
 
 
-class _Relaying:
-    """What one `relay` has to remember between batches."""
+async def _send(incoming: Incoming, telling: Telling[Any], piece: bytes) -> None:
+    if not piece:
+        return
+    if not incoming.status:
+        await incoming.begin(telling.content_type)
+    await incoming.tell(piece, last=telling.ended)
 
-    __slots__ = ("_announce_queue", "_encoder", "_incoming", "ended")
 
-    def __init__(self, incoming: Incoming, encoder: Encoder, announce_queue: bool) -> None:
+class _OneAnswer:
+    """One request's stream."""
+
+    __slots__ = ("_encoder", "_incoming", "_queued", "content_type", "ended")
+
+    def __init__(self, incoming: Incoming, encoder: Encoder, queued: Callable[[int], bytes] | None) -> None:
         self._incoming = incoming
         self._encoder = encoder
-        self._announce_queue = announce_queue
+        self._queued = queued
+        self.content_type = encoder.content_type
         self.ended = False
 
     def encode(self, batch: Sequence[Event]) -> bytes:
@@ -135,8 +162,8 @@ class _Relaying:
                 case Token():
                     pieces.append(encoder.token(event))
                 case Queued(position):
-                    if self._announce_queue:
-                        pieces.append(encoder.queued(position))
+                    if self._queued is not None:
+                        pieces.append(self._queued(position))
                 case Started(cache):
                     mark_cache(self._incoming, cache)
                 case Done():
@@ -145,15 +172,9 @@ class _Relaying:
                 case Failed(error):
                     if not self._incoming.status and not pieces:
                         raise error
-                    pieces.append(encoder.failed(error))
-                    self.ended = True
+                    pieces.append(self.fail(error))
         return b"".join(pieces)
 
-    async def send(self, piece: bytes) -> None:
-        if not self._incoming.status:
-            await self._incoming.begin(self._encoder.content_type)
-        await self._incoming.tell(piece, last=self.ended)
-
-    async def fail(self, error: GatewayError) -> None:
+    def fail(self, error: GatewayError) -> bytes:
         self.ended = True
-        await self._incoming.tell(self._encoder.failed(error), last=True)
+        return self._encoder.failed(error)

@@ -229,3 +229,8 @@ async def test_an_answer_without_speed_or_tokens_is_an_answer():
     )
     answer = (await post(made.app, "/ask", {"prompt": "hi"})).json()
     assert answer["response"] == ""
+
+
+async def test_tools_are_of_the_other_apis():
+    error = await refused({"messages": [{"role": "user", "content": "hi"}, {"role": "tool", "content": "x"}]})
+    assert error["field"] == "messages[1].role"

@@ -12,7 +12,7 @@ from server.api.ask_batch import LEAST_AT_ONCE, TRIES_AT_FULL_QUEUE
 from server.errors import NoNodes, QueueFull
 from server.exchange import AskRequest
 from tests.server.api.gateway import Call, fleet, gateway, post, report, spec
-from tests.server.api.scripted_dispatch import Script, ScriptedDispatch, failing, whole
+from tests.server.api.scripted_dispatch import Script, ScriptedDispatch, done, failing, whole
 
 
 def echo(request: AskRequest) -> Script:
@@ -42,6 +42,42 @@ async def test_requests_have_fields_of_their_own_over_shared_ones():
     assert [request.model for request in dispatch.asked] == [None, "m"]
     assert told[2]["error"]["field"] == "prompts"
     assert "an object" in told[3]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "meant"),
+    [
+        ({"options": {"temperature": 1}}, {"temperature": 0}, {"temperature": 0}),
+        ({"temperature": 1}, {"options": {"temperature": 0}}, {"temperature": 0}),
+        ({"options": {"temperature": 0, "seed": 1, "num_predict": 3}}, {"options": {"top_k": 3, "seed": 2}},
+         {"temperature": 0, "seed": 2, "num_predict": 3, "top_k": 3}),
+        ({"num_predict": 3}, {"max_tokens": 4}, {"num_predict": 4}),
+        ({"max_tokens": 3, "options": {"seed": 1}}, {}, {"num_predict": 3, "seed": 1}),
+    ],
+)  # fmt: skip
+async def test_options_go_one_by_one_and_an_items_own_wins(
+    shared: dict[str, Any], own: dict[str, Any], meant: dict[str, Any]
+):
+    dispatch = ScriptedDispatch(echo)
+    (told,) = await results({"requests": [{"prompt": "x", **own}], **shared}, dispatch)
+    assert told["response"] == "X"
+    assert dispatch.asked[0].options == meant
+
+
+async def test_contradictions_within_one_place_are_mistakes():
+    body = {"prompts": ["x"], "temperature": 0, "options": {"temperature": 1}}
+    assert (await post(gateway().app, "/ask_batch", body)).status == 422
+    item = {"prompt": "x", "max_tokens": 1, "num_predict": 2}
+    assert (await results({"requests": [item]}))[0]["error"]["field"] == "max_tokens"
+
+
+async def test_each_result_says_for_itself_whether_it_was_cached():
+    def script(request: AskRequest) -> Script:
+        return whole("x", done=done(cache="hit" if request.messages[-1]["content"] == "a" else "miss"))
+
+    answer = await post(gateway(ScriptedDispatch(script)).app, "/ask_batch", {"prompts": ["a", "b"]})
+    assert [result["cached"] for result in answer.json()["results"]] == [True, False]
+    assert "x-cache" not in answer.headers
 
 
 async def test_every_request_has_an_id_of_its_own():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.api import openai_fields
-from server.exchange import AskRequest, Embedding, Started, Token
+from server.exchange import AskRequest, Embedding, Started, Token, Usage
 from server.nodes import ModelCopy
 from tests.server.api.gateway import MODEL, fleet, gateway, get, post, report, spec
 from tests.server.api.scripted_dispatch import DONE, Script, ScriptedDispatch, done, whole
@@ -49,6 +49,19 @@ async def test_several_prompts_times_n():
 
 
 @pytest.mark.parametrize("stream", [True, False])
+async def test_each_prompt_is_counted_once_for_all_its_choices(stream: bool):
+    def script(request: AskRequest) -> Script:
+        return whole("x", done=done(usage=Usage(len(request.prompt), 1)))
+
+    body = {"model": "m", "prompt": ["a" * 10, "b" * 5], "n": 2, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    answer = await post(gateway(ScriptedDispatch(script)).app, "/v1/completions", body)
+    told = answer.events()[-2] if stream else answer.json()
+    assert told["usage"] == {"prompt_tokens": 15, "completion_tokens": 4, "total_tokens": 19}
+
+
+@pytest.mark.parametrize("stream", [True, False])
 async def test_echo_tells_the_prompt_first(stream: bool):
     made = gateway(ScriptedDispatch(echo))
     body = {"model": "m", "prompt": "abc", "echo": True, "stream": stream}
@@ -78,10 +91,20 @@ async def test_logprobs_in_the_older_shape():
     assert [event["choices"][0]["logprobs"]["text_offset"] for event in events[:2]] == [[0], [2]]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_logprobs_without_alternatives(stream: bool):
+    script = [[Started("miss")], [Token("ab", logprobs=({"token": "ab", "logprob": -0.5},))], [DONE]]
+    body = {"model": "m", "prompt": "x", "logprobs": 0, "stream": stream}
+    answer = await post(gateway(ScriptedDispatch(script)).app, "/v1/completions", body)
+    told = answer.events()[0] if stream else answer.json()
+    assert told["choices"][0]["logprobs"]["top_logprobs"] is None
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
         ({}, "prompt"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [1, 2]}, "prompt[0]"),
@@ -133,7 +156,8 @@ async def test_embeddings_as_numbers_and_packed():
         ({}, "input"),
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
-        ({"input": [[1, 2]]}, "input[0]"),
+        ({"input": [[1, 2]]}, "input"),
+        ({"input": [1, 2]}, "input"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
     ],
@@ -141,6 +165,11 @@ async def test_embeddings_as_numbers_and_packed():
 async def test_mistakes_in_embeddings(body: dict[str, Any], param: str):
     answer = await post(gateway().app, "/v1/embeddings", body)
     assert (answer.status, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_tokens_to_embed_are_told_the_way_out():
+    answer = await post(gateway().app, "/v1/embeddings", {"input": [1, 2]})
+    assert "send text: this gateway has no tokenizer" in answer.json()["error"]["message"]
 
 
 # models

@@ -102,3 +102,35 @@ def test_what_cannot_be_sent_is_refused_with_its_place(message: Any, field: str)
 def test_no_messages_at_all():
     with pytest.raises(RequestInvalid, match="too short"):
         ollama_messages([])
+
+
+def test_a_message_of_ours_or_of_openai_comes_back_whole():
+    sent_back = {
+        "role": "assistant",
+        "content": "Paris",
+        "name": "helper",
+        "reasoning_content": "hm",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    assert ollama_messages([sent_back]) == [{"role": "assistant", "content": "Paris", "thinking": "hm"}]
+    (refused,) = ollama_messages([{"role": "assistant", "content": None, "refusal": "I will not"}])
+    assert refused["content"] == "I will not"
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "assistant", "content": "a", "audio": {"id": "x"}}, "messages[0].audio"),
+        ({"role": "assistant", "content": "a", "prefix": True}, "messages[0].prefix"),
+        ({"role": "user", "content": "a", "tool_calls": []}, "messages[0].tool_calls"),
+        ({"role": "assistant", "content": "a", "function_call": {}}, "messages[0].function_call"),
+    ],
+)
+def test_what_would_be_lost_is_refused(message: dict[str, Any], field: str):
+    with pytest.raises(RequestInvalid) as caught:
+        ollama_messages([message])
+    assert caught.value.field == field

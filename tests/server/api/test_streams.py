@@ -203,3 +203,31 @@ async def test_the_request_id_comes_back(path: str):
     answer = await post(made.app, path, BODIES[path], headers={"X-Request-Id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
     assert str(made.answer().asked[0].id).startswith("mine-1")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/ask", {"prompt": "hi"}),
+        ("/ask_stream", {"prompt": "hi"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "n": 2}),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/completions", {"prompt": "hi", "stream": True}),
+        ("/v1/embeddings", {"input": "hi"}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "hi"}], "stream": False}),
+        ("/api/embed", {"input": "hi"}),
+    ],
+)
+async def test_a_refusal_by_the_fleet_says_what_the_cache_said(path: str, body: dict[str, Any]):
+    made = gateway(ScriptedDispatch([[Started("off")], [Failed(ModelNotFound("m"))]]))
+    answer = await post(made.app, path, {"model": "m", **body})
+    assert (answer.status, answer.headers["x-cache"]) == (404, "off")
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_stream_without_an_end_is_our_own_fault_and_in_the_log(path: str):
+    made = gateway(ScriptedDispatch([[Started("miss")], [Token("a")]]))
+    answer = await post(made.app, path, BODIES[path])
+    assert b"the gateway failed on this request" in answer.body
+    assert made.noted.faults
