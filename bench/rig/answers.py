@@ -7,7 +7,7 @@ sentence, and no finding means: complete and right, or an honest error after a r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -181,14 +181,31 @@ class Judge:
             return ""  # a salted answer without a word yet: its salt, and so its text, cannot be known
         groups = [question.group] if question.group is not None else list(self._groups)
         due = [self._due(question, self._groups[group], reading.text) for group in groups]
-        for expected in due:
-            right = reading.text == expected.text if complete else expected.text.startswith(reading.text)
-            if right and (not complete or reading.reason in (None, expected.done_reason)):
-                return ""
+        if any(self._is_right(reading, expected, complete) for expected in due):
+            return ""
+        if question.fields.get("raw") and reading.text.startswith("\n"):
+            return self._wrong_after_line_break(question, reading)
         verdict = verify_answer(reading.text, settings=self._groups[groups[0]])
         what = verdict.problem or ("truncated" if verdict.ok and not verdict.complete else "wrong")
         due_ends = [expected.text[-40:] for expected in due]
         return f"{what}: ...{reading.text[-80:]!r} ({reading.reason}) where {due_ends!r} was due; {verdict.detail}"
+
+    @staticmethod
+    def _is_right(reading: Reading, expected: Expected, complete: bool) -> bool:
+        if not complete:
+            return expected.text.startswith(reading.text)
+        return reading.text == expected.text and reading.reason in (None, expected.done_reason)
+
+    def _wrong_after_line_break(self, question: Question, reading: Reading) -> str:
+        """A raw prompt has no header, so a fake model that goes on after a line break of its own takes it for the
+        caller's: its answer is that to the longer prompt. A real one just goes on.
+        """
+        options = dict(question.options)
+        if "num_predict" in options:
+            options["num_predict"] -= 1
+        longer = replace(question, prompt=f"{question.prompt}\n", options=options, fields={"raw": True})
+        rest = replace(reading, text=reading.text[1:])
+        return self._wrong_text(longer, rest)
 
     @staticmethod
     def _due(question: Question, settings: PhoneSettings, text: str) -> Expected:

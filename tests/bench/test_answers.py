@@ -173,3 +173,23 @@ def test_a_reading_counts_its_ends() -> None:
     assert (reading.ends, reading.after_end) == (1, False)
     reading.end()
     assert reading.after_end
+
+
+def test_a_line_break_at_the_end_of_a_raw_prompt_may_be_the_answers_own() -> None:
+    """The fake model cannot tell; a splice is seen all the same."""
+    settings = SETTINGS["closed"]
+    asked = next(
+        one
+        for number in range(1000)
+        for one in [Question("generate", False, {}, "closed", None, f"P{number}", {"temperature": 0}, {"raw": True})]
+        if expected_answer(prompt=one.prompt, settings=settings, raw=True).text.startswith("\n")
+    )
+    first = expected_answer(prompt=asked.prompt, settings=settings, raw=True)
+    later = expected_answer(prompt=f"{asked.prompt}\n", settings=settings, raw=True)
+
+    def found(text: str) -> list[str]:
+        body = {"response": text, "done_reason": "stop", "eval_count": 9}
+        return JUDGE.findings(asked, read_whole(asked, 200, orjson.dumps(body)))
+
+    assert found(first.text) == [] and found(f"\n{later.text}") == []
+    assert found(f"\n{later.text[:-9]}") and found(first.text[:30] + later.text[30:])
