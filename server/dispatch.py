@@ -1,6 +1,6 @@
 """The one door to the fleet: every request comes in here and ends in exactly one terminal event.
 
-Answers from the cache, together with an equal request in flight, or anew by `failover`; refuses while draining; tells
+Answers from the cache, together with an equal request in flight, or anew by `failover`; refuses after the cut-off; tells
 the observer how each request ended. Holds no node's state and decides nothing about nodes.
 """
 
@@ -61,7 +61,6 @@ class Dispatcher:
         self._running: set[asyncio.Task[Any]] = set()
         self._making: set[asyncio.Task[None]] = set()
         self._cut = False
-        self.draining = False
 
     async def stream(self, request: AskRequest) -> AsyncGenerator[Sequence[Event], None]:
         """Run one request. Yields batches of events: first Started, at the very end exactly one Done or Failed.
@@ -96,8 +95,8 @@ class Dispatcher:
         """From the cache, together with an equal request, or made anew."""
         course = visit.course
         try:
-            if self.draining:
-                raise GatewayDraining("the gateway is being stopped")
+            if self._cut:  # before it what runs may go on, the items of a batch too; HTTP takes nothing new then
+                raise GatewayDraining("the gateway was stopped before this could begin")
             model = resolve(course.request.model, self._registry.fleet.nodes.values(), self._aliases)
         except GatewayError as error:
             yield [Started("off"), failed(course, error)]
@@ -223,12 +222,8 @@ class Dispatcher:
         memory = self._seating.memories.by_node.get(NodeId(node_id))
         return len(memory) if memory is not None else 0
 
-    def drain(self) -> None:
-        """Refuse new requests from now on; running ones go on."""
-        self.draining = True
-
     def cut_off(self) -> None:
-        """The time for draining is over: every running answer ends with an honest error."""
+        """The time for draining is over: every running answer ends with an honest error, and none begins."""
         self._cut = True
         for task in list(self._running):
             task.cancel()

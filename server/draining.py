@@ -32,8 +32,6 @@ class Requests(Protocol):
 
 
 class Cuttable(Protocol):
-    def drain(self) -> None: ...
-
     def cut_off(self) -> None: ...
 
 
@@ -60,7 +58,6 @@ class Draining:
             self.cut()
             return
         self._requests.draining = True
-        self._dispatcher.drain()
         log.info("stopping: no new requests, running answers have %g s", self._drain_seconds)
         self._timers.append(asyncio.get_running_loop().call_later(self._drain_seconds, self.cut))
 

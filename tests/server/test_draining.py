@@ -23,9 +23,6 @@ class Dispatcher:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def drain(self) -> None:
-        self.told.append("drain")
-
     def cut_off(self) -> None:
         self.told.append("cut")
 
@@ -34,9 +31,9 @@ async def test_running_answers_get_their_time_and_no_more():
     dispatcher, requests = Dispatcher(), OpenRequests()
     draining = Draining(requests, dispatcher, 0.01)
     draining.start()
-    assert (requests.draining, dispatcher.told) == (True, ["drain"])
+    assert (requests.draining, dispatcher.told) == (True, [])
     await until(lambda: draining.is_cut)
-    assert dispatcher.told == ["drain", "cut"]
+    assert dispatcher.told == ["cut"]
     draining.stop()
 
 
@@ -45,7 +42,7 @@ async def test_a_second_start_cuts_at_once_and_a_third_changes_nothing():
     draining = Draining(OpenRequests(), dispatcher, 60.0)
     for _ in range(3):
         draining.start()
-    assert dispatcher.told == ["drain", "cut"]
+    assert dispatcher.told == ["cut"]
     draining.stop()
 
 
@@ -74,13 +71,13 @@ async def test_handlers_are_passed_on_and_put_back():
 
     before = signal.signal(signal.SIGTERM, server)
     try:
-        dispatcher = Dispatcher()
-        draining = Draining(OpenRequests(), dispatcher, 60.0)
+        dispatcher, requests = Dispatcher(), OpenRequests()
+        draining = Draining(requests, dispatcher, 60.0)
         with draining.on_signals():
             signal.raise_signal(signal.SIGTERM)
-            await until(lambda: dispatcher.told == ["drain"])
+            await until(lambda: requests.draining)
             signal.raise_signal(signal.SIGTERM)
-            await until(lambda: dispatcher.told == ["drain", "cut"])
+            await until(lambda: dispatcher.told == ["cut"])
         assert got == [signal.SIGTERM], "the server hears of the first only"
         assert signal.getsignal(signal.SIGTERM) is server
         draining.stop()
@@ -138,6 +135,24 @@ async def test_sigterm_lets_streams_end_and_takes_nothing_new(tmp_path: Path):
         await made.end()
     assert lines[-1]["done"] is True
     assert lines[-1]["usage"]["completion_tokens"] == 20
+
+
+async def test_sigterm_lets_a_whole_batch_end(tmp_path: Path):
+    """Its later items begin while the gateway drains: they are running work too."""
+    prompts = [f"question {index}" for index in range(14)]
+    async with phone(300) as one, program(tmp_path, one) as made, httpx.AsyncClient() as http:
+        await started(made)
+        body = {"prompts": prompts, "num_predict": 30, "stream": True}
+        results: list[dict[str, Any]] = []
+        async with http.stream("POST", f"{made.address}/ask_batch", json=body, timeout=60) as answer:
+            async for line in answer.aiter_lines():
+                results.append(json.loads(line))
+                if len(results) == 1:
+                    made.send(signal.SIGTERM)
+                    await made.read_until("stopping")
+        await made.end()
+    assert results.pop() == {"done": True}
+    assert [result.get("error") for result in results] == [None] * 14
 
 
 async def test_after_its_time_a_stream_ends_with_an_honest_event(tmp_path: Path):
