@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 from server.answers import Answers
@@ -35,6 +35,7 @@ from server.metrics import Metrics
 from server.nodes import NodeId, NodeSpec, ProbeReport
 from server.observer import Observer, RequestRecord
 from server.patience import PatienceLimits
+from server.phones_file import FleetFileState
 from server.phones_watch import FleetFile
 from server.registry import Registry
 from server.retry import RetryBudget
@@ -112,6 +113,9 @@ async def running(
         metrics.watch(dispatcher, started_at)
         fleet_file = FleetFile(settings.phones_file, registry.emit, time.time)
         fleet_file.reload()
+        named = "phones_file" in settings.model_fields_set
+        if named and not settings.phones_file.exists():
+            log.warning("the fleet file %s does not exist; it is read as soon as it does", settings.phones_file)
         health = Health(registry, backends, _pace(settings))
         await stack.enter_async_context(
             _loops({"health": health.run, "fleet file": fleet_file.watch, "embedded node": embedded.run})
@@ -125,7 +129,7 @@ async def running(
             metrics=metrics,
             log=request_log,
             open_requests=OpenRequests(),
-            fleet_file=lambda: fleet_file.state,
+            fleet_file=lambda: _missing_told(fleet_file.state) if named else fleet_file.state,
             started_at=started_at,
             loop_time=asyncio.get_running_loop().time,
             embedded_status=lambda: {
@@ -137,6 +141,12 @@ async def running(
         draining = Draining(services.open_requests, dispatcher, settings.drain_s)
         stack.callback(draining.stop)
         yield Gateway(build_app(services), services, dispatcher, draining)
+
+
+def _missing_told(state: FleetFileState) -> FleetFileState:
+    """A file that the owner named and that is not there: no fleet without phones, but a mistake."""
+    missing = state.error is None and not state.specs and not state.path.exists()
+    return replace(state, error="does not exist") if missing else state
 
 
 def _access(settings: Settings) -> AccessRules:

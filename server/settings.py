@@ -157,16 +157,26 @@ def parse_aliases(text: str) -> dict[str, str]:
     text = text.strip()
     if text.startswith("{"):
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_distinct)
         except json.JSONDecodeError as problem:
             raise ValueError(f"is no JSON ({problem})") from None
         if not all(isinstance(model, str) for model in value.values()):
             raise ValueError("must map each alias to the name of a model")
-        return dict(value)
+        return value
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if not all(alias.strip() and equals and model.strip() for alias, equals, model in pairs):
         raise ValueError("must be alias=model,alias=model or a JSON object")
-    return {alias.strip(): model.strip() for alias, _, model in pairs}
+    return _distinct([(alias.strip(), model.strip()) for alias, _, model in pairs])
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two meanings counts would be a matter of luck."""
+    found: dict[str, Any] = {}
+    for alias, model in pairs:
+        if alias in found:
+            raise ValueError(f"names the alias '{alias}' twice")
+        found[alias] = model
+    return found
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
@@ -175,10 +185,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
         if environ.get(name):
             found[field] = (name, environ[name])
     for name, value in environ.items():
-        if not name.startswith(PREFIX) or name.startswith(FOREIGN_PREFIX) or name in FOREIGN_NAMES:
+        spelled = name.upper()  # in small letters it is a mistake worth a word, not somebody else's
+        if not spelled.startswith(PREFIX) or spelled.startswith(FOREIGN_PREFIX) or name in FOREIGN_NAMES:
             continue
-        field = name.removeprefix(PREFIX).lower()
-        if field not in Settings.model_fields or name != name.upper():
+        field = spelled.removeprefix(PREFIX).lower()
+        if field not in Settings.model_fields or name != spelled:
             others = [other.removeprefix(PREFIX).lower() for other in FOREIGN_NAMES]
             nearest = _nearest(field, [*Settings.model_fields, *others], lambda known: PREFIX + known.upper())
             raise SettingsError(f"{name} is no setting of the gateway{nearest}")
@@ -205,6 +216,8 @@ def _from_file(path: Path, *, required: bool) -> dict[str, tuple[str, Any]]:
         field = key.lower().removeprefix(PREFIX.lower())
         if field not in Settings.model_fields:
             raise SettingsError(f"{key} in {path} is no setting{_nearest(field, list(Settings.model_fields))}")
+        if field in found:
+            raise SettingsError(f"{path} sets {field} twice: as {found[field][0].partition(' in ')[0]} and as {key}")
         found[field] = (f"{key} in {path}", value)
     return found
 

@@ -131,7 +131,10 @@ def read_keys(api_keys: str) -> dict[bytes, str]:
             raise ValueError(f"entry {number} of POTLUCK_API_KEYS is not 'name:key'")
         if name in keys.values():
             raise ValueError(f"POTLUCK_API_KEYS names '{name}' twice")
-        keys[sha256(key.encode()).digest()] = name
+        digest = sha256(key.encode()).digest()
+        if digest in keys:
+            raise ValueError(f"POTLUCK_API_KEYS gives '{keys[digest]}' and '{name}' the same key")
+        keys[digest] = name
     return keys
 
 

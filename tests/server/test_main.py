@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,23 @@ async def test_a_change_of_the_fleet_file_is_seen(tmp_path: Path):
             health = (await http.get(f"{live.address}/health")).json()
         assert health["fleet_file"]["error"].startswith("line 1, column ")
         assert len(health["nodes"]) == 2
+
+
+async def test_a_fleet_file_that_was_named_and_is_missing_is_told(tmp_path: Path):
+    path, text = tmp_path / "typo.json", io.StringIO()
+    async with running(Settings(phones_file=path, embedded_node="off"), {}, text) as gateway:
+        assert gateway.services.fleet_file().error == "does not exist"
+        assert "typo.json does not exist" in text.getvalue()
+        write_phones(path, [])
+        assert gateway.services.fleet_file().error is None
+
+
+async def test_no_fleet_file_where_none_was_named_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    text = io.StringIO()
+    async with running(Settings(embedded_node="off"), {}, text) as gateway:
+        assert gateway.services.fleet_file().error is None
+        assert text.getvalue() == ""
 
 
 async def test_nothing_to_serve_says_what_to_do(tmp_path: Path):

@@ -58,6 +58,10 @@ def test_another_file_can_be_named_and_must_exist_then(tmp_path: Path):
         ("queue_limt = 1", "did you mean queue_limit?"),
         ("queue_limit = ", "is no TOML"),
         ("[server]\nport = 1", "server in potluck.toml is no setting"),
+        (
+            "queue_limit = 5\nPOTLUCK_QUEUE_LIMIT = 6",
+            "sets queue_limit twice: as queue_limit and as POTLUCK_QUEUE_LIMIT",
+        ),
         ("queue_limit = 'many'", "queue_limit in potluck.toml must be a valid integer, not 'many'"),
     ],
 )
@@ -125,6 +129,8 @@ def test_a_wrong_value_is_one_sentence_with_its_name(name: str, value: str, sent
         ("POTLUCK_STATEGY", "POTLUCK_STRATEGY"),
         ("POTLUCK_API_KEYSS", "POTLUCK_API_KEYS"),
         ("POTLUCK_queue_limit", "POTLUCK_QUEUE_LIMIT"),
+        ("potluck_drain_s", "POTLUCK_DRAIN_S"),
+        ("Potluck_Drain_S", "POTLUCK_DRAIN_S"),
     ],
 )
 def test_an_unknown_name_stops_the_start_with_the_nearest_one(name: str, nearest: str):
@@ -208,6 +214,11 @@ def test_the_home_folder_in_a_path():
 )
 def test_aliases_in_both_forms(text: str, aliases: dict[str, str]):
     assert parse_aliases(text) == aliases
+
+
+@pytest.mark.parametrize("text", ["a=b,a=c", '{"a": "b", "a": "c"}'])
+def test_an_alias_has_one_meaning(text: str):
+    assert error({"POTLUCK_MODEL_ALIASES": text}).startswith("POTLUCK_MODEL_ALIASES names the alias 'a' twice")
 
 
 @pytest.mark.parametrize("text", ["a", "=b", "a=", '{"a": 1}', '{"a"'])

@@ -7,36 +7,39 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.exchange import CallerId
-from server.waiting import SWEPT_AT, Ticket, WaitingRoom
+from server.waiting import COUNTED_AT_ONCE, PLACES_SECONDS, SWEPT_AT, Ticket, WaitingRoom
 
 SEQUENCE = count()
+Room = WaitingRoom[str, Hashable]
+TicketOf = Ticket[str, Hashable]
 
 
-def enter(room: WaitingRoom[str], caller: str, item: str, priority: int = 0, kind: Hashable = "plain") -> Ticket[str]:
+def enter(room: Room, caller: str, item: str, priority: int = 0, kind: Hashable = "plain") -> TicketOf:
     ticket = Ticket(CallerId(caller), priority, next(SEQUENCE), 0.0, item, kind)
     room.enter(ticket)
     return ticket
 
 
-def slots(served: list[str], number: int, only: Callable[[str], bool] = lambda _: True) -> Callable[[str], bool]:
+def slots(served: list[str], number: int, only: Callable[[str], bool] = lambda _: True) -> Callable[[TicketOf], bool]:
     """An offer that takes so many items, of those that `only` lets pass."""
 
-    def offer(item: str) -> bool:
-        if len(served) - start >= number or not only(item):
+    def offer(ticket: TicketOf) -> bool:
+        if len(served) - start >= number or not only(ticket.item):
             return False
-        served.append(item)
+        served.append(ticket.item)
         return True
 
     start = len(served)
     return offer
 
 
-def served_one_by_one(room: WaitingRoom[str], times: int = 1000) -> list[str]:
+def served_one_by_one(room: Room, times: int = 1000) -> list[str]:
     """The order of service when one slot gets free at a time."""
     served: list[str] = []
     for _ in range(times):
@@ -45,8 +48,8 @@ def served_one_by_one(room: WaitingRoom[str], times: int = 1000) -> list[str]:
     return served
 
 
-def room_with(entries: Iterable[tuple[str, str]]) -> WaitingRoom[str]:
-    room: WaitingRoom[str] = WaitingRoom(100)
+def room_with(entries: Iterable[tuple[str, str]]) -> Room:
+    room = Room(100)
     for caller, item in entries:
         enter(room, caller, item)
     return room
@@ -72,7 +75,7 @@ def test_a_caller_that_was_served_goes_to_the_end_of_the_line_of_callers() -> No
 
 def test_priority_counts_within_one_caller_only() -> None:
     """Priorities within one caller: they never overtake another caller's turn."""
-    room: WaitingRoom[str] = WaitingRoom(100)
+    room = Room(100)
     enter(room, "a", "a-low")
     enter(room, "b", "b-low")
     enter(room, "a", "a-high", priority=9)
@@ -90,7 +93,7 @@ def test_many_slots_at_once_are_shared_in_the_same_order() -> None:
 
 def test_what_cannot_be_bound_does_not_hold_up_what_can() -> None:
     """No head-of-line blocking across models, in one caller's line or among callers."""
-    room: WaitingRoom[str] = WaitingRoom(100)
+    room = Room(100)
     for caller, item in (("a", "big1"), ("a", "small1"), ("b", "big2"), ("b", "small2")):
         enter(room, caller, item, kind=item[:-1])
     served: list[str] = []
@@ -100,7 +103,7 @@ def test_what_cannot_be_bound_does_not_hold_up_what_can() -> None:
 
 
 def test_who_was_passed_over_keeps_its_turn() -> None:
-    room: WaitingRoom[str] = WaitingRoom(100)
+    room = Room(100)
     enter(room, "a", "big1", kind="big")
     for number in range(3):
         enter(room, "b", f"small{number}", kind="small")
@@ -111,56 +114,91 @@ def test_who_was_passed_over_keeps_its_turn() -> None:
 
 def test_one_refusal_answers_for_all_that_are_alike() -> None:
     """O(small) work: when nothing is free, one of a thousand is asked, and none is looked at."""
-    room: WaitingRoom[str] = WaitingRoom(2000)
+    room = Room(2000)
     for number in range(1000):
         enter(room, f"caller{number % 7}", str(number))
     asked: list[str] = []
 
-    def refuse(item: str) -> bool:
-        asked.append(item)
+    def refuse(ticket: TicketOf) -> bool:
+        asked.append(ticket.item)
         return False
 
     assert room.bind(refuse) == 0
     assert asked == ["0"]
 
 
-class CountedKind:
-    """A kind that counts how often somebody looks at it."""
-
-    looks = 0
-
-    def __hash__(self) -> int:
-        self.looks += 1
-        return 1
-
-
-def test_when_nothing_is_free_hardly_anybody_is_looked_at() -> None:
-    room: WaitingRoom[str] = WaitingRoom(2000)
-    kind = CountedKind()
-    for number in range(1000):
-        enter(room, f"caller{number % 7}", str(number), kind=kind)
-    kind.looks = 0
-    room.bind(slots([], 1))
-    assert kind.looks < 20
-
-
-def test_those_that_are_like_no_other_are_each_asked_once() -> None:
-    room: WaitingRoom[str] = WaitingRoom(100)
+def test_each_kind_is_asked_until_it_refuses() -> None:
+    room = Room(100)
     for number in range(4):
-        enter(room, "a", str(number), kind=None)
+        enter(room, "a", str(number), kind=number)
     enter(room, "b", "plain")
     asked: list[str] = []
 
-    def offer(item: str) -> bool:
-        asked.append(item)
-        return item in ("plain", "2")
+    def offer(ticket: TicketOf) -> bool:
+        asked.append(ticket.item)
+        return ticket.item in ("plain", "2")
 
     assert room.bind(offer) == 2
     assert sorted(asked) == ["0", "1", "2", "3", "plain"]
 
 
+def test_only_the_kinds_that_may_be_served_are_asked() -> None:
+    room = Room(100)
+    for kind in "xyz":
+        enter(room, "a", kind, kind=kind)
+    served: list[str] = []
+    assert room.bind(slots(served, 9), ["z", "x", "unknown"]) == 2
+    assert served == ["x", "z"]
+
+
+class CountedTicket(TicketOf):
+    """A ticket that counts how often anybody looks whether it is still there."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "gone":
+            CountedTicket.looks += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("callers", [1, 7, 4000])
+def test_binding_one_does_not_look_at_all_that_wait(callers: int) -> None:
+    """With thousands of big ones before them in each line, the small ones are bound as quickly as ever."""
+    room = Room(10_000)
+    for number in range(4000):
+        kind = "small" if number % 100 == 99 else "big"
+        caller = CallerId(f"caller{number % callers}")
+        room.enter(CountedTicket(caller, 0, next(SEQUENCE), 0.0, kind, kind))
+    CountedTicket.looks = 0
+    served: list[str] = []
+    for _ in range(40):
+        assert room.bind(slots(served, 1, only=lambda item: item == "small")) == 1
+    assert served == ["small"] * 40
+    assert CountedTicket.looks < 40 * 40
+
+
+def test_one_that_becomes_of_another_kind_keeps_its_place() -> None:
+    room = Room(100)
+    first = enter(room, "a", "first", kind="picky")
+    enter(room, "a", "second")
+    enter(room, "b", "third")
+    room.move(first, "plain")
+    room.move(first, "plain")
+    assert {kind: group.live for kind, group in room.groups.items()} == {"plain": 3}
+    assert served_one_by_one(room) == ["first", "third", "second"]
+
+
+def test_one_that_has_left_becomes_nothing_else() -> None:
+    room = Room(100)
+    ticket = enter(room, "a", "1")
+    room.leave(ticket)
+    room.move(ticket, "other")
+    assert (room.waiting, room.groups, room.callers) == (0, {}, {})
+
+
 def test_it_is_bounded() -> None:
-    room: WaitingRoom[str] = WaitingRoom(2)
+    room = Room(2)
     first = enter(room, "a", "1")
     assert not room.full
     enter(room, "b", "2")
@@ -178,34 +216,77 @@ def test_one_may_leave_at_any_time_and_only_once() -> None:
     assert (room.waiting, dict(room.by_caller())) == (3, {"a": 2, "b": 1})
     room.leave(last)
     assert served_one_by_one(room) == ["a1", "b1"]
-    assert (room.waiting, room.lines, room.kinds) == (0, {}, {})
+    assert (room.waiting, room.callers, room.groups) == (0, {}, {})
 
 
 def test_those_that_come_and_go_behind_a_patient_one_leave_nothing_behind() -> None:
-    room: WaitingRoom[str] = WaitingRoom(100)
+    room = Room(100)
     enter(room, "a", "patient")
     for number in range(1000):
         room.leave(enter(room, "a", str(number)))
-    assert len(room.lines[CallerId("a")].heap) <= SWEPT_AT + 1
+        room.leave(enter(room, f"caller{number}", str(number)))
+    group = room.groups["plain"]
+    assert sum(len(line) for line in group.lines.values()) == group.entries <= SWEPT_AT + 1
+    assert len(group.turns) == len(group.lines) <= SWEPT_AT + 1
     assert [ticket.item for ticket in room] == ["patient"]
 
 
 def test_a_place_is_kept_after_a_busy_answer() -> None:
     """`sequence` keeps the place of a request that goes back after a busy answer."""
-    room: WaitingRoom[str] = WaitingRoom(100)
-    early = Ticket(CallerId("a"), 0, next(SEQUENCE), 0.0, "early")
+    room = Room(100)
+    early = Ticket(CallerId("a"), 0, next(SEQUENCE), 0.0, "early", "plain")
     enter(room, "a", "late")
     room.enter(early)
-    assert room.position(early) == 1
+    assert room.position(early, 0.0) == 1
     assert served_one_by_one(room) == ["early", "late"]
 
 
 def test_a_ticket_that_was_bound_a_moment_ago_is_first() -> None:
-    room: WaitingRoom[str] = WaitingRoom(100)
+    room = Room(100)
     ticket = enter(room, "a", "1")
     enter(room, "b", "2")
     room.bind(slots([], 1))
-    assert room.position(ticket) == 1
+    assert room.position(ticket, 0.0) == 1
+
+
+def test_places_are_counted_seldom_when_many_wait() -> None:
+    """Thousands that hear their place and come and go: counting them all each time would stop the loop."""
+    room = Room(10_000)
+    tickets: list[TicketOf] = []
+    for number in range(2000):
+        tickets.append(CountedTicket(CallerId(f"caller{number % 10}"), 0, next(SEQUENCE), 0.0, str(number), "plain"))
+        room.enter(tickets[-1])
+        room.position(tickets[-1], 0.0)
+    CountedTicket.looks = 0
+    for ticket in tickets:
+        room.position(ticket, 0.1)
+    assert CountedTicket.looks <= 2 * len(tickets)
+    room.position(tickets[0], 1.0)
+    CountedTicket.looks = 0
+    for ticket in tickets[:100]:
+        room.leave(ticket)
+        room.position(tickets[-1], 1.0 + PLACES_SECONDS / 2)
+    assert CountedTicket.looks < 10 * 100
+
+
+def test_places_in_a_large_room_are_not_older_than_said() -> None:
+    room = Room(1000)
+    tickets = [enter(room, "a", str(number)) for number in range(2 * COUNTED_AT_ONCE)]
+    last = tickets[-1]
+    assert room.position(last, 10.0) == 2 * COUNTED_AT_ONCE
+    room.leave(tickets[0])
+    assert room.position(last, 10.0 + PLACES_SECONDS / 2) == 2 * COUNTED_AT_ONCE
+    assert room.position(last, 10.0 + PLACES_SECONDS) == 2 * COUNTED_AT_ONCE - 1
+
+
+def test_a_newcomer_hears_at_once_what_its_place_is_at_most() -> None:
+    room = Room(1000)
+    for number in range(2 * COUNTED_AT_ONCE):
+        room.position(enter(room, "a", str(number)), 10.0)
+    first_of_another = enter(room, "b", "1")
+    assert room.position(first_of_another, 10.0) == 2
+    assert room.position(enter(room, "b", "2"), 10.0) == 4
+    assert room.position(enter(room, "a", "last"), 10.0) == 2 * COUNTED_AT_ONCE + 3
 
 
 ENTRIES = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 2)), max_size=30)
@@ -216,15 +297,15 @@ def test_the_position_is_the_real_order_of_service(
     entries: list[tuple[str, int]], leaving: set[int], first: int
 ) -> None:
     """The place in the queue that is shown equals the order in which slots are really given out."""
-    room: WaitingRoom[str] = WaitingRoom(100)
+    room = Room(100)
     tickets = [enter(room, caller, str(number), priority) for number, (caller, priority) in enumerate(entries)]
-    assert sorted(room.position(ticket) for ticket in tickets) == list(range(1, len(tickets) + 1))
+    assert sorted(room.position(ticket, 0.0) for ticket in tickets) == list(range(1, len(tickets) + 1))
     room.bind(slots([], first))
-    assert sorted(room.position(ticket) for ticket in room) == list(range(1, room.waiting + 1))
+    assert sorted(room.position(ticket, 0.0) for ticket in room) == list(range(1, room.waiting + 1))
     for number in leaving:
         if number < len(tickets):
             room.leave(tickets[number])
-    foretold = {ticket.item: room.position(ticket) for ticket in room}
+    foretold = {ticket.item: room.position(ticket, 0.0) for ticket in room}
     served = served_one_by_one(room)
     assert foretold == {item: place for place, item in enumerate(served, 1)}
 
@@ -270,16 +351,16 @@ class PlainRoom:
 class TheRoomEqualsThePlainOne(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.room: WaitingRoom[str] = WaitingRoom(1000)
+        self.room = Room(1000)
         self.plain = PlainRoom()
-        self.tickets: dict[str, Ticket[str]] = {}
+        self.tickets: dict[str, TicketOf] = {}
         self.numbers = count()
 
     @rule(caller=st.sampled_from("abc"), priority=st.integers(-1, 1), kind=st.sampled_from("xyz"), alone=st.booleans())
     def enter(self, caller: str, priority: int, kind: str, alone: bool) -> None:
         number = next(self.numbers)
         item = f"{kind}{number}"
-        self.tickets[item] = Ticket(CallerId(caller), priority, number, 0.0, item, None if alone else kind)
+        self.tickets[item] = Ticket(CallerId(caller), priority, number, 0.0, item, number if alone else kind)
         self.room.enter(self.tickets[item])
         self.plain.enter(caller, (-priority, number, item, kind))
 
@@ -291,15 +372,21 @@ class TheRoomEqualsThePlainOne(RuleBasedStateMachine):
         self.room.leave(ticket)
         self.plain.leave(ticket.caller, item)
 
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        item = data.draw(st.sampled_from(sorted(self.tickets)))
+        self.room.move(self.tickets[item], item[0])  # one that was alone is like others now
+
     @rule(free=st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3)))
     def bind(self, free: dict[str, int]) -> None:
         left, served = Counter(free), []
 
-        def offer(item: str) -> bool:
-            if left[item[0]] <= 0:
+        def offer(ticket: TicketOf) -> bool:
+            if left[ticket.item[0]] <= 0:
                 return False
-            left[item[0]] -= 1
-            served.append(item)
+            left[ticket.item[0]] -= 1
+            served.append(ticket.item)
             return True
 
         assert self.room.bind(offer) == len(served)
@@ -311,9 +398,14 @@ class TheRoomEqualsThePlainOne(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         assert self.room.waiting == len(self.tickets)
         assert {ticket.item for ticket in self.room} == set(self.tickets)
-        assert list(self.room.lines) == self.plain.callers
+        assert sorted(self.room.callers, key=lambda name: self.room.callers[name].turn) == self.plain.callers
         assert self.room.by_caller() == {caller: len(self.plain.lines[caller]) for caller in self.plain.callers}
-        assert self.room.kinds == Counter(ticket.kind for ticket in self.tickets.values())
+        kinds = Counter(ticket.kind for ticket in self.tickets.values())
+        assert {kind: group.live for kind, group in self.room.groups.items()} == kinds
+        for kind, group in self.room.groups.items():
+            assert set(group) == {ticket for ticket in self.tickets.values() if ticket.kind == kind}
+            assert group.entries == sum(len(line) for line in group.lines.values())
+            assert sorted(caller for _, caller in group.turns) == sorted(group.lines)
 
 
 TestTheRoomEqualsThePlainOne = TheRoomEqualsThePlainOne.TestCase

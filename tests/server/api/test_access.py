@@ -256,3 +256,9 @@ async def test_exposure_without_a_key_is_noted_once():
     keyed = gateway(api_keys="a:b")
     await get(keyed.app, "/health", server=("192.168.1.2", 8000), headers={"X-API-Key": "b"})
     assert keyed.noted.exposures == []
+
+
+def test_one_key_has_one_name_and_is_not_shown():
+    with pytest.raises(ValueError, match="'a' and 'b' the same key") as caught:
+        read_keys("a:s3cret,b:s3cret")
+    assert "s3cret" not in str(caught.value)
