@@ -3,6 +3,8 @@
     GatewayError                     ends a request; has a status, a code, a sentence, perhaps a hint
     ├── RequestInvalid               422 or 400: the caller's own mistake, with the field's name
     ├── ModelNotFound                404: no node has it; the nearest names are in the hint
+    ├── PathUnknown                  404: there is no such route or page
+    ├── MethodRefused                405: the route is there, but not for this method
     ├── CallerRefused                401 or 403: who calls may not
     ├── BodyTooLarge                 413
     ├── OperationUnsupported         501: something a gateway cannot do (pull, create, delete …)
@@ -10,7 +12,8 @@
     ├── NoNodes                      503: nothing there that could serve
     ├── GatewayDraining              503: the gateway is being stopped
     ├── DeadlineExceeded             504: the request's own deadline passed
-    └── AnswerBroken                 502: nodes failed and the answer cannot begin, or cannot go on
+    ├── AnswerBroken                 502: nodes failed and the answer cannot begin, or cannot go on
+    └── InternalError                500: our own fault; the log says what it was
     NodeError                        one attempt at one node failed; never leaves `dispatch`
     ├── NodeUnreachable              could not connect, or reset before the answer began
     ├── NodeBusy                     429 or 503: no strike against the node
@@ -28,6 +31,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 LONGEST_QUOTED = 64  # of what a caller sent, in a sentence
+LONGEST_PATH = 200
 
 
 class GatewayError(Exception):
@@ -74,6 +78,22 @@ class ModelNotFound(GatewayError):
         self.model = model if len(model) <= LONGEST_QUOTED else f"{model[:LONGEST_QUOTED]}…"
         super().__init__(f"model '{self.model}' not found", hint=hint, field="model")
         self.nearest = nearest
+
+
+class PathUnknown(GatewayError):
+    status = 404
+    code = "not_found"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"there is no {path[:LONGEST_PATH]} here")
+
+
+class MethodRefused(GatewayError):
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, path: str, method: str) -> None:
+        super().__init__(f"{path[:LONGEST_PATH]} does not take {method[:20]}")
 
 
 class CallerRefused(GatewayError):
@@ -141,6 +161,13 @@ class AnswerBroken(GatewayError):
         super().__init__(message, hint=hint)
         self.node = node
         self.tokens_told = tokens_told
+
+
+class InternalError(GatewayError):
+    """The client gets this sentence; what went wrong stands in the log."""
+
+    def __init__(self) -> None:
+        super().__init__("the gateway failed on this request; its log says why")
 
 
 class NodeError(Exception):

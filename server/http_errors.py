@@ -19,13 +19,6 @@ Header = tuple[bytes, bytes]
 UNAUTHORIZED = 401
 
 
-class InternalError(GatewayError):
-    """Our own fault. The client gets this sentence; what went wrong stands in the log."""
-
-    def __init__(self) -> None:
-        super().__init__("the gateway failed on this request; its log says why")
-
-
 def http_status(error: GatewayError, dialect: Dialect) -> int:
     """The status of a whole answer. 422 is our own API's word; the other two know only 400."""
     status = error.http_status

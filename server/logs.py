@@ -40,7 +40,6 @@ class RequestLog:
         self._flush = stream.flush
         self._processors: list[Processor] = [_add_time, renderer(stream, log_format)]
         self._log_prompts = log_prompts
-        self._exposed = False
 
     def line(self, level: str, event: str, **fields: Any) -> None:
         entry: Any = {"level": level, "event": event, **fields}
@@ -117,10 +116,7 @@ class RequestLog:
         )
 
     def exposed(self, address: str) -> None:
-        """Said once: others can reach the gateway, and no key is set."""
-        if self._exposed:
-            return
-        self._exposed = True
+        """Others can reach the gateway, and no key is set."""
         self.line(
             "warning",
             f"anybody in the private network can use this gateway at {address}: no key is set."

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 from server.answers import Answers
-from server.api.access import AccessRules, access_rules, is_loopback
+from server.api.access import AccessRules, Exposure, access_rules
 from server.api.app import App, build_app
 from server.api.incoming import Receive, Scope, Send
 from server.api.services import OpenRequests, Services
@@ -123,6 +123,7 @@ async def running(
         services = Services(
             settings=settings,
             access=access,
+            exposure=Exposure(access.needs_key, request_log.exposed),
             registry=registry,
             dispatch=dispatcher,
             backends=backends,
@@ -261,7 +262,7 @@ class Application:
         try:
             async with running(self.settings, self._environ) as self._gateway:
                 with self._gateway.draining.on_signals() as address:
-                    self._warn_if_exposed(address)
+                    self._gateway.services.exposure.note(address)
                     await send({"type": "lifespan.startup.complete"})
                     await receive()
         except SettingsError as error:
@@ -270,12 +271,6 @@ class Application:
         finally:
             self._gateway = None
         await send({"type": "lifespan.shutdown.complete"})
-
-    def _warn_if_exposed(self, address: str | None) -> None:
-        assert self._gateway is not None
-        services = self._gateway.services
-        if address and address != "localhost" and not is_loopback(address) and not services.access.needs_key:
-            services.log.exposed(address)
 
 
 def create_app(settings: Settings | None = None, environ: Mapping[str, str] | None = None) -> Application:

@@ -162,7 +162,7 @@ def parse_aliases(text: str) -> dict[str, str]:
             raise ValueError(f"is no JSON ({problem})") from None
         if not all(isinstance(model, str) for model in value.values()):
             raise ValueError("must map each alias to the name of a model")
-        return value
+        return dict(value)
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if not all(alias.strip() and equals and model.strip() for alias, equals, model in pairs):
         raise ValueError("must be alias=model,alias=model or a JSON object")

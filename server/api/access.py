@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -108,6 +108,21 @@ class AccessRules:
         if text in self.origins or "*" in self.origins:
             return True
         return _is_same_place(text, None if host is None else host.decode("latin-1").lower())
+
+
+class Exposure:
+    """Says once that others can reach the gateway although no key is set."""
+
+    def __init__(self, needs_key: bool, say: Callable[[str], None]) -> None:
+        self._silent = needs_key
+        self._say = say
+
+    def note(self, address: str | None) -> None:
+        """The server listens, or was called, at this address."""
+        if self._silent or not address or address == "localhost" or is_loopback(address):
+            return
+        self._silent = True
+        self._say(address)
 
 
 def access_rules(api_keys: str, allowed_origins: str, allowed_hosts: str) -> AccessRules:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from server.api.access import is_loopback
 from server.api.ask import AskApi
 from server.api.ask_batch import BatchApi
 from server.api.fleet import FleetApi
@@ -21,8 +20,8 @@ from server.api.openai_completions import OpenAICompletionsApi
 from server.api.openai_models import OpenAIModelsApi
 from server.api.pages import PagesApi
 from server.api.services import Services
-from server.errors import GatewayDraining, GatewayError
-from server.http_errors import Dialect, Header, InternalError
+from server.errors import GatewayDraining, GatewayError, InternalError, MethodRefused, PathUnknown
+from server.http_errors import Dialect, Header
 
 Handler = Callable[[Incoming], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -34,16 +33,6 @@ OPEN_PREFIX = "/dashboard/"
 _DRAINING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CORS_METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
 _CORS_SECONDS = b"600"
-
-
-class RouteMissing(GatewayError):
-    status = 404
-    code = "not_found"
-
-
-class MethodRefused(GatewayError):
-    status = 405
-    code = "method_not_allowed"
 
 
 def route_table(services: Services) -> dict[str, dict[str, Handler]]:
@@ -100,17 +89,16 @@ def dialect_of(path: str) -> Dialect:
 
 def build_app(services: Services) -> App:
     """The ASGI application for `http` scopes."""
-    return Application(services, route_table(services))
+    return HttpApplication(services, route_table(services))
 
 
-class Application:
+class HttpApplication:
     def __init__(self, services: Services, routes: Mapping[str, Mapping[str, Handler]]) -> None:
         self._services = services
         self._body_limit = services.settings.body_limit_bytes
         self._body_seconds = services.settings.body_timeout_s
         self._exact = {path: (path, methods, dialect_of(path)) for path, methods in routes.items()}
         self._below = [entry for path, entry in self._exact.items() if path.endswith("/") and path != "/"]
-        self._exposed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
@@ -148,12 +136,12 @@ class Application:
             await self._options(incoming, entry[1] if entry else {})
             return
         if entry is None:
-            raise RouteMissing(f"there is no {incoming.path[:200]} here")
+            raise PathUnknown(incoming.path)
         incoming.route, methods, _ = entry
         handler = methods.get("GET" if incoming.method == "HEAD" else incoming.method)
         if handler is None:
             incoming.response_headers.append((b"allow", _allowed(methods)))
-            raise MethodRefused(f"{incoming.path[:200]} does not take {incoming.method[:20]}")
+            raise MethodRefused(incoming.path, incoming.method)
         if self._services.open_requests.draining and incoming.method not in _DRAINING_METHODS:
             raise GatewayDraining("the gateway is being stopped and takes no new requests")
         await handler(incoming)
@@ -171,14 +159,8 @@ class Application:
         server = incoming.scope.get("server")
         local = server is not None and server[1] is None
         incoming.caller = access.caller(incoming.scope.get("client"), headers, local)
-        if not self._exposed and not access.needs_key and server is not None and not local:
-            self._note_exposure(server[0])
-
-    def _note_exposure(self, address: str) -> None:
-        """The first call to an address that others can reach, without a key set: say once what that means."""
-        if not is_loopback(address):
-            self._exposed = True
-            self._services.log.exposed(address)
+        if server is not None and not local:
+            self._services.exposure.note(server[0])
 
     async def _options(self, incoming: Incoming, methods: Mapping[str, Handler]) -> None:
         headers = incoming.response_headers
@@ -225,4 +207,4 @@ def _cors_headers(origin: bytes) -> list[Header]:
     ]
 
 
-__all__ = ["App", "Application", "Handler", "build_app", "dialect_of", "is_open", "route_table"]
+__all__ = ["App", "Handler", "HttpApplication", "build_app", "dialect_of", "is_open", "route_table"]

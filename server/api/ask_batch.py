@@ -19,9 +19,9 @@ from server.api.fields import Check, checked, flag, record, sequence
 from server.api.incoming import NDJSON, SSE, Incoming
 from server.api.services import Services
 from server.api.streams import gather
-from server.errors import GatewayError, QueueFull, RequestInvalid
+from server.errors import GatewayError, InternalError, QueueFull, RequestInvalid
 from server.exchange import AskRequest, CallerId, RequestId
-from server.http_errors import InternalError, error_record
+from server.http_errors import error_record
 from server.nodes import NodeStatus
 
 # Per slot of the fleet: one request that runs and one that waits, so that a freed slot never looks for work.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.api.incoming import Incoming
-from server.errors import GatewayError
+from server.errors import PathUnknown
 from server.http_errors import Header
 
 _FOLDER = Path(__file__).parent.parent / "dashboard"
@@ -32,11 +32,6 @@ _HEADERS: list[Header] = [
 OLLAMA_SENTENCE = b"Ollama is running"
 
 
-class PageMissing(GatewayError):
-    status = 404
-    code = "not_found"
-
-
 class PagesApi:
     def __init__(self) -> None:
         self._files = {name: (_FOLDER / name).read_bytes() for name in _TYPES}
@@ -51,7 +46,7 @@ class PagesApi:
     async def asset(self, incoming: Incoming) -> None:
         name = incoming.path.removeprefix("/dashboard/")
         if name not in self._files:
-            raise PageMissing(f"there is no {incoming.path[:200]} here")
+            raise PathUnknown(incoming.path)
         await self._send(incoming, name)
 
     async def _send(self, incoming: Incoming, name: str) -> None:

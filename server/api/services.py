@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from server.exchange import AskRequest, Event
 
 if TYPE_CHECKING:
-    from server.api.access import AccessRules
+    from server.api.access import AccessRules, Exposure
     from server.api.incoming import Incoming
     from server.backends.base import Backend
     from server.errors import GatewayError
@@ -75,10 +75,6 @@ class HttpLog(Protocol):
 
     def failed(self, incoming: Incoming, error: BaseException) -> None: ...
 
-    def exposed(self, address: str) -> None:
-        """A caller came to an address that is not loopback, and no key is set."""
-        ...
-
 
 @dataclass(slots=True)
 class OpenRequests:
@@ -97,6 +93,7 @@ class OpenRequests:
 class Services:
     settings: Settings
     access: AccessRules
+    exposure: Exposure
     registry: Registry
     dispatch: Dispatch
     backends: Mapping[NodeKind, Backend]

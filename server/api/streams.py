@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from server.api.incoming import Incoming
-from server.errors import GatewayError
+from server.errors import GatewayError, InternalError
 from server.exchange import CacheOutcome, Done, Embedding, Event, Failed, Queued, Started, Token
-from server.http_errors import InternalError
 
 Events = AsyncGenerator[Sequence[Event], None]
 Told = TypeVar("Told", contravariant=True)

@@ -120,11 +120,9 @@ async def test_a_fault_has_its_traceback_in_the_log():
     assert "RuntimeError: what happened" in line["exception"]
 
 
-def test_exposure_is_said_once():
+def test_exposure_says_what_to_do():
     stream = io.StringIO()
-    log = RequestLog(stream)
-    log.exposed("0.0.0.0")
-    log.exposed("192.168.1.2")
+    RequestLog(stream).exposed("0.0.0.0")
     (line,) = lines(stream)
     assert "POTLUCK_API_KEYS" in line["event"]
 

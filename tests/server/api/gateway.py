@@ -14,7 +14,7 @@ import httpx
 import orjson
 import uvicorn
 
-from server.api.access import access_rules
+from server.api.access import Exposure, access_rules
 from server.api.app import App, build_app
 from server.api.incoming import Incoming
 from server.api.services import Dispatch, OpenRequests, Services
@@ -49,9 +49,6 @@ class Noted:
 
     def failed(self, incoming: Incoming, error: BaseException) -> None:
         self.faults.append(error)
-
-    def exposed(self, address: str) -> None:
-        self.exposures.append(address)
 
 
 def spec(node_id: str = "kitchen", /, **changes: Any) -> NodeSpec:
@@ -100,9 +97,11 @@ def gateway(
     values = Settings(**settings)
     used = dispatch or ScriptedDispatch()
     state = fleet_file or FleetFileState(Path("phones.json"), loaded_at=1_000.0)
+    access = access_rules(values.api_keys, values.allowed_origins, values.allowed_hosts)
     services = Services(
         settings=values,
-        access=access_rules(values.api_keys, values.allowed_origins, values.allowed_hosts),
+        access=access,
+        exposure=Exposure(access.needs_key, noted.exposures.append),
         registry=registry or fleet(),
         dispatch=used,
         backends=backends or {},

@@ -12,8 +12,7 @@ from server.api.app import route_table
 from server.api.ask import ASK_FIELDS
 from server.api.openai_fields import CHAT_FIELDS, COMPLETION_FIELDS
 from server.api.options import OPTION_CHECKS
-from server.errors import GatewayError
-from server.http_errors import InternalError
+from server.errors import GatewayError, InternalError
 from tests.server.api.gateway import gateway, get, post
 
 PAGE = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text()
