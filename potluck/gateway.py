@@ -26,12 +26,15 @@ from .calls import (
     stream_call,
 )
 from .fleet import Health, NodeHealth
-from .records import AnswerReading, BatchReading
+from .flows import AsyncFlow, Flow
+from .leftovers import AsyncLeftovers, Leftovers
+from .records import AnswerReading, BatchReading, Reading
 from .seam import translated
 from .streams import AsyncBatchStream, AsyncStream, BatchStream, Stream
 from .timeouts import Timeouts
 
 Result = TypeVar("Result")
+Event = TypeVar("Event")
 BatchRequest = str | Mapping[str, Any]
 
 __all__ = ["DEFAULT_URL", "AsyncGateway", "Gateway"]
@@ -53,6 +56,7 @@ class Gateway:
     ) -> None:
         self.url = base_url.rstrip("/")
         self._timeouts = timeouts or Timeouts()
+        self._leftovers = Leftovers()
         self._client = httpx.Client(transport=transport, **client_settings(self.url, api_key))
 
     def __enter__(self) -> Self:
@@ -63,6 +67,7 @@ class Gateway:
 
     def close(self) -> None:
         """Close all connections, also those of streams that are still read."""
+        self._leftovers.close()
         self._client.close()
 
     def ask(
@@ -76,7 +81,8 @@ class Gateway:
     ) -> Stream:
         """The tokens of an answer as they come. Nothing is sent before the first one is asked for."""
         call = stream_call(prompt, messages, options, self._timeouts)
-        return Stream(lambda: self._open(call), AnswerReading(), self.url)
+        reading = AnswerReading()
+        return Stream(self._flow(call, reading), reading)
 
     @overload
     def batch(
@@ -96,7 +102,7 @@ class Gateway:
         if not stream:
             return self._call(batch_call(requests, options, self._timeouts)) if requests else []
         call = batch_stream_call(requests, options, self._timeouts)
-        return BatchStream(lambda: self._open(call), BatchReading(len(requests)), self.url)
+        return BatchStream(self._flow(call, BatchReading(len(requests))))
 
     def health(self) -> Health:
         """The gateway's state and that of every node; also when no node can answer."""
@@ -110,11 +116,17 @@ class Gateway:
         return self._call(models_call(self._timeouts))
 
     def _call(self, call: Call[Result]) -> Result:
+        self._leftovers.close()
         with translated(self.url):
             return call.read(self._client.request(call.method, call.path, json=call.body, timeout=call.timeout))
 
-    def _open(self, call: Call[Any]) -> Any:
-        return self._client.stream(call.method, call.path, json=call.body, timeout=call.timeout)
+    def _flow(self, call: Call[Any], reading: Reading[Event]) -> Flow[Event]:
+        return Flow(lambda: self._open(call), reading, self.url, self._leftovers)
+
+    def _open(self, call: Call[Any]) -> httpx.Response:
+        self._leftovers.close()
+        request = self._client.build_request(call.method, call.path, json=call.body, timeout=call.timeout)
+        return self._client.send(request, stream=True)
 
 
 class AsyncGateway:
@@ -130,6 +142,7 @@ class AsyncGateway:
     ) -> None:
         self.url = base_url.rstrip("/")
         self._timeouts = timeouts or Timeouts()
+        self._leftovers = AsyncLeftovers()
         self._client = httpx.AsyncClient(transport=transport, **client_settings(self.url, api_key))
 
     async def __aenter__(self) -> Self:
@@ -140,6 +153,7 @@ class AsyncGateway:
 
     async def aclose(self) -> None:
         """Close all connections, also those of streams that are still read."""
+        await self._leftovers.close()
         await self._client.aclose()
 
     async def ask(
@@ -153,7 +167,8 @@ class AsyncGateway:
     ) -> AsyncStream:
         """The tokens of an answer as they come. Nothing is sent before the first one is asked for."""
         call = stream_call(prompt, messages, options, self._timeouts)
-        return AsyncStream(lambda: self._open(call), AnswerReading(), self.url)
+        reading = AnswerReading()
+        return AsyncStream(self._flow(call, reading), reading)
 
     @overload
     def batch(
@@ -170,7 +185,7 @@ class AsyncGateway:
         if not stream:
             return self._batch(requests, options)
         call = batch_stream_call(requests, options, self._timeouts)
-        return AsyncBatchStream(lambda: self._open(call), BatchReading(len(requests)), self.url)
+        return AsyncBatchStream(self._flow(call, BatchReading(len(requests))))
 
     async def health(self) -> Health:
         """The gateway's state and that of every node; also when no node can answer."""
@@ -190,5 +205,9 @@ class AsyncGateway:
         with translated(self.url):
             return call.read(await self._client.request(call.method, call.path, json=call.body, timeout=call.timeout))
 
-    def _open(self, call: Call[Any]) -> Any:
-        return self._client.stream(call.method, call.path, json=call.body, timeout=call.timeout)
+    def _flow(self, call: Call[Any], reading: Reading[Event]) -> AsyncFlow[Event]:
+        return AsyncFlow(lambda: self._open(call), reading, self.url, self._leftovers)
+
+    async def _open(self, call: Call[Any]) -> httpx.Response:
+        request = self._client.build_request(call.method, call.path, json=call.body, timeout=call.timeout)
+        return await self._client.send(request, stream=True)

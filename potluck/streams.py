@@ -1,36 +1,28 @@
 """Streams that both clients hand out: iterate, stop early, reach the whole answer.
 
-A stream opens its connection at the first step and closes it at its end, at an error and when it is left early; the
-gateway then stops the work on the node. All that is decided about records is in `records.py`; here bytes are moved.
+A stream closes its connection at its end, at an error, and when it is left early, be it by `close` or because nobody
+holds it any more; the gateway then stops the work on the node. How that is done is in `flows.py`: a stream must hold
+its flow and never the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing
-from typing import Generic, Self, TypeVar, cast
-
-import httpx
+from collections.abc import AsyncIterator, Iterator
+from typing import Generic, Self, TypeVar
 
 from .answers import Answer, BatchItem, Token
-from .errors import AnswerTimeout, GatewayUnreachable, PotluckError
-from .records import AnswerEvent, AnswerReading, BatchReading, Reading
-from .refusals import read_refusal
-from .seam import translated
+from .errors import PotluckError
+from .flows import AsyncFlow, Flow
+from .records import AnswerEvent, AnswerReading
 
 Event = TypeVar("Event")
-Opening = Callable[[], AbstractContextManager[httpx.Response]]
-AsyncOpening = Callable[[], AbstractAsyncContextManager[httpx.Response]]
 
 
-class _Flow(Generic[Event]):
-    """Events of one response, as an iterator that closes."""
+class _Left(Generic[Event]):
+    """What is left by `with` or `close`."""
 
-    def __init__(self, opening: Opening, reading: Reading[Event], url: str) -> None:
-        self._opening = opening
-        self._reading = reading
-        self._url = url
-        self._events = self._flow()
+    def __init__(self, flow: Flow[Event]) -> None:
+        self._flow = flow
 
     def __enter__(self) -> Self:
         return self
@@ -40,37 +32,14 @@ class _Flow(Generic[Event]):
 
     def close(self) -> None:
         """Leave the stream; the gateway stops what it was doing for it. Harmless when done twice."""
-        self._events.close()
-
-    def _flow(self) -> Generator[Event]:
-        with translated(self._url), self._opening() as response:
-            if response.status_code != 200:
-                raise read_refusal(response.status_code, response.headers, response.read())
-            chunks = response.iter_bytes()
-            while (data := self._next_chunk(chunks)) is not None:
-                yield from self._reading.receive_data(data)
-                if self._reading.failed:
-                    break
-        self._reading.end()
-
-    def _next_chunk(self, chunks: Iterator[bytes]) -> bytes | None:
-        try:
-            with translated(self._url):
-                return next(chunks, None)
-        except (GatewayUnreachable, AnswerTimeout) as error:
-            if (failure := self._reading.broken(error)) is not None:
-                raise failure from error
-            return None  # after the last record nothing can be missing
+        self._flow.close()
 
 
-class _AsyncFlow(Generic[Event]):
+class _AsyncLeft(Generic[Event]):
     """The same for asyncio."""
 
-    def __init__(self, opening: AsyncOpening, reading: Reading[Event], url: str) -> None:
-        self._opening = opening
-        self._reading = reading
-        self._url = url
-        self._events = self._flow()
+    def __init__(self, flow: AsyncFlow[Event]) -> None:
+        self._flow = flow
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,30 +49,7 @@ class _AsyncFlow(Generic[Event]):
 
     async def aclose(self) -> None:
         """Leave the stream; the gateway stops what it was doing for it. Harmless when done twice."""
-        await self._events.aclose()
-
-    async def _flow(self) -> AsyncGenerator[Event]:
-        with translated(self._url):
-            async with self._opening() as response:
-                if response.status_code != 200:
-                    raise read_refusal(response.status_code, response.headers, await response.aread())
-                # httpx promises an iterator only, but it is a generator, and one that wants to be closed.
-                async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
-                    while (data := await self._next_chunk(chunks)) is not None:
-                        for event in self._reading.receive_data(data):
-                            yield event
-                        if self._reading.failed:
-                            break
-        self._reading.end()
-
-    async def _next_chunk(self, chunks: AsyncGenerator[bytes]) -> bytes | None:
-        try:
-            with translated(self._url):
-                return await anext(chunks, None)
-        except (GatewayUnreachable, AnswerTimeout) as error:
-            if (failure := self._reading.broken(error)) is not None:
-                raise failure from error
-            return None  # after the last record nothing can be missing
+        await self._flow.aclose()
 
 
 def _whole(reading: AnswerReading) -> Answer:
@@ -112,23 +58,25 @@ def _whole(reading: AnswerReading) -> Answer:
     return reading.answer
 
 
-class Stream(_Flow[AnswerEvent]):
+class Stream(_Left[AnswerEvent]):
     """The tokens of one answer; `answer` is there after the last one, `text` is what has been told so far."""
 
-    _reading: AnswerReading
+    def __init__(self, flow: Flow[AnswerEvent], reading: AnswerReading) -> None:
+        super().__init__(flow)
+        self._reading = reading
 
     def __iter__(self) -> Iterator[Token]:
         return self
 
     def __next__(self) -> Token:
-        for event in self._events:
+        for event in self._flow:
             if isinstance(event, Token):
                 return event
         raise StopIteration
 
     def events(self) -> Iterator[AnswerEvent]:
         """Tokens, thoughts and, where `progress=True` was asked for, places in the queue."""
-        return self._events
+        return self._flow
 
     @property
     def text(self) -> str:
@@ -140,28 +88,30 @@ class Stream(_Flow[AnswerEvent]):
 
     def finish(self) -> Answer:
         """Read what is left and return the whole answer."""
-        for _ in self._events:
+        for _ in self._flow:
             pass
         return self.answer
 
 
-class AsyncStream(_AsyncFlow[AnswerEvent]):
-    """The same for asyncio; leave it with `async with` or `aclose()` when not read to its end."""
+class AsyncStream(_AsyncLeft[AnswerEvent]):
+    """The same for asyncio; `async with` or `aclose()` leave it at once, wherever else it is still held."""
 
-    _reading: AnswerReading
+    def __init__(self, flow: AsyncFlow[AnswerEvent], reading: AnswerReading) -> None:
+        super().__init__(flow)
+        self._reading = reading
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self
 
     async def __anext__(self) -> Token:
-        async for event in self._events:
+        async for event in self._flow:
             if isinstance(event, Token):
                 return event
         raise StopAsyncIteration
 
     def events(self) -> AsyncIterator[AnswerEvent]:
         """Tokens, thoughts and, where `progress=True` was asked for, places in the queue."""
-        return self._events
+        return self._flow
 
     @property
     def text(self) -> str:
@@ -173,24 +123,20 @@ class AsyncStream(_AsyncFlow[AnswerEvent]):
 
     async def finish(self) -> Answer:
         """Read what is left and return the whole answer."""
-        async for _ in self._events:
+        async for _ in self._flow:
             pass
         return self.answer
 
 
-class BatchStream(_Flow[BatchItem]):
+class BatchStream(_Left[BatchItem]):
     """The results of a batch in the order in which they finish."""
 
-    _reading: BatchReading
-
     def __iter__(self) -> Iterator[BatchItem]:
-        return self._events
+        return self._flow
 
 
-class AsyncBatchStream(_AsyncFlow[BatchItem]):
+class AsyncBatchStream(_AsyncLeft[BatchItem]):
     """The same for asyncio."""
 
-    _reading: BatchReading
-
     def __aiter__(self) -> AsyncIterator[BatchItem]:
-        return self._events
+        return self._flow

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import typer
@@ -16,7 +16,7 @@ from potluck.cli.fleet_columns import COLUMNS
 DOCS = Path(potluck.__file__).parents[1] / "docs"
 CLIENT = (DOCS / "client.md").read_text(encoding="utf-8")
 CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 
 
 def section(command):

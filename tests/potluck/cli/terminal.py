@@ -13,7 +13,7 @@ import sys
 import termios
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 ROOT = Path(__file__).parents[3]
 # How long a loaded machine may take to start Python; nothing waits this long unless it fails.
@@ -105,14 +105,14 @@ def run(
     url: str, *arguments: str, given: str | bytes | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """The command without a terminal. Without `given`, stdin is empty in the way of /dev/null."""
-    source = {"stdin": subprocess.DEVNULL} if given is None else {"input": given}
-    if isinstance(given, str):
-        source = {"input": given.encode()}
-    done = subprocess.run(
+    source: dict[str, Any] = {"stdin": subprocess.DEVNULL}
+    if given is not None:
+        source = {"input": given.encode() if isinstance(given, str) else given}
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
         [sys.executable, "-m", "potluck", *arguments],
         capture_output=True,
         env=environment(url, **variables),
         timeout=PATIENCE_SECONDS,
-        **source,  # type: ignore[call-overload]
+        **source,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
