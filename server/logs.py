@@ -7,10 +7,10 @@ them; keys never come here. Setting up the standard loggers is part of starting 
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import orjson
@@ -19,6 +19,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from server.errors import GatewayError
 from server.http_errors import error_code, http_status
+from server.moments import utc_text
 from server.nodes import NodeId
 from server.observer import RequestRecord
 
@@ -166,7 +167,7 @@ def standard_logging(stream: TextIO, log_format: LogFormat) -> Iterator[None]:
 
 
 def _add_time(logger: WrappedLogger, name: str, entry: EventDict) -> EventDict:
-    entry["time"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    entry["time"] = utc_text(time.time_ns(), 3)
     return entry
 
 

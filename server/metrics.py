@@ -6,7 +6,6 @@ values come from the fleet, never from a request, so that no caller can make ser
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -103,26 +102,29 @@ class Metrics:
         self._responses = counter("http_responses", "HTTP responses by route.", "route", "status")
         ProcessCollector(registry=self._collectors)
 
-    def watch(self, figures: FleetFigures, started_at: float = 0.0) -> None:
+    def watch(self, figures: FleetFigures, started_at: float) -> None:
         """From now on the gauges are read from the fleet and from these figures. Call once."""
-        self._collectors.register(_Gauges(self._fleet, figures, started_at or time.time()))
+        self._collectors.register(_Gauges(self._fleet, figures, started_at))
 
     # Observer
 
     def request_finished(self, record: RequestRecord) -> None:
         model, node = self._model(record.model), record.node
         self._requests[record.request.dialect, model, node, record.outcome].inc()
-        self._cached[(record.cache,)].inc()
-        self._homecomings[(record.homecoming,)].inc()
-        if record.attempts > 1:
-            self._retries[(model,)].inc(record.attempts - 1)
+        shared = record.cache in ("hit", "joined")
+        if shared or record.attempts or record.cache == "miss":
+            self._cached[(record.cache,)].inc()  # one that failed at the door never came to the cache
         if record.error_code is not None:
             self._failures[(record.error_code,)].inc()
         if record.outcome == "done":
             self._durations[model, node].observe(record.timings.total / 1000)
             self._first_tokens[model, node].observe(record.timings.first_token / 1000)
-        if record.cache in ("hit", "joined"):
-            return  # no node read or wrote anything for it
+        if shared:
+            return  # no node was asked, read or wrote anything for it
+        if record.attempts:
+            self._homecomings[(record.homecoming,)].inc()
+        if record.attempts > 1:
+            self._retries[(model,)].inc(record.attempts - 1)
         if record.usage.prompt_tokens:
             self._tokens["prompt", model, node].inc(record.usage.prompt_tokens)
         for share in record.nodes:
@@ -174,8 +176,8 @@ class _Gauges:
         yield GaugeMetricFamily(
             "potluck_start_time_seconds", "When the gateway started, in Unix time.", self._started_at
         )
-        nodes = labelled(self._registry)
-        yield self._by_status([node for _, node, _ in nodes])
+        nodes = by_name(self._registry)
+        yield self._by_status()
         yield self._breakers(nodes)
         for name, text, read in _PER_NODE:
             yield _per_node(name, text, nodes, read)
@@ -188,19 +190,19 @@ class _Gauges:
         yield from self._queue()
         yield from self._cache()
 
-    def _by_status(self, nodes: list[Node]) -> Metric:
+    def _by_status(self) -> Metric:
         family = GaugeMetricFamily("potluck_fleet_nodes", "Nodes by status.", labels=["status"])
+        statuses = [node.status for node in self._registry.fleet.nodes.values()]
         for status in NodeStatus:
-            family.add_metric([status], sum(node.status is status for node in nodes))
+            family.add_metric([status], statuses.count(status))
         return family
 
-    def _breakers(self, nodes: list[Labelled]) -> Metric:
-        family = GaugeMetricFamily(
-            "potluck_breaker_state", "1 for the state that a node's breaker is in.", labels=["node", "state"]
-        )
-        for name, _, load in nodes:
+    def _breakers(self, nodes: ByName) -> Metric:
+        family = GaugeMetricFamily("potluck_breaker_state", "Breakers of a node by state.", labels=["node", "state"])
+        for name, sharing in nodes.items():
+            states = [load.breaker.state for _, load in sharing]
             for state in BreakerState:
-                family.add_metric([name, state], load.breaker.state is state)
+                family.add_metric([name, state], states.count(state))
         return family
 
     def _queue(self) -> Iterator[Metric]:
@@ -221,7 +223,7 @@ class _Gauges:
             yield GaugeMetricFamily(name, text, cache.get(key) or 0)
 
 
-Labelled = tuple[str, Node, Load]
+ByName = dict[str, list[tuple[Node, Load]]]
 _Reading = Callable[[Node, Load], float | None]
 _PER_NODE: tuple[tuple[str, str, _Reading], ...] = (
     ("potluck_in_flight_requests", "Requests that a node is answering.", lambda _, load: load.in_flight),
@@ -239,25 +241,19 @@ _PER_NODE: tuple[tuple[str, str, _Reading], ...] = (
 )
 
 
-def labelled(registry: Registry) -> list[Labelled]:
-    """Nodes and loads under the label that tells them apart: the name, with the id where two share it."""
-    nodes = list(registry.fleet.nodes.values())
-    names = [node.name for node in nodes]
+def by_name(registry: Registry) -> ByName:
+    """Nodes and loads under their label: the name, as counters have it too. Nodes that share one share their series."""
+    found: ByName = {}
     empty = Load()
-    return [
-        (
-            node.name if names.count(node.name) == 1 else f"{node.name} ({node.id})",
-            node,
-            registry.loads.get(node.id, empty),
-        )
-        for node in nodes
-    ]
+    for node in registry.fleet.nodes.values():
+        found.setdefault(node.name, []).append((node, registry.loads.get(node.id, empty)))
+    return found
 
 
-def _per_node(name: str, text: str, nodes: list[Labelled], read: _Reading) -> Metric:
+def _per_node(name: str, text: str, nodes: ByName, read: _Reading) -> Metric:
     family = GaugeMetricFamily(name, text, labels=["node"])
-    for label, node, load in nodes:
-        value = read(node, load)
-        if value is not None:
-            family.add_metric([label], value)
+    for label, sharing in nodes.items():
+        values = [value for node, load in sharing if (value := read(node, load)) is not None]
+        if values:
+            family.add_metric([label], sum(values))
     return family

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -16,6 +16,7 @@ import orjson
 from server.api.incoming import JSON, Incoming
 from server.api.services import Services
 from server.breaker import BreakerState
+from server.moments import SECOND_NS, utc_text
 from server.nodes import Load, Node, NodeStatus
 from server.version import VERSION
 
@@ -26,9 +27,8 @@ class FleetApi:
 
     async def health(self, incoming: Incoming) -> None:
         services = self._services
-        nodes = self._nodes()
         health: dict[str, Any] = {
-            "status": self._status(nodes),
+            "status": self._status(),
             "version": VERSION,
             "uptime_s": round(time.time() - services.started_at, 1),
             "draining": services.open_requests.draining,
@@ -36,7 +36,7 @@ class FleetApi:
             "embedded": services.embedded_status(),
             "queue": services.dispatch.queue_status(),
             "cache": services.dispatch.cache_status(),
-            "nodes": nodes,
+            "nodes": self._nodes(),
         }
         await incoming.answer(orjson.dumps(health))
 
@@ -45,7 +45,7 @@ class FleetApi:
 
     async def ready(self, incoming: Incoming) -> None:
         draining = self._services.open_requests.draining
-        usable = sum(_usable(record) for record in self._nodes())
+        usable = sum(map(self._is_usable, self._listed()))
         ready = usable > 0 and not draining
         body = {"ready": ready, "usable_nodes": usable, "draining": draining}
         await incoming.answer(orjson.dumps(body), JSON, 200 if ready else 503)
@@ -61,12 +61,22 @@ class FleetApi:
         content_type, text = await asyncio.to_thread(self._services.metrics.exposition)
         await incoming.answer(text, content_type)
 
-    def _status(self, nodes: list[dict[str, Any]]) -> str:
+    def _listed(self) -> Collection[Node]:
+        return self._services.registry.fleet.nodes.values()
+
+    def _load(self, node: Node) -> Load:
+        return self._services.registry.loads.get(node.id) or Load()
+
+    def _is_usable(self, node: Node) -> bool:
+        at_rest = self._load(node).breaker.state is BreakerState.OPEN
+        return node.status is NodeStatus.READY and not at_rest and bool(node.models)
+
+    def _status(self) -> str:
         """ok: all that should serve can; unavailable: none can; degraded: something between."""
-        if not any(map(_usable, nodes)):
+        if not any(map(self._is_usable, self._listed())):
             return "unavailable"
-        wanted = [record for record in nodes if record["status"] not in ("disabled", "draining")]
-        fine = all(map(_usable, wanted)) and self._services.fleet_file().error is None
+        wanted = [node for node in self._listed() if node.status not in (NodeStatus.DISABLED, NodeStatus.DRAINING)]
+        fine = all(map(self._is_usable, wanted)) and self._services.fleet_file().error is None
         return "ok" if fine else "degraded"
 
     def _fleet_file(self) -> dict[str, Any]:
@@ -81,9 +91,7 @@ class FleetApi:
         }
 
     def _nodes(self) -> list[dict[str, Any]]:
-        registry = self._services.registry
-        empty = Load()
-        return [self._node(node, registry.loads.get(node.id, empty)) for node in registry.fleet.nodes.values()]
+        return [self._node(node, self._load(node)) for node in self._listed()]
 
     def _node(self, node: Node, load: Load) -> dict[str, Any]:
         spec = node.spec
@@ -117,13 +125,9 @@ class FleetApi:
         }
 
 
-def _usable(record: dict[str, Any]) -> bool:
-    return record["status"] == NodeStatus.READY and record["breaker"] != BreakerState.OPEN and bool(record["models"])
-
-
 def _rounded(value: float | None, digits: int = 1) -> float | None:
     return None if value is None else round(value, digits)
 
 
 def iso_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return utc_text(int(seconds * SECOND_NS))

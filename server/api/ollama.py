@@ -29,14 +29,14 @@ from server.api.streams import WholeAnswer, gather, relay
 from server.errors import GatewayError, ModelNotFound
 from server.exchange import AskRequest, Done, Operation, Token
 from server.http_errors import error_bytes
+from server.moments import utc_text
 
 OLLAMA_JSON = b"application/json; charset=utf-8"
 
 
-def timestamp(now_ns: int) -> str:
-    """A moment as Ollama writes it: UTC with nanoseconds."""
-    seconds, rest = divmod(now_ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
+def timestamp() -> str:
+    """Now, as Ollama writes it."""
+    return utc_text(time.time_ns(), 9)
 
 
 def final_fields(done: Done) -> dict[str, Any]:
@@ -61,12 +61,10 @@ class OllamaEncoder:
     def __init__(self, model: str, chat: bool) -> None:
         self._before = b'{"model":' + orjson.dumps(model) + b',"created_at":"'
         self._chat = chat
-        self._second = -1
-        self._second_text = b""
         if chat:
-            self._open, self._close = b'Z","message":{"role":"assistant","content":', b'},"done":false'
+            self._open, self._close = b'","message":{"role":"assistant","content":', b'},"done":false'
         else:
-            self._open, self._close = b'Z","response":', b',"done":false'
+            self._open, self._close = b'","response":', b',"done":false'
 
     def token(self, token: Token) -> bytes:
         inside, outside = b"", b""
@@ -79,7 +77,7 @@ class OllamaEncoder:
         return b"".join(
             (
                 self._before,
-                self._now(),
+                timestamp().encode(),
                 self._open,
                 orjson.dumps(token.text),
                 inside,
@@ -95,23 +93,16 @@ class OllamaEncoder:
             last["context"] = done.context
         last.update(final_fields(done))
         told = b'""}' if self._chat else b'""'
-        return self._before + self._now() + self._open + told + b"," + orjson.dumps(last)[1:] + b"\n"
+        return self._before + timestamp().encode() + self._open + told + b"," + orjson.dumps(last)[1:] + b"\n"
 
     def failed(self, error: GatewayError) -> bytes:
         return error_bytes(error, "ollama") + b"\n"
-
-    def _now(self) -> bytes:
-        second, rest = divmod(time.time_ns(), 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second)).encode()
-        return self._second_text + b"%09d" % rest
 
 
 def whole_record(model: str, whole: WholeAnswer, chat: bool) -> dict[str, Any]:
     """A whole answer of /api/chat or /api/generate."""
     done = whole.done
-    answer: dict[str, Any] = {"model": model, "created_at": timestamp(time.time_ns())}
+    answer: dict[str, Any] = {"model": model, "created_at": timestamp()}
     told: dict[str, Any] = {"role": "assistant", "content": whole.text} if chat else {"response": whole.text}
     if whole.thinking:
         told["thinking"] = whole.thinking
@@ -232,6 +223,6 @@ def _words_of_embeddings() -> Iterator[None]:
 
 
 def _empty_record(request: AskRequest, chat: bool, message: Mapping[str, str]) -> dict[str, Any]:
-    record: dict[str, Any] = {"model": request.model or "auto", "created_at": timestamp(time.time_ns())}
+    record: dict[str, Any] = {"model": request.model or "auto", "created_at": timestamp()}
     record.update({"message": message} if chat else {"response": ""})
     return record

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.breaker import Breaker, BreakerState
 from server.exchange import AskRequest, CallerId, NodeShare, RequestId, Timings, Usage
-from server.metrics import MOST_CHILDREN, Metrics, labelled
+from server.metrics import MOST_CHILDREN, Metrics
 from server.nodes import NodeId
 from server.observer import RequestRecord
 from tests.server.api.gateway import MODEL, fleet, report, spec
@@ -140,14 +140,43 @@ def test_gauges_are_read_when_asked():
     assert value(metrics, "potluck_in_flight_requests", node="kitchen") == 0
 
 
-def test_nodes_of_one_name_are_told_apart():
+def test_nodes_of_one_name_share_their_series_in_counters_and_gauges():
     registry = fleet((spec("a", name="phone"), report()), (spec("b", name="phone"), report()), (spec("c"), report()))
-    assert [label for label, _, _ in labelled(registry)] == ["phone (a)", "phone (b)", "c"]
+    metrics = Metrics(registry)
+    metrics.watch(ScriptedDispatch(), 1.0)
+    for node_id, busy in (("a", 1), ("b", 2), ("c", 4)):
+        registry.loads[NodeId(node_id)].in_flight = busy
+        metrics.attempt_started(NodeId(node_id), MODEL)
+    registry.loads[NodeId("b")].tokens_per_second = 9.0
+    registry.loads[NodeId("b")].breaker = Breaker(BreakerState.OPEN, 3, 1, 99.0)
+    assert value(metrics, "potluck_attempts_total", model=MODEL, node="phone") == 2
+    assert value(metrics, "potluck_in_flight_requests", node="phone") == 3
+    assert value(metrics, "potluck_in_flight_requests", node="c") == 4
+    assert value(metrics, "potluck_generation_tokens_per_second", node="phone") == 9.0
+    assert value(metrics, "potluck_breaker_state", node="phone", state="open") == 1
+    assert value(metrics, "potluck_breaker_state", node="phone", state="closed") == 1
+    assert {dict(labels).get("node") for _, labels in samples(metrics)} == {None, "phone", "c"}
+
+
+def test_what_reached_no_node_neither_came_home_nor_to_the_cache():
+    metrics = made()
+    metrics.request_finished(replace(RECORD, outcome="failed", error_code="model_not_found", attempts=0, cache="off"))
+    assert not any(name.startswith(("potluck_homecomings", "potluck_cache_requests")) for name, _ in samples(metrics))
+    metrics.request_finished(replace(RECORD, cache="off"))
+    assert value(metrics, "potluck_homecomings_total", outcome="home") == 1
+    assert value(metrics, "potluck_cache_requests_total", outcome="off") == 1
+
+
+@pytest.mark.parametrize("cache", ["hit", "joined"])
+def test_a_shared_answer_repeats_no_attempts(cache: Any):
+    metrics = made()
+    metrics.request_finished(replace(RECORD, cache=cache))
+    assert not any(name.startswith(("potluck_homecomings", "potluck_retries")) for name, _ in samples(metrics))
 
 
 def test_the_page_lists_every_metric_with_its_labels():
     metrics = made()
-    metrics.watch(ScriptedDispatch())
+    metrics.watch(ScriptedDispatch(), 1_234.0)
     metrics.request_finished(replace(RECORD, error_code="x"))
     metrics.attempt_started(NodeId("kitchen"), MODEL)
     metrics.attempt_failed(NodeId("kitchen"), MODEL, "broken")
