@@ -21,7 +21,8 @@ from typing import Any, TextIO
 from server.answers import Answers
 from server.api.access import AccessRules, Exposure, access_rules
 from server.api.app import App, build_app
-from server.api.incoming import Receive, Scope, Send
+from server.api.incoming import Receive, Scope
+from server.api.reply import Send
 from server.api.services import OpenRequests, Services
 from server.backends import Backends
 from server.breaker import BreakerLimits

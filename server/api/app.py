@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from server.api.ask import AskApi
 from server.api.ask_batch import BatchApi
 from server.api.fleet import FleetApi
-from server.api.incoming import ClientGone, Incoming, Receive, Scope, Send
+from server.api.incoming import ClientGone, Incoming, Receive, Scope
 from server.api.ollama import OllamaApi
 from server.api.ollama_models import OllamaModelsApi
 from server.api.openai_chat import OpenAIChatApi
 from server.api.openai_completions import OpenAICompletionsApi
 from server.api.openai_models import OpenAIModelsApi
 from server.api.pages import PagesApi
+from server.api.reply import Send
 from server.api.services import Services
 from server.errors import GatewayDraining, GatewayError, InternalError, MethodRefused, PathUnknown
 from server.http_errors import Dialect, Header
@@ -122,7 +123,7 @@ class HttpApplication:
         finally:
             incoming.end()
             open_requests.discard(incoming)
-            self._services.metrics.http_finished(incoming.route or "other", incoming.status)
+            self._services.metrics.http_finished(incoming.route or "other", incoming.reply.status)
 
     def _entry_below(self, path: str) -> tuple[str, Mapping[str, Handler], Dialect] | None:
         for entry in self._below:
@@ -140,7 +141,7 @@ class HttpApplication:
         incoming.route, methods, _ = entry
         handler = methods.get("GET" if incoming.method == "HEAD" else incoming.method)
         if handler is None:
-            incoming.response_headers.append((b"allow", _allowed(methods)))
+            incoming.reply.headers.append((b"allow", _allowed(methods)))
             raise MethodRefused(incoming.path, incoming.method)
         if self._services.open_requests.draining and incoming.method not in _DRAINING_METHODS:
             raise GatewayDraining("the gateway is being stopped and takes no new requests")
@@ -152,7 +153,7 @@ class HttpApplication:
         headers, access = incoming.headers, self._services.access
         origin = headers.get(b"origin")
         if origin is not None and access.welcomes(origin, headers.get(b"host")):
-            incoming.response_headers += _cors_headers(origin)
+            incoming.reply.headers += _cors_headers(origin)
         preflight = incoming.method == "OPTIONS" and b"access-control-request-method" in headers
         if is_open(incoming.path) or (preflight and access.needs_key):
             return  # a preflight cannot bring the key; it learns nothing but what the answer's headers say
@@ -163,7 +164,7 @@ class HttpApplication:
             self._services.exposure.note(server[0])
 
     async def _options(self, incoming: Incoming, methods: Mapping[str, Handler]) -> None:
-        headers = incoming.response_headers
+        headers = incoming.reply.headers
         headers.append((b"allow", _allowed(methods)))
         asked = incoming.headers.get(b"access-control-request-headers")
         if any(name == b"access-control-allow-origin" for name, _ in headers):
@@ -171,12 +172,12 @@ class HttpApplication:
             headers.append((b"access-control-max-age", _CORS_SECONDS))
             if asked is not None:
                 headers.append((b"access-control-allow-headers", asked))
-        await incoming.answer_empty()
+        await incoming.reply.answer_empty()
 
     async def _refuse(self, incoming: Incoming, error: GatewayError) -> None:
         """Answer with the error; a response that has begun has told it already."""
         self._services.log.refused(incoming, error)
-        if not incoming.status:
+        if not incoming.reply.status:
             await incoming.refuse(error)
 
     async def _cancelled(self, incoming: Incoming) -> None:

@@ -28,8 +28,9 @@ from server.api.fields import (
     unknown_field,
     wrong_type,
 )
-from server.api.incoming import NDJSON, SSE, Incoming
+from server.api.incoming import Incoming
 from server.api.options import OPTION_CHECKS, TOP_LEVEL_OPTIONS, own_options
+from server.api.reply import NDJSON, SSE
 from server.api.services import Services
 from server.api.streams import WholeAnswer, gather, relay
 from server.errors import GatewayError, RequestInvalid
@@ -246,7 +247,7 @@ class AskApi:
         request = ask_request(values, incoming.request_id, incoming.caller)
         incoming.hand_over()
         whole = await gather(self._dispatch.stream(request), incoming)
-        await incoming.answer(orjson.dumps(answer_record(whole)))
+        await incoming.reply.answer(orjson.dumps(answer_record(whole)))
 
     async def ask_stream(self, incoming: Incoming) -> None:
         values = checked(await incoming.json(), _STREAM_FIELDS)

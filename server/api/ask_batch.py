@@ -16,7 +16,8 @@ import orjson
 
 from server.api.ask import ASK_FIELDS, answer_record, ask_request, with_shared
 from server.api.fields import Check, checked, flag, record, sequence
-from server.api.incoming import NDJSON, SSE, Incoming
+from server.api.incoming import Incoming
+from server.api.reply import NDJSON, SSE
 from server.api.services import Services
 from server.api.streams import gather
 from server.errors import GatewayError, InternalError, QueueFull, RequestInvalid
@@ -110,15 +111,15 @@ class BatchApi:
             results[index] = result
 
         await self._run(incoming, batch, keep)
-        await incoming.answer(orjson.dumps({"results": results}))
+        await incoming.reply.answer(orjson.dumps({"results": results}))
 
     async def _tell_as_they_finish(self, incoming: Incoming, batch: Batch) -> None:
         events = incoming.wants_events()
         before, after = (b"data: ", b"\n\n") if events else (b"", b"\n")
-        await incoming.begin(SSE if events else NDJSON)
+        await incoming.reply.begin(SSE if events else NDJSON)
 
         async def tell(index: int, result: dict[str, Any]) -> None:
-            await incoming.tell(before + orjson.dumps({"index": index, **result}) + after)
+            await incoming.reply.tell(before + orjson.dumps({"index": index, **result}) + after)
 
         try:
             await self._run(incoming, batch, tell)
@@ -127,7 +128,7 @@ class BatchApi:
             if incoming.cut_error is None:
                 raise
             last = error_record(incoming.cut_error, "ask")
-        await incoming.tell(before + orjson.dumps(last) + after, last=True)
+        await incoming.reply.tell(before + orjson.dumps(last) + after, last=True)
 
     async def _run(self, incoming: Incoming, batch: Batch, tell: Tell) -> None:
         workers = min(len(batch.items), self._at_once())

@@ -13,7 +13,8 @@ from typing import Any
 
 import orjson
 
-from server.api.incoming import JSON, Incoming
+from server.api.incoming import Incoming
+from server.api.reply import JSON
 from server.api.services import Services
 from server.breaker import BreakerState
 from server.moments import SECOND_NS, utc_text
@@ -38,28 +39,28 @@ class FleetApi:
             "cache": services.dispatch.cache_status(),
             "nodes": self._nodes(),
         }
-        await incoming.answer(orjson.dumps(health))
+        await incoming.reply.answer(orjson.dumps(health))
 
     async def live(self, incoming: Incoming) -> None:
-        await incoming.answer(b'{"status":"alive"}')
+        await incoming.reply.answer(b'{"status":"alive"}')
 
     async def ready(self, incoming: Incoming) -> None:
         draining = self._services.open_requests.draining
         usable = sum(map(self._is_usable, self._listed()))
         ready = usable > 0 and not draining
         body = {"ready": ready, "usable_nodes": usable, "draining": draining}
-        await incoming.answer(orjson.dumps(body), JSON, 200 if ready else 503)
+        await incoming.reply.answer(orjson.dumps(body), JSON, 200 if ready else 503)
 
     async def nodes(self, incoming: Incoming) -> None:
-        await incoming.answer(orjson.dumps({"nodes": self._nodes()}))
+        await incoming.reply.answer(orjson.dumps({"nodes": self._nodes()}))
 
     async def queue(self, incoming: Incoming) -> None:
-        await incoming.answer(orjson.dumps(self._services.dispatch.queue_status()))
+        await incoming.reply.answer(orjson.dumps(self._services.dispatch.queue_status()))
 
     async def metrics(self, incoming: Incoming) -> None:
         # In a thread: the text of a thousand nodes takes a tenth of a second, in which streams would stand still.
         content_type, text = await asyncio.to_thread(self._services.metrics.exposition)
-        await incoming.answer(text, content_type)
+        await incoming.reply.answer(text, content_type)
 
     def _listed(self) -> Collection[Node]:
         return self._services.registry.fleet.nodes.values()

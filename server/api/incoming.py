@@ -1,6 +1,6 @@
-"""One HTTP request on its way in and its answer on the way out, on bare ASGI.
+"""One HTTP request on bare ASGI.
 
-Holds what every handler needs: headers, body, caller, request id, and the two ways to answer (whole or piece by piece).
+Holds what every handler needs: headers, body, caller, request id, and the reply.
 From `watch` on, a client that leaves cancels the handler's task; `cut` does the same for a gateway that must stop.
 Knows nothing of models, nodes or dialects beyond their names.
 """
@@ -17,18 +17,13 @@ from typing import Any
 import orjson
 
 from server.api.fields import DEEPEST, is_too_deep
+from server.api.reply import Message, Reply, Send
 from server.errors import BodyTooLarge, GatewayError, RequestInvalid
 from server.exchange import CallerId, RequestId
-from server.http_errors import Dialect, Header, error_bytes, error_headers, http_status
+from server.http_errors import Dialect, error_bytes, error_headers, http_status
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-JSON = b"application/json"
-NDJSON = b"application/x-ndjson"
-SSE = b"text/event-stream; charset=utf-8"
 
 # What may come back in a header and a log line as it came; anything else is replaced by an id of ours.
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -44,10 +39,8 @@ _id_numbers = count(1)
 class Incoming:
     __slots__ = (
         "_receive",
-        "_send",
         "_task",
         "_watcher",
-        "body_bytes",
         "body_limit",
         "body_seconds",
         "caller",
@@ -58,11 +51,10 @@ class Incoming:
         "headers",
         "method",
         "path",
+        "reply",
         "request_id",
-        "response_headers",
         "route",
         "scope",
-        "status",
     )
 
     def __init__(
@@ -76,7 +68,6 @@ class Incoming:
     ) -> None:
         self.scope = scope
         self._receive = receive
-        self._send = send
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self.method: str = scope["method"]
@@ -85,15 +76,13 @@ class Incoming:
         self.dialect = dialect
         self.body_limit = body_limit
         self.body_seconds = body_seconds
-        self.body_bytes = 0
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.caller = CallerId("")
         self.gone = False
         self.handed_over = False  # to dispatch, which tells how the request ended
         self.cut_error: GatewayError | None = None
-        self.status = 0  # 0 until the response has begun
         self.request_id = RequestId(_request_id(self.headers.get(b"x-request-id")))
-        self.response_headers: list[Header] = [(b"x-request-id", self.request_id.encode())]
+        self.reply = Reply(send, [(b"x-request-id", self.request_id.encode())])
 
     def check_headers(self) -> None:
         """Refuse a request whose deciding headers come twice."""
@@ -147,7 +136,6 @@ class Incoming:
             raise ClientGone
         if len(body) > self.body_limit:
             raise self._too_large()
-        self.body_bytes = len(body)
         return body
 
     def _come_too_late(self) -> None:
@@ -221,40 +209,11 @@ class Incoming:
         if self._watcher is not None:
             self._watcher.cancel()
 
-    # the answer
-
-    async def answer(self, body: bytes, content_type: bytes = JSON, status: int = 200) -> None:
-        await self.begin(content_type, status, len(body))
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def answer_json(self, value: Any, status: int = 200) -> None:
-        await self.answer(orjson.dumps(value), status=status)
-
-    async def answer_empty(self) -> None:
-        self.status = 204
-        await self._send({"type": "http.response.start", "status": 204, "headers": self.response_headers})
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def begin(self, content_type: bytes, status: int = 200, length: int | None = None) -> None:
-        """Send status and headers; without a length the body follows in pieces, by `tell`."""
-        headers = self.response_headers
-        headers.append((b"content-type", content_type))
-        if length is None:
-            headers.append((b"cache-control", b"no-store"))
-            headers.append((b"x-accel-buffering", b"no"))  # nginx would keep the pieces back
-        else:
-            headers.append((b"content-length", b"%d" % length))
-        self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def tell(self, piece: bytes, last: bool = False) -> None:
-        await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
-
     async def refuse(self, error: GatewayError) -> None:
-        """Answer with an error. Only before `begin`."""
-        self.response_headers += error_headers(error)
+        """Answer with an error. Only before the reply has begun."""
+        self.reply.headers += error_headers(error)
         status = http_status(error, self.dialect)
-        await self.answer(error_bytes(error, self.dialect), JSON, status)
+        await self.reply.answer(error_bytes(error, self.dialect), status=status)
 
 
 class ClientGone(Exception):

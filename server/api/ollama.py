@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from server.api.fields import is_unload, known_only
-from server.api.incoming import NDJSON, Incoming
+from server.api.incoming import Incoming
 from server.api.nodes_direct import NodesDirect
 from server.api.ollama_bodies import (
     CHAT_FIELDS,
@@ -24,6 +24,7 @@ from server.api.ollama_bodies import (
     ollama_request,
     required_model,
 )
+from server.api.reply import NDJSON
 from server.api.services import Services
 from server.api.streams import WholeAnswer, gather, relay
 from server.errors import GatewayError, ModelNotFound
@@ -153,7 +154,7 @@ class OllamaApi:
         else:
             whole = await gather(self._dispatch.stream(request), incoming)
             record = whole_record(request.model or whole.done.model, whole, chat)
-            await incoming.answer(orjson.dumps(record), OLLAMA_JSON)
+            await incoming.reply.answer(orjson.dumps(record), OLLAMA_JSON)
 
     async def _load_or_unload(self, incoming: Incoming, request: AskRequest, chat: bool) -> None:
         required_model(request.model)
@@ -161,13 +162,13 @@ class OllamaApi:
         await self._nodes.load(request, unload=reason == "unload")
         record = _empty_record(request, chat, {"role": "assistant", "content": ""})
         record.update(done=True, done_reason=reason)
-        await incoming.answer(orjson.dumps(record), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps(record), OLLAMA_JSON)
 
     async def _render(self, incoming: Incoming, request: AskRequest, chat: bool) -> None:
         rendered = await self._nodes.render(request)
         record = _empty_record(request, chat, {"role": "", "content": ""})
         record.update(done=False, _debug_info={"rendered_template": rendered})
-        await incoming.answer(orjson.dumps(record), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps(record), OLLAMA_JSON)
 
     async def embed(self, incoming: Incoming) -> None:
         values = known_only(await incoming.json(), EMBED_FIELDS)
@@ -175,7 +176,7 @@ class OllamaApi:
         model = request.model or "auto"
         if not values.get("input"):
             self._check_known(request)
-            await incoming.answer(orjson.dumps({"model": model, "embeddings": []}), OLLAMA_JSON)
+            await incoming.reply.answer(orjson.dumps({"model": model, "embeddings": []}), OLLAMA_JSON)
             return
         whole = await self._embedding(incoming, request)
         done = whole.done
@@ -186,7 +187,7 @@ class OllamaApi:
             "load_duration": done.durations.load,
             "prompt_eval_count": done.usage.prompt_tokens,
         }
-        await incoming.answer(orjson.dumps(answer), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps(answer), OLLAMA_JSON)
 
     async def embeddings(self, incoming: Incoming) -> None:
         """The older form: one text, one vector."""
@@ -195,11 +196,11 @@ class OllamaApi:
         request = self._request(incoming, "embed", {**values, "input": prompt})
         if not prompt:
             self._check_known(request)
-            await incoming.answer(orjson.dumps({"embedding": []}), OLLAMA_JSON)
+            await incoming.reply.answer(orjson.dumps({"embedding": []}), OLLAMA_JSON)
             return
         whole = await self._embedding(incoming, request)
         answer = {"embedding": whole.vectors[0] if whole.vectors else []}
-        await incoming.answer(orjson.dumps(answer), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps(answer), OLLAMA_JSON)
 
     async def _embedding(self, incoming: Incoming, request: AskRequest) -> WholeAnswer:
         incoming.hand_over()

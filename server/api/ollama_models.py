@@ -53,7 +53,7 @@ class OllamaModelsApi:
         models = [tag_record(copy.name, copy) for copy in self._union().values()]
         for alias, copy in self._aliased().items():
             models.append(tag_record(alias, copy))
-        await incoming.answer(orjson.dumps({"models": models}), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps({"models": models}), OLLAMA_JSON)
 
     def _union(self) -> dict[ModelKey, ModelCopy]:
         return union(self._registry.fleet.nodes.values())
@@ -79,18 +79,18 @@ class OllamaModelsApi:
                 if known is None or known["expires_at"] < record["expires_at"]:
                     models[key] = known = record
                 known["nodes"] = names
-        await incoming.answer(orjson.dumps({"models": list(models.values())}), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps({"models": list(models.values())}), OLLAMA_JSON)
 
     async def show(self, incoming: Incoming) -> None:
         values = known_only(await incoming.json(), _NAME_FIELDS)
         model = required_model(named_model(values))
         incoming.watch()
         description = await self._nodes.show(model)
-        await incoming.answer(orjson.dumps(description), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps(description), OLLAMA_JSON)
 
     async def version(self, incoming: Incoming) -> None:
         answer = {"version": OLLAMA_VERSION, "potluck": {"version": VERSION}}
-        await incoming.answer(orjson.dumps(answer), OLLAMA_JSON)
+        await incoming.reply.answer(orjson.dumps(answer), OLLAMA_JSON)
 
     async def refuse(self, incoming: Incoming) -> None:
         raise _refusal(incoming.path)

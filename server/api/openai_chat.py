@@ -181,7 +181,7 @@ class OpenAIChatApi:
 
     async def _whole(self, incoming: Incoming, requests: list[AskRequest], shape: ChatShape) -> None:
         answers = await gather_choices(incoming, self._dispatch, requests)
-        await incoming.answer_json(
+        await incoming.reply.answer_json(
             {
                 "id": f"chatcmpl-{incoming.request_id}",
                 "object": "chat.completion",

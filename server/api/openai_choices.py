@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from server.api.incoming import SSE, Incoming
+from server.api.incoming import Incoming
+from server.api.reply import SSE
 from server.api.services import Dispatch
 from server.api.streams import NO_END, Events, WholeAnswer, gather, mark_cache, tell
 from server.errors import GatewayError, RequestInvalid

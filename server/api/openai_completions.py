@@ -166,7 +166,7 @@ class OpenAICompletionsApi:
         if not values.get("model"):
             head["model"] = answers[0].done.model
         usage = usage_record([whole.done for whole in answers], shape.per_prompt)
-        await incoming.answer_json({**head, "choices": choices_told, "usage": usage})
+        await incoming.reply.answer_json({**head, "choices": choices_told, "usage": usage})
 
     async def embeddings(self, incoming: Incoming) -> None:
         values = openai_checked(await incoming.json(), EMBEDDING_FIELDS)
@@ -181,7 +181,7 @@ class OpenAICompletionsApi:
         whole = await gather(self._dispatch.stream(request), incoming)
         encode = as_base64 if values.get("encoding_format") == "base64" else list
         read = whole.done.usage.prompt_tokens
-        await incoming.answer_json(
+        await incoming.reply.answer_json(
             {
                 "object": "list",
                 "data": [

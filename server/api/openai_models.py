@@ -25,7 +25,7 @@ class OpenAIModelsApi:
 
     async def list_models(self, incoming: Incoming) -> None:
         records = [self._record(name, copy) for name, copy in self._names()]
-        await incoming.answer_json({"object": "list", "data": records})
+        await incoming.reply.answer_json({"object": "list", "data": records})
 
     async def one_model(self, incoming: Incoming) -> None:
         wanted = short_name(unquote(incoming.path.removeprefix(_PREFIX)), "model")
@@ -33,7 +33,7 @@ class OpenAIModelsApi:
         names = dict(self._names())
         for name, copy in names.items():
             if model_key(name) == key:
-                await incoming.answer_json(self._record(wanted, copy))
+                await incoming.reply.answer_json(self._record(wanted, copy))
                 return
         raise ModelNotFound(wanted, nearest(key, names))
 

@@ -40,8 +40,8 @@ class PagesApi:
         if incoming.method != "HEAD" and b"text/html" in incoming.headers.get(b"accept", b""):
             await self._send(incoming, "index.html")
         else:
-            incoming.response_headers.append((b"vary", b"Accept"))
-            await incoming.answer(OLLAMA_SENTENCE, b"text/plain; charset=utf-8")
+            incoming.reply.headers.append((b"vary", b"Accept"))
+            await incoming.reply.answer(OLLAMA_SENTENCE, b"text/plain; charset=utf-8")
 
     async def asset(self, incoming: Incoming) -> None:
         name = incoming.path.removeprefix("/dashboard/")
@@ -50,5 +50,5 @@ class PagesApi:
         await self._send(incoming, name)
 
     async def _send(self, incoming: Incoming, name: str) -> None:
-        incoming.response_headers += [*_HEADERS, (b"vary", b"Accept")]
-        await incoming.answer(self._files[name], _TYPES[name])
+        incoming.reply.headers += [*_HEADERS, (b"vary", b"Accept")]
+        await incoming.reply.answer(self._files[name], _TYPES[name])

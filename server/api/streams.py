@@ -99,7 +99,7 @@ def _whole(tokens: list[Token], vectors: Sequence[Sequence[float]], done: Done) 
 
 
 def mark_cache(incoming: Incoming, cache: CacheOutcome) -> None:
-    incoming.response_headers.append(_CACHE_HEADER[cache])
+    incoming.reply.headers.append(_CACHE_HEADER[cache])
 
 
 async def relay(
@@ -119,11 +119,11 @@ async def tell(incoming: Incoming, batches: AsyncGenerator[Told, None], telling:
             await _send(incoming, telling, telling.encode(batch))
         assert telling.ended, NO_END
     except asyncio.CancelledError:
-        if incoming.cut_error is None or not incoming.status or telling.ended:
+        if incoming.cut_error is None or not incoming.reply.status or telling.ended:
             raise
         await _send(incoming, telling, telling.fail(incoming.cut_error))
     except Exception as error:  # told to the client where it still can be, and to the log above us
-        if incoming.status and not telling.ended:
+        if incoming.reply.status and not telling.ended:
             fault = error if isinstance(error, GatewayError) else InternalError()
             await _send(incoming, telling, telling.fail(fault))
         raise
@@ -134,9 +134,9 @@ async def tell(incoming: Incoming, batches: AsyncGenerator[Told, None], telling:
 async def _send(incoming: Incoming, telling: Telling[Any], piece: bytes) -> None:
     if not piece:
         return
-    if not incoming.status:
-        await incoming.begin(telling.content_type)
-    await incoming.tell(piece, last=telling.ended)
+    if not incoming.reply.status:
+        await incoming.reply.begin(telling.content_type)
+    await incoming.reply.tell(piece, last=telling.ended)
 
 
 class _OneAnswer:
@@ -169,7 +169,7 @@ class _OneAnswer:
                     pieces.append(encoder.done(event))
                     self.ended = True
                 case Failed(error):
-                    if not self._incoming.status and not pieces:
+                    if not self._incoming.reply.status and not pieces:
                         raise error
                     pieces.append(self.fail(error))
         return b"".join(pieces)

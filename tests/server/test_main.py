@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.fields import DEEPEST
 from server.main import Application, create_app, running
 from server.nodes import NodeId
 from server.settings import Settings, SettingsError
@@ -34,6 +35,25 @@ async def test_a_question_goes_all_the_way(tmp_path: Path):
     requests = [line for line in live.log if line["event"] == "request"]
     assert [line["cache"] for line in requests] == ["miss", "hit"]
     assert requests[0]["id"] == answer.headers["x-request-id"]
+
+
+async def test_the_deepest_body_that_is_taken_gets_through(tmp_path: Path):
+    """Digests, translations and the node's own body wrap it in more levels, all of which can be written."""
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(DEEPEST - 2):
+        schema = {"a": schema}
+    arguments = json.dumps({"a": schema})
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    async with FakePhone() as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient() as http:
+        for path, body in (
+            ("/ask", {"prompt": "hi", "temperature": 0, "format": schema}),
+            ("/api/chat", {"messages": messages[:1], "options": {"seed": 1}, "stream": False, "format": schema}),
+            ("/v1/chat/completions", {"messages": messages, "seed": 1}),
+        ):
+            answer = await http.post(f"{live.address}{path}", json=body)
+            assert answer.status_code < 500, (path, answer.text)
+    assert not [line for line in live.log if line["event"] == "fault"]
 
 
 async def test_what_a_client_sends_for_the_gateway_reaches_no_node(tmp_path: Path):
