@@ -1,8 +1,8 @@
 """The gateway beside what people would use instead: requests/s, added latency, streams/s, memory; ratios in one run.
 
 One mock of canned nodes and the load generator share one core; what is measured has the other one for itself. All
-variants run at once and are loaded in turn, several rounds, medians; so whatever else the machine does touches all of
-them. Every question is new, every answer is read to its end and compared. The gateway has everything on: queue,
+variants are loaded in turn, several rounds, medians, so whatever else the machine does touches all of them; who is not
+measured stands still. Every question is new, every answer is read to its end and compared. The gateway has everything on: queue,
 affinity, answer cache (every request a miss, checked), metrics, a log line per request.
 """
 
@@ -26,6 +26,7 @@ from bench.rig.wrk import Load, Measured
 
 NODES = 8
 STREAM_TOKENS = 64
+SETTLING_SECONDS = 0.4  # after a pause: what was due meanwhile is made up for
 SLOW_FACTOR = 3  # so much longer where a load of seconds sees hardly an answer
 GATEWAY = "gateway /api/chat"
 OWN_API = "gateway /ask"
@@ -53,6 +54,7 @@ class Bench:
     variants: list[Variant] = field(default_factory=list)
     servers: dict[str, Server] = field(default_factory=dict)
     samples: dict[tuple[str, str], list[Measured]] = field(default_factory=dict)
+    cpu_us: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # of a request, by variant and load
 
     def url(self, variant: Variant) -> str:
         if variant.program is None:
@@ -70,15 +72,37 @@ class Bench:
         if variant.slow:
             load = replace(load, seconds=load.seconds * SLOW_FACTOR)
         set_burst(self.mock_port, load.burst)
+        self.wake_only(variant)
         return wrk.run(load, self.url(variant), variant.dialect, variant.key, self.load_core)
+
+    def wake_only(self, variant: Variant) -> None:
+        """All others stand still: even idle some of them take a tenth of the core."""
+        for name, server in self.servers.items():
+            if variant.program is not None and variant.program.name == name:
+                server.resume()
+            else:
+                server.pause()
+        time.sleep(SETTLING_SECONDS)
+
+    def wake_all(self) -> None:
+        for server in self.servers.values():
+            server.resume()
 
     def run_round(self, chosen: Sequence[Load]) -> None:
         for load in chosen:
             for variant in self.variants:
+                before = self.cpu_of(variant)
                 measured = self.measure(variant, load)
+                spent = self.cpu_of(variant) - before
+                if measured.per_second and spent:
+                    micros = spent * 1e6 / (measured.per_second * measured.seconds)
+                    self.cpu_us.setdefault((variant.name, load.name), []).append(micros)
                 self.samples.setdefault((variant.name, load.name), []).append(measured)
                 if measured.errors:
                     print(f"  {variant.name}, {load.name}: {measured.errors} errors: {measured.sample}", flush=True)
+
+    def cpu_of(self, variant: Variant) -> float:
+        return self.servers[variant.program.name].cpu.total if variant.program is not None else 0.0
 
     def figure(self, variant: str, load: str, value: Callable[[Measured], float]) -> float | None:
         values = [value(sample) for sample in self.samples.get((variant, load), ())]
@@ -149,6 +173,7 @@ def figures_of(bench: Bench, chosen: Sequence[Load]) -> dict[str, dict[str, obje
                 "per_second": bench.per_second(variant.name, load.name),
                 "median_ms": bench.figure(variant.name, load.name, lambda sample: sample.median_ms),
                 "p99_ms": bench.figure(variant.name, load.name, lambda sample: sample.p99_ms),
+                "cpu_us": median(bench.cpu_us.get((variant.name, load.name), [])),
             }
             for load in chosen
         }
@@ -171,6 +196,10 @@ def print_table(figures: dict[str, dict[str, object]], chosen: Sequence[Load]) -
             [name, *speeds, *(row.get(key) for key in ("added_median_ms", "added_p99_ms", "rss_mib", "errors"))]
         )
     print(table(head, rows))
+
+
+def bench_cpu(cell: object) -> float | None:
+    return cell["cpu_us"] or None if isinstance(cell, dict) else None
 
 
 def ratio(upper: float | None, lower: float | None) -> float | None:
@@ -212,6 +241,7 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
             time.sleep(arguments.pause if number else 0)
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
             bench.run_round(chosen)
+        bench.wake_all()
         figures = figures_of(bench, chosen)
         report.figures = {"variants": figures, "cache_hits": cache_hits(bench.servers["gateway"].program.port)}
         print_table(figures, chosen)

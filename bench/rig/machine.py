@@ -69,7 +69,12 @@ def peak_rss_mib(pid: int) -> float:
 
 def tree_rss_mib(pid: int) -> float:
     """Memory of a process and all of its descendants (servers with worker processes)."""
-    return rss_mib(pid) + sum(tree_rss_mib(child) for child in children_of(pid))
+    return sum(rss_mib(each) for each in tree_of(pid))
+
+
+def tree_of(pid: int) -> list[int]:
+    """The process and all that it started."""
+    return [pid, *(each for child in children_of(pid) for each in tree_of(child))]
 
 
 def children_of(pid: int) -> list[int]:

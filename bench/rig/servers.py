@@ -5,10 +5,12 @@ Each has a log file in the run's temporary folder; when one does not come up, th
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -16,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.rig.machine import CpuSeconds, cpu_seconds, peak_rss_mib, tree_rss_mib
+from bench.rig.machine import CpuSeconds, cpu_seconds, peak_rss_mib, tree_of, tree_rss_mib
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 90.0  # LiteLLM needs half of it on a small machine
@@ -90,10 +92,23 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def pause(self) -> None:
+        """Stand still, with all children: an idle program must not take time from the one that is measured."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in tree_of(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def stop(self) -> None:
         process = self._process
         if process is None or process.poll() is not None:
             return
+        self.resume()
         process.terminate()
         try:
             process.wait(STOP_SECONDS)

@@ -51,6 +51,7 @@ class Measured:
     p99_ms: float
     errors: int
     sample: str = ""
+    seconds: float = 0.0
 
 
 def is_installed() -> bool:
@@ -80,6 +81,6 @@ def measured_from(output: str, errors: str = "") -> Measured:
     told = json.loads(line.removeprefix("RESULT "))
     broken = sum(told[name] for name in ("connect", "read", "write", "timeout"))
     served = told["requests"] - told["wrong"]
-    return Measured(
-        served / told["seconds"], told["p50_ms"], told["p99_ms"], int(told["wrong"] + broken), told["sample"]
-    )
+    errors_seen = int(told["wrong"] + broken)
+    seconds = told["seconds"]
+    return Measured(served / seconds, told["p50_ms"], told["p99_ms"], errors_seen, told["sample"], seconds)
