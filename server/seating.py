@@ -2,6 +2,7 @@
 
 Decisions are `routing.choose`'s; this keeps its rosters in step with the registry, runs the waiting room whenever
 something changed (a slot given back, a node's news, a moment that a refusal named) and turns refusals into errors.
+Whoever waits has been refused in the present state of things, so that a change asks those only whom it can concern.
 A seat that was taken is given back exactly once. Knows nothing of what is said at a seat.
 """
 
@@ -9,23 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
+from operator import itemgetter
 
 from server.affinity import Memories
 from server.breaker import on_no_verdict, on_sent
+from server.claims import Claim as Claim
+from server.claims import Kind
 from server.errors import DeadlineExceeded, GatewayError, NoNodes, QueueFull, RequestInvalid
 from server.exchange import CallerId
-from server.nodes import ModelKey, Node, NodeId, NodeStatus, ResidentModel
+from server.nodes import ModelKey, Node, NodeId, ResidentModel
+from server.outlook import Outlook
 from server.registry import Registry, is_renewed
 from server.roster import Roster, Seat
-from server.routing import Choice, Demand, Policy, Refusal, choose
+from server.routing import Choice, Demand, Policy, Refusal, choose, suits
 from server.waiting import Ticket, WaitingRoom
 
 EXPECTED_REQUEST_SECONDS = 10.0  # for Retry-After, until requests have shown how long they take
 LOOK_WHILE_STARTING_SECONDS = 1.0  # the embedded node may give up without a word
-RETURNING_STATUSES = (NodeStatus.UNKNOWN, NodeStatus.READY, NodeStatus.SILENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +39,6 @@ class SeatingLimits:
     queue_limit: int = 1024
     queue_seconds: float = 300.0
     no_node_seconds: float = 3.0
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """One request's wish for a seat. Lives over all attempts of the request, so that it keeps its place in the line."""
-
-    caller: CallerId
-    priority: int
-    demand: Demand
-    sequence: int
-    since: float
-    deadline: float | None = None
-    waited: float = 0.0  # in all, between its attempts
-    hopeless_since: float | None = None
-    seated: bool = False  # had a seat before: a half-told answer is never turned away at the door
-    future: asyncio.Future[Choice] | None = None
-
-    def kind(self) -> Hashable | None:
-        return ("plain", self.demand.model, self.demand.needs_memory) if self.demand.plain() else None
 
 
 class Seating:
@@ -73,16 +58,16 @@ class Seating:
         self.policy = policy
         self.limits = limits
         self.memories = Memories()
-        self.room: WaitingRoom[Claim] = WaitingRoom(limits.queue_limit)
+        self.room: WaitingRoom[Claim, Kind] = WaitingRoom(limits.queue_limit)
         self.request_seconds = EXPECTED_REQUEST_SECONDS
-        self._now = now
+        self.now = now
         self._absence = absence
         self._starting = starting
         self._rosters: dict[ModelKey | None, Roster] = {}
         self._sequence = count()
         self._timer: asyncio.Handle | None = None
         self._looks_at = 0.0  # when the timer rings: uvloop's handles of less than a millisecond do not tell
-        self._hopeless = False  # somebody who waits has been told that no node is in service
+        self._outlook = Outlook(registry.fleet)
         registry.listen(self._follow)
 
     def roster(self, model: ModelKey | None) -> Roster:
@@ -94,19 +79,20 @@ class Seating:
         return roster
 
     def claim(self, caller: CallerId, priority: int, demand: Demand, deadline: float | None) -> Claim:
-        return Claim(caller, priority, demand, next(self._sequence), self._now(), deadline)
+        return Claim(caller, priority, demand, next(self._sequence), self.now(), deadline)
 
     def take(self, claim: Claim) -> Choice | None:
         """A seat now, or None: then wait. Raises what ends the request at once."""
-        now = self._now()
+        now = self.now()
         outcome = choose(claim.demand, self.roster(claim.demand.model), self.policy, now)
         if isinstance(outcome, Choice):
             return self._occupied(outcome, now)
-        error = self._verdict(claim, outcome, now)
+        error = self._end(claim.demand, outcome)
         if error is not None:
             raise error
         if self.room.full and not claim.seated:
             return self._take_anywhere(claim, now)
+        claim.refusal = outcome
         return None
 
     def _take_anywhere(self, claim: Claim, now: float) -> Choice:
@@ -118,17 +104,32 @@ class Seating:
 
     def expected_wait(self) -> float:
         """Seconds until a request that came now would get a seat, by the recent length of requests."""
-        slots = sum(node.slots for node in self.registry.fleet.nodes.values() if node.status is NodeStatus.READY)
-        return max(1.0, self.request_seconds * (self.room.waiting + 1) / max(1, slots))
+        return max(1.0, self.request_seconds * (self.room.waiting + 1) / max(1, self.outlook.slots))
+
+    @property
+    def outlook(self) -> Outlook:
+        if self._outlook.fleet is not self.registry.fleet:
+            self._outlook = Outlook(self.registry.fleet)
+        return self._outlook
 
     def wait(self, claim: Claim) -> Wait:
+        """For a claim that `take` has just refused."""
         return Wait(self, claim)
+
+    def enter(self, ticket: Ticket[Claim, Kind]) -> None:
+        """Only the new one is looked at, and only at what `take` said: nothing has changed for the others."""
+        claim = ticket.item
+        assert claim.refusal is not None, "take refuses first"
+        if claim.kind().home is None:
+            claim.any_node_will_do(self.now())
+        self.room.enter(ticket)
+        self._heed(ticket, claim.refusal)
 
     def give_up(self, choice: Choice) -> None:
         """The seat was taken, and nothing was ever asked there."""
         load = choice.seat.load
         if choice.trial:
-            load.breaker = on_no_verdict(load.breaker, self._now())
+            load.breaker = on_no_verdict(load.breaker, self.now())
         self.give_back(choice.seat)
 
     def give_back(self, seat: Seat) -> None:
@@ -139,11 +140,13 @@ class Seating:
         if not by_model[seat.model]:
             del by_model[seat.model]
         self.touch(seat.id)
-        self.pump()
+        now, there = self.now(), self.roster(seat.model).seats.get(seat.id)
+        in_service = there is not None and there.admits(now) and there.rests_until <= now
+        self.pump(seat.id, freed=in_service)
 
     def touch(self, node_id: NodeId) -> None:
         """The node's load changed."""
-        now = self._now()
+        now = self.now()
         for roster in self._rosters.values():
             roster.touch(node_id, now)
 
@@ -151,53 +154,103 @@ class Seating:
         for roster in self._rosters.values():
             roster.reweigh(node_id)
 
-    def pump(self) -> None:
-        """Offer free seats to those who wait. Called whenever something changed; cheap when nobody waits."""
+    def pump(self, node_id: NodeId | None = None, freed: bool = False) -> None:
+        """Offer free seats to those who wait. Called whenever something changed; cheap when nobody waits.
+
+        With `node_id` nothing but that node has changed: those who wait for another home need not be asked, unless it
+        has a seat that nobody else wants. With `freed`, all that has changed is that it has a free slot.
+        """
         if not self.room.waiting:
             return
-        now = self._now()
-        refusals: dict[Hashable, Refusal] = {}
+        if node_id is None:
+            self._offer(lambda kind: True)
+            return
+        self._offer(lambda kind: kind.home is None or kind.home == node_id, node_id if freed else None)
+        if self.room.waiting and self._is_free(node_id):
+            self._offer(lambda kind: kind.home is not None and kind.home != node_id)
 
-        def offer(claim: Claim) -> bool:
+    def _is_free(self, node_id: NodeId) -> bool:
+        return any(roster.is_free(node_id) for roster in self._rosters.values())
+
+    def _offer(self, concerns: Callable[[Kind], bool], freed: NodeId | None = None) -> None:
+        now = self.now()
+        refusals: list[tuple[Ticket[Claim, Kind], Refusal]] = []
+
+        def offer(ticket: Ticket[Claim, Kind]) -> bool:
+            claim = ticket.item
             assert claim.future is not None and not claim.future.done()
-            outcome = choose(claim.demand, self.roster(claim.demand.model), self.policy, now)
+            roster = self.roster(claim.demand.model)
+            if freed is not None and not (roster.is_free(freed) and suits(roster.seats[freed], claim.demand)):
+                return False  # for the same reason as before
+            outcome = choose(claim.demand, roster, self.policy, now)
             if isinstance(outcome, Refusal):
-                refusals[claim.kind() or claim] = outcome
+                refusals.append((ticket, outcome))
                 return False
             claim.future.set_result(self._occupied(outcome, now))
             return True
 
-        self.room.bind(offer)
-        self._judge_waiting(refusals, now)
+        self.room.bind(offer, concerns, lambda: freed is not None and not self._is_free(freed))
+        released: set[Kind] = set()
+        for ticket, refusal in refusals:
+            released |= self._release(ticket, refusal, now)
+            self._heed(ticket, refusal)
+        if released:
+            self._offer(lambda kind: kind in released)
 
-    def _judge_waiting(self, refusals: dict[Hashable, Refusal], now: float) -> None:
-        """End the waiting of those that nobody can serve any more, and look again when a refusal says so."""
-        look_at = min((r.retry_at for r in refusals.values() if r.retry_at is not None), default=None)
-        hopeless = any(r.reason in ("none_in_service", "context") for r in refusals.values())
-        affected = hopeless or self._hopeless  # also when hope has just returned: the next time begins anew
-        self._hopeless = hopeless
-        for ticket in list(self.room) if affected else ():
-            claim = ticket.item
-            refusal = refusals.get(claim.kind() or claim)
-            error = self._verdict(claim, refusal, now) if refusal is not None else None
-            if error is not None and claim.future is not None:
-                self.room.leave(ticket)  # at once: its kind must not be refused because of it
-                claim.future.set_exception(error)
-            elif self._starting():
-                look_at = min(look_at or math.inf, now + LOOK_WHILE_STARTING_SECONDS)
-            elif claim.hopeless_since is not None:
-                ends = claim.hopeless_since + self.limits.no_node_seconds
-                look_at = min(look_at or math.inf, ends)
-        if look_at is not None:
-            self.look_at(look_at)
+    def _heed(self, ticket: Ticket[Claim, Kind], refusal: Refusal) -> None:
+        """All of the ticket's kind are refused: is that the end, since when is it hopeless, and when to look again?"""
+        kind, now = ticket.kind, self.now()
+        group = self.room.groups.get(kind)
+        if group is None:
+            return
+        if self._end(ticket.item.demand, refusal) is not None:
+            for other in list(group):
+                self.room.leave(other)
+                error, future = self._end(other.item.demand, refusal), other.item.future
+                if error is not None and future is not None:
+                    future.set_exception(error)
+            return
+        nobody, starting = refusal.reason == "none_in_service", self._starting()
+        if not nobody or starting:
+            group.hopeless_since = None
+        elif group.hopeless_since is None:
+            group.hopeless_since = now
+        if nobody and starting:
+            self.look_at(now + LOOK_WHILE_STARTING_SECONDS)
+        if refusal.retry_at is not None and (refusal.reason != "home" or refusal.retry_at != ticket.item.waits_until()):
+            self.look_at(refusal.retry_at)  # of the end of its own patience a `Wait` knows itself
+
+    def _release(self, ticket: Ticket[Claim, Kind], refusal: Refusal, now: float) -> set[Kind]:
+        """Who waits for a home that is lost, or that rests for longer than it pays to wait, may go elsewhere."""
+        kind, claim = ticket.kind, ticket.item
+        if kind.home is None:
+            return set()
+        seat = self.roster(claim.demand.model).seats.get(kind.home)
+        lost = seat is None or not suits(seat, claim.demand)
+        until = math.inf if seat is None or lost else max(now, seat.rests_until)
+        leaving = [] if refusal.reason == "home" else [ticket]
+        if until > now:
+            leaving += [other for other in self.room.of(kind) if other.item.waits_until() <= until]
+        return {self._send_elsewhere(other, now) for other in leaving}
+
+    def _send_elsewhere(self, ticket: Ticket[Claim, Kind], now: float) -> Kind:
+        kind = ticket.item.any_node_will_do(now)
+        self.room.move(ticket, kind)
+        return kind
+
+    def end_of_patience(self, ticket: Ticket[Claim, Kind]) -> None:
+        """It has waited for its home as long as coming home saves."""
+        if not ticket.gone:
+            elsewhere = self._send_elsewhere(ticket, self.now())
+            self._offer(lambda kind: kind == elsewhere)
 
     def look_at(self, when: float) -> None:
         """Pump at that moment, on the clock of `now` (which must be the loop's)."""
         if self._timer is not None:
-            if not self._timer.cancelled() and self._now() < self._looks_at <= when:
+            if not self._timer.cancelled() and self.now() < self._looks_at <= when:
                 return
             self._timer.cancel()
-        self._looks_at = max(when, self._now() + 0.001)
+        self._looks_at = max(when, self.now() + 0.001)
         self._timer = asyncio.get_running_loop().call_at(self._looks_at, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -217,39 +270,22 @@ class Seating:
         self.touch(seat.id)
         return choice if load.breaker is before else replace(choice, trial=True)
 
-    def _verdict(self, claim: Claim, refusal: Refusal, now: float) -> GatewayError | None:
-        """What the refusal means for the claim: an error that ends it, or None: worth waiting."""
+    def _end(self, demand: Demand, refusal: Refusal) -> GatewayError | None:
+        """What the refusal means: an error that ends the request at once, or None: worth waiting."""
         if refusal.reason == "context":
             return RequestInvalid(
-                f"no node has a context of {claim.demand.context_tokens} tokens for this model",
+                f"no node has a context of {demand.context_tokens} tokens for this model",
                 field="options.num_ctx",
                 hint=f"the largest is {refusal.largest_context}",
             )
         if refusal.reason != "none_in_service" or self._starting():
-            claim.hopeless_since = None
             return None
-        if claim.hopeless_since is None:
-            claim.hopeless_since = now
-        if now - claim.hopeless_since < self.limits.no_node_seconds and self._may_return(claim.demand):
+        if self.limits.no_node_seconds > 0 and self.outlook.may_return(demand):
             return None
-        return NoNodes(self._why_nobody(claim.demand), hint=self._absence())
+        return self.no_nodes(demand)
 
-    def _may_return(self, demand: Demand) -> bool:
-        """Is there any node that could serve this if it came (back) into service?"""
-        for node in self.registry.fleet.nodes.values():
-            if node.id in demand.excluded or node.status not in RETURNING_STATUSES:
-                continue
-            if node.report is None or demand.model is None or demand.model in node.models:
-                return True
-        return False
-
-    def _why_nobody(self, demand: Demand) -> str:
-        nodes = self.registry.fleet.nodes.values()
-        if not nodes:
-            return "there are no nodes"
-        silent = sum(1 for node in nodes if node.status is NodeStatus.SILENT)
-        what = "any model" if demand.model is None else f"'{demand.model}'"
-        return f"no node can serve {what} now: {len(nodes)} known, {silent} silent, the others resting after failures"
+    def no_nodes(self, demand: Demand) -> NoNodes:
+        return NoNodes(self.outlook.why_nobody(demand), hint=self._absence())
 
     def _follow(self, was: Node | None, now_node: Node | None) -> None:
         """The registry has news of a node: keep its seats and its memory true, then serve who waits."""
@@ -258,7 +294,7 @@ class Seating:
             self.memories.remove(node_id)
             for roster in self._rosters.values():
                 roster.remove(node_id)
-            self.pump()
+            self.pump(node_id)
             return
         if was is not None:
             if is_renewed(was, now_node):
@@ -267,7 +303,8 @@ class Seating:
                 self._follow_resident(node_id, model, resident, now_node.resident.get(model))
         for roster in self._rosters.values():
             self._place(roster, now_node)
-        self.pump()
+        if was is None or is_renewed(was, now_node) or _offered_by(was) != _offered_by(now_node):
+            self.pump(node_id)
 
     def _follow_resident(
         self, node_id: NodeId, model: ModelKey, was: ResidentModel, now_resident: ResidentModel | None
@@ -280,7 +317,13 @@ class Seating:
             memory.forget_held(model)
 
     def _place(self, roster: Roster, node: Node) -> None:
-        roster.place(node, self.registry.loads[node.id], self.memories.of(node.id), self._now())
+        roster.place(node, self.registry.loads[node.id], self.memories.of(node.id), self.now())
+
+
+def _offered_by(node: Node) -> tuple[object, ...]:
+    """All of a node that decides who may sit there; most probes find nothing new in it."""
+    contexts = [(key, model.context_length) for key, model in node.resident.items()]
+    return node.status, node.spec, node.slots, node.report is None, node.models, contexts
 
 
 class Wait:
@@ -292,19 +335,24 @@ class Wait:
         self._ticket = Ticket(claim.caller, claim.priority, claim.sequence, claim.since, claim, claim.kind())
         self._got: Choice | None = None
         self._entered = 0.0
+        self._patience: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Wait:
         seating, claim = self._seating, self._claim
-        self._entered = seating._now()
-        claim.future = asyncio.get_running_loop().create_future()
-        seating.room.enter(self._ticket)
-        seating.pump()  # the refusal that sent it here may name a moment to look again
+        loop = asyncio.get_running_loop()
+        self._entered = seating.now()
+        claim.future = loop.create_future()
+        seating.enter(self._ticket)
+        if claim.kind().home is not None:
+            self._patience = loop.call_at(claim.waits_until(), seating.end_of_patience, self._ticket)
         return self
 
     def __exit__(self, *_: object) -> None:
         seating, future = self._seating, self._claim.future
         seating.room.leave(self._ticket)
-        self._claim.waited += seating._now() - self._entered
+        if self._patience is not None:
+            self._patience.cancel()
+        self._claim.waited += seating.now() - self._entered
         if future is not None and future.done() and not future.cancelled() and self._got is None:
             if future.exception() is None:  # bound, and the request left before it heard of it
                 seating.give_up(future.result())
@@ -313,22 +361,36 @@ class Wait:
 
     @property
     def position(self) -> int:
-        return self._seating.room.position(self._ticket)
+        return self._seating.room.position(self._ticket, self._seating.now())
 
     async def seat(self, within_seconds: float) -> Choice | None:
         """The seat, or None when it took longer. Raises NoNodes, DeadlineExceeded, QueueFull (waited too long)."""
-        future = self._claim.future
+        future, now = self._claim.future, self._seating.now
         assert future is not None
-        now = self._seating._now()
-        ends = self._entered + self._seating.limits.queue_seconds - self._claim.waited
-        if self._claim.deadline is not None:
-            ends = min(ends, self._claim.deadline)
-        await asyncio.wait((future,), timeout=max(0.0, min(within_seconds, ends - now)))
+        await asyncio.wait((future,), timeout=max(0.0, min(within_seconds, self._end()[0] - now())))
         if future.done():
             self._got = future.result()
             return self._got
-        if self._seating._now() < ends:
+        ends, why = self._end()
+        if now() < ends:
             return None
-        if self._claim.deadline is not None and ends == self._claim.deadline:
-            raise DeadlineExceeded("the request's deadline passed while it was waiting")
-        raise QueueFull("waited too long for a free node", self._seating.expected_wait())
+        raise why()
+
+    def _end(self) -> tuple[float, Callable[[], GatewayError]]:
+        """When waiting ends as things stand, and with what error."""
+        seating, claim, limits = self._seating, self._claim, self._seating.limits
+        ends: list[tuple[float, Callable[[], GatewayError]]] = []
+        if claim.deadline is not None:
+            ends.append((claim.deadline, self._too_late))
+        ends.append((self._entered + limits.queue_seconds - claim.waited, self._too_long))
+        group = seating.room.groups.get(self._ticket.kind)
+        if group is not None and group.hopeless_since is not None:
+            since = max(self._entered, group.hopeless_since)
+            ends.append((since + limits.no_node_seconds, lambda: seating.no_nodes(claim.demand)))
+        return min(ends, key=itemgetter(0))
+
+    def _too_late(self) -> GatewayError:
+        return DeadlineExceeded("the request's deadline passed while it was waiting")
+
+    def _too_long(self) -> GatewayError:
+        return QueueFull("waited too long for a free node", self._seating.expected_wait())
