@@ -19,6 +19,7 @@ from server.rotation import Rotation
 UNKNOWN_PROMPT_SPEED = 30.0  # tokens/s of a mid-range phone, until the node has shown its own
 UNKNOWN_SPEED = 10.0  # tokens/s, likewise
 TYPICAL_ANSWER_TOKENS = 128  # of a chat; only the balance of first-token time against speed depends on it
+SWEPT_AT = 16  # stale entries of the heap of rests: fewer are not worth sweeping
 LOOKED_AT = 32  # seats weighed one by one: keeps a choice among a thousand under 100 us
 
 
@@ -76,7 +77,8 @@ class Roster:
     model: ModelKey | None
     seats: dict[NodeId, Seat] = field(default_factory=dict)
     free: dict[NodeId, Seat] = field(default_factory=dict)
-    resting: list[tuple[float, NodeId]] = field(default_factory=list)  # a heap: when to look again
+    resting: list[tuple[float, NodeId]] = field(default_factory=list)  # a heap: when to look again; some are stale
+    looks: dict[NodeId, float] = field(default_factory=dict)  # the one entry of `resting` that counts for each node
     rotation: Rotation = field(default_factory=Rotation)
     reserve: dict[NodeId, Seat] = field(default_factory=dict)  # free last resorts
     last_resorts: set[NodeId] = field(default_factory=set)
@@ -95,7 +97,7 @@ class Roster:
         until = seat.rests_until
         if until > now:
             self._take(node_id)
-            heapq.heappush(self.resting, (until, node_id))
+            self._look_at(until, node_id)
         elif seat.node.spec.last_resort:
             self.reserve[node_id] = seat
         else:
@@ -110,10 +112,23 @@ class Roster:
         if self.free.pop(node_id, None) is not None:
             self.rotation.leave(node_id)
 
+    def _look_at(self, when: float, node_id: NodeId) -> None:
+        """One look for each node, the earliest, which knows what is left of its rest: nobody may ever come to ask."""
+        if self.looks.get(node_id, math.inf) <= when:
+            return
+        self.looks[node_id] = when
+        heapq.heappush(self.resting, (when, node_id))
+        if len(self.resting) > 2 * len(self.looks) + SWEPT_AT:
+            self.resting = [(due, resting_id) for resting_id, due in self.looks.items()]
+            heapq.heapify(self.resting)
+
     def wake(self, now: float) -> None:
         """Look again at the seats whose rest is over."""
         while self.resting and self.resting[0][0] <= now:
-            self.touch(heapq.heappop(self.resting)[1], now)
+            when, node_id = heapq.heappop(self.resting)
+            if self.looks.get(node_id) == when:
+                del self.looks[node_id]
+                self.touch(node_id, now)
 
     def place(self, node: Node, load: Load, memory: NodeMemory, now: float) -> None:
         """The node is new or has changed: give it the seat it deserves now, or none."""
@@ -132,7 +147,13 @@ class Roster:
     def remove(self, node_id: NodeId) -> None:
         self._take(node_id)
         self.seats.pop(node_id, None)
+        self.looks.pop(node_id, None)
         self.last_resorts.discard(node_id)
+
+    def forget(self, node_id: NodeId) -> None:
+        """The node is gone for good: nothing of it is kept, not even its place in the rotation."""
+        self.remove(node_id)
+        self.rotation.forget(node_id)
 
     def window(self) -> Sequence[Seat]:
         """`LOOKED_AT` free seats, the next ones each time: enough to find a good one in a fleet of any size."""

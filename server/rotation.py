@@ -8,8 +8,9 @@ enough, and a pick among a thousand seats looks at a handful of heap tops. The t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from server.nodes import NodeId
 
@@ -37,6 +38,7 @@ class Rotation:
     offsets: dict[NodeId, float] = field(default_factory=dict)
     order: dict[NodeId, int] = field(default_factory=dict)
     parked: dict[NodeId, float] = field(default_factory=dict)  # running sums of seats that left
+    _orders: Iterator[int] = field(default_factory=count)
 
     def join(self, node_id: NodeId, weight: float) -> None:
         """The seat is free; it goes on with the sum it left with. Joining again with another weight moves it."""
@@ -48,7 +50,8 @@ class Rotation:
         group = self.groups.setdefault(weight, _Group(weight))
         group.members.add(node_id)
         self.group_of[node_id] = group
-        self.order.setdefault(node_id, len(self.order))
+        if node_id not in self.order:
+            self.order[node_id] = next(self._orders)
         self.total += weight
         self._set(group, node_id, self.parked.pop(node_id, 0.0) - group.gained)
 
@@ -63,6 +66,12 @@ class Rotation:
             del self.groups[group.weight]
         if not self.groups:
             self.total = 0.0  # sums of floats drift; an empty rotation is a good moment to say so
+
+    def forget(self, node_id: NodeId) -> None:
+        """It will not come back; if one of its name does, it is a new one."""
+        self.leave(node_id)
+        self.parked.pop(node_id, None)
+        self.order.pop(node_id, None)
 
     def sum_of(self, node_id: NodeId) -> float:
         """The running sum, of a free seat or of one that left."""
@@ -127,6 +136,7 @@ class Rotation:
     def _top(self, group: _Group) -> tuple[float, int, NodeId]:
         while True:
             entry = group.heap[0]
-            if entry[2] in group.members and self.offsets[entry[2]] == -entry[0]:
+            node_id = entry[2]
+            if node_id in group.members and entry[:2] == (-self.offsets[node_id], self.order[node_id]):
                 return entry
             heapq.heappop(group.heap)

@@ -293,7 +293,7 @@ class Seating:
         if now_node is None:
             self.memories.remove(node_id)
             for roster in self._rosters.values():
-                roster.remove(node_id)
+                roster.forget(node_id)
             self.pump(node_id)
             return
         if was is not None:

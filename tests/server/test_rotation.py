@@ -63,6 +63,12 @@ class RotationEqualsThePlainScan(RuleBasedStateMachine):
         self.rotation.leave(node_id)
         self.plain.weights.pop(node_id, None)
 
+    @rule(node_id=st.sampled_from(NAMES))
+    def forget(self, node_id: NodeId) -> None:
+        self.rotation.forget(node_id)
+        self.plain.weights.pop(node_id, None)
+        self.plain.sums.pop(node_id, None)
+
     @precondition(lambda self: self.plain.weights)
     @rule(times=st.integers(1, 40))
     def pick(self, times: int) -> None:
@@ -90,6 +96,11 @@ class RotationEqualsThePlainScan(RuleBasedStateMachine):
     def sums_are_equal(self) -> None:
         assert {node_id: self.rotation.sum_of(node_id) for node_id in self.plain.sums} == self.plain.sums
         assert self.rotation.total == sum(self.plain.weights.values())
+
+    @invariant()
+    def nothing_is_kept_of_those_that_are_gone(self) -> None:
+        rotation = self.rotation
+        assert set(rotation.order) == set(self.plain.sums) == set(rotation.parked) | set(rotation.group_of)
 
     @invariant()
     def heaps_stay_small(self) -> None:

@@ -12,11 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from server.affinity import Memories
 from server.breaker import Breaker, BreakerState
 from server.nodes import Load, NodeId, NodeStatus
-from server.roster import Roster
+from server.roster import SWEPT_AT, Roster
 from server.routing import Choice, Refusal, choose, suits
 from tests.server.roster_parts import (
     DEMAND,
+    NOW,
     POLICY,
+    change,
     chosen,
     home_at,
     occupy,
@@ -129,6 +131,38 @@ class TheIndexEqualsAScan(RuleBasedStateMachine):
 
 TestTheIndexEqualsAScan = TheIndexEqualsAScan.TestCase
 TestTheIndexEqualsAScan.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_a_node_that_fails_time_and_again_is_noted_once() -> None:
+    """Also in the roster of a model that nobody asks for, which is never woken."""
+    roster = roster_of(*(node_of(f"n{number}") for number in range(3)))
+    for second in range(10_000):
+        change(roster, f"n{second % 3}", now=float(second), shunned_until=second + 1.0)
+    assert len(roster.resting) <= 2 * 3 + SWEPT_AT
+    for second in range(10_000, 20_000):
+        change(roster, "n1", now=float(second), shunned_until=second + 30_000.0 - 1.5 * (second - 10_000))
+    assert len(roster.resting) <= 2 * 3 + SWEPT_AT
+    assert chosen(roster, now=100_000.0)
+
+
+def test_a_rest_that_grows_and_shrinks_ends_when_it_does() -> None:
+    roster = roster_of(node_of("a"))
+    change(roster, "a", now=0.0, shunned_until=10.0)
+    change(roster, "a", now=1.0, shunned_until=5.0)
+    assert refused(roster, now=2.0).retry_at == 5.0
+    change(roster, "a", now=3.0, shunned_until=8.0)
+    assert refused(roster, now=6.0).retry_at == 8.0
+    assert chosen(roster, now=8.0) == "a"
+
+
+def test_nothing_is_kept_of_a_node_that_is_gone() -> None:
+    roster = roster_of(node_of("stays"), node_of("goes"), node_of("rests"))
+    change(roster, "rests", shunned_until=NOW + 5.0)
+    for name in ("goes", "rests"):
+        roster.forget(NodeId(name))
+    kept = (roster.seats, roster.free, roster.rotation.order, roster.rotation.group_of)
+    assert [list(names) for names in kept] == [["stays"]] * 4
+    assert (roster.looks, roster.rotation.parked) == ({}, {})
 
 
 def test_a_thousand_nodes_each_get_their_weight() -> None:

@@ -203,6 +203,18 @@ def holding(hall: Hall, key: int = 1) -> None:
     memory.pinned_contexts[MODEL] = 8192
 
 
+@on_clock_loop
+async def test_a_node_that_is_gone_leaves_nothing_in_any_roster() -> None:
+    async with hall_with("a", "b") as hall:
+        await hall.visit("1")
+        rosters = [hall.seating.roster(model) for model in (MODEL, None)]
+        for node_id in (A, B):
+            hall.registry.emit(NodeGone(node_id))
+        assert [(roster.seats, roster.rotation.order, roster.rotation.parked) for roster in rosters] == [
+            ({}, {}, {})
+        ] * 2
+
+
 @pytest.mark.parametrize(
     ("events", "held", "pinned"),
     [
