@@ -141,6 +141,7 @@ class NodeMemory:
     warm_depth: int = 0  # deepest return that was read warm
     cold_depth: int | None = None  # shallowest return that was read cold
     cold_for: int = 0  # conversations since; one odd reading must not be believed for ever
+    went_on_from: int | None = None  # the newest key of what the last one written has replaced
     pinned_contexts: dict[ModelKey, int] = field(default_factory=dict)  # the num_ctx a model was loaded with by us
 
     def __len__(self) -> int:
@@ -175,9 +176,11 @@ class NodeMemory:
 
     def write(self, entry: Held, continued: Iterable[tuple[int, int]] = ()) -> None:
         """The node has just told this. An older state of the same conversation (`continued`) is replaced by it."""
+        self.went_on_from = None
         for key, _ in continued:
             older = self.by_key.get(key)
             if older is not None:
+                self.went_on_from = older.keys[0]
                 self._drop(older)
                 break
         self.forget_newest(entry.keys[0])
@@ -265,14 +268,20 @@ class Memories:
         return memory
 
     def forget_elsewhere(self, node_id: NodeId, prefixes: Iterable[tuple[int, int]]) -> None:
-        """The conversation went on at `node_id`: what others hold of it will not be asked for again.
+        """The conversation went on at `node_id`, where it was just written: where it came from it will not be asked for.
 
         Only where its newest state is held: many conversations may begin alike, and each has its own way from there.
+        Where several hold that, as many clients have said the same so far, and one of them went on: the oldest goes.
         """
-        for key, _ in prefixes:
-            for other in [holder for holder in self.holders.get(key, ()) if holder != node_id]:
-                self.by_node[other].forget_newest(key)
-            return  # the longest prefix names the conversation; shorter ones may belong to its siblings
+        longest = next(iter(prefixes), None)  # it names the conversation; shorter ones may belong to its siblings
+        here = self.by_node.get(node_id)
+        if longest is None or (here is not None and here.went_on_from == longest[0]):
+            return
+        key = longest[0]
+        left = [self.by_node[other] for other in self.holders.get(key, ()) if other != node_id]
+        left = [memory for memory in left if key in memory.held]
+        if left:
+            min(left, key=lambda memory: memory.held[key].at).forget_newest(key)
 
     def remove(self, node_id: NodeId) -> None:
         memory = self.by_node.pop(node_id, None)
