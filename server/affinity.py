@@ -7,7 +7,7 @@ many of them the node really still holds is learned from how fast it reads a pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from server.nodes import ModelKey, NodeId
 
 HELD_PER_NODE = 64  # more than any phone holds; bounds memory with thousands of one-question callers
 BELIEVED_COLD = 64  # conversations for which a cold reading is believed, then it is tried again
+KEYS_IN_ALL = 400_000  # of all nodes together, some 130 MB: each node may keep its share of them
 KEYS_PER_CONVERSATION = 64  # older prefixes of a long conversation are not worth their bytes
 TEMPLATE_FIELDS = ("system", "template", "tools", "think")
 CHARACTERS_PER_TOKEN = 4.0  # before a node has counted for us; English text in common tokenizers
@@ -136,6 +137,7 @@ class NodeMemory:
 
     node_id: NodeId
     holders: dict[int, set[NodeId]]  # of all nodes: see `Memories`
+    nodes: Callable[[], int] = lambda: 1  # how many share `KEYS_IN_ALL`
     held: dict[int, Held] = field(default_factory=dict)  # by newest key, in the order of writing
     by_key: dict[int, Held] = field(default_factory=dict)
     warm_depth: int = 0  # deepest return that was read warm
@@ -191,7 +193,8 @@ class NodeMemory:
         self.cold_for += 1
         if self.cold_for > BELIEVED_COLD:
             self.cold_depth = None
-        while len(self.held) > HELD_PER_NODE:
+        share = KEYS_IN_ALL // max(1, self.nodes())
+        while len(self.held) > HELD_PER_NODE or (len(self.by_key) > share and len(self.held) > 1):
             self._drop(next(iter(self.held.values())))
 
     def learn(self, match: Match, warm: bool) -> None:
@@ -264,11 +267,11 @@ class Memories:
     def of(self, node_id: NodeId) -> NodeMemory:
         memory = self.by_node.get(node_id)
         if memory is None:
-            memory = self.by_node[node_id] = NodeMemory(node_id, self.holders)
+            memory = self.by_node[node_id] = NodeMemory(node_id, self.holders, self.by_node.__len__)
         return memory
 
     def forget_elsewhere(self, node_id: NodeId, prefixes: Iterable[tuple[int, int]]) -> None:
-        """The conversation went on at `node_id`, where it was just written: where it came from it will not be asked for.
+        """The conversation went on at `node_id`, which has just written it: where it was before nobody asks for it.
 
         Only where its newest state is held: many conversations may begin alike, and each has its own way from there.
         Where several hold that, as many clients have said the same so far, and one of them went on: the oldest goes.

@@ -296,33 +296,6 @@ def test_conversations_that_begin_alike_do_not_chase_each_other_away() -> None:
     assert found(memories.of(B), chat("hi", "hello", "second question", "second answer", "?"))
 
 
-def test_of_two_equal_conversations_only_the_one_that_goes_on_is_forgotten() -> None:
-    """Two clients have said the same so far, at two nodes: one goes on, and the other still finds its own."""
-    memories = Memories()
-    for node_id in (A, B):
-        held_after(memories.of(node_id), chat("hi"), "hello")
-    first = chat("hi", "hello", "one")
-    held_after(memories.of(A), first, "sure")
-    memories.forget_elsewhere(A, conversation(first).prefixes)
-    assert found(memories.of(B), chat("hi", "hello", "two"))
-    elsewhere = NodeId("c")
-    second = chat("hi", "hello", "two")
-    held_after(memories.of(elsewhere), second, "well")
-    memories.forget_elsewhere(elsewhere, conversation(second).prefixes)
-    assert len(memories.of(B)) == 0
-    assert found(memories.of(A), chat("hi", "hello", "one", "sure", "?"))
-
-
-def test_of_several_equal_conversations_elsewhere_the_oldest_is_forgotten() -> None:
-    memories = Memories()
-    for at, name in enumerate("cab"):
-        held_after(memories.of(NodeId(name)), chat("hi"), "hello", at=float(at))
-    moved = chat("hi", "hello", "one")
-    held_after(memories.of(NodeId("d")), moved, "sure")
-    memories.forget_elsewhere(NodeId("d"), conversation(moved).prefixes)
-    assert [len(memories.of(NodeId(name))) for name in "abcd"] == [1, 1, 0, 1]
-
-
 def test_a_node_that_left_is_no_holder() -> None:
     memories = Memories()
     held_after(memories.of(A), chat("hi"), "hello")

@@ -7,11 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from server.affinity import (
+    HELD_PER_NODE,
+    KEYS_IN_ALL,
+    KEYS_PER_CONVERSATION,
     Held,
     Match,
     Memories,
+    conversation,
 )
 from server.nodes import ModelKey, NodeId
+from tests.server.scripted_nodes import chat
+from tests.server.test_affinity import found, held_after
 
 A, B = NodeId("a"), NodeId("b")
 QWEN, GEMMA = ModelKey("qwen"), ModelKey("gemma")
@@ -80,6 +86,70 @@ class MemoriesStayConsistent(RuleBasedStateMachine):
                 assert key in entry.keys
                 assert memory.held.get(entry.keys[0]) is entry
             assert all(newest == entry.keys[0] for newest, entry in memory.held.items())
+
+
+def long_conversation(number: int) -> Held:
+    keys = range(number * KEYS_PER_CONVERSATION, (number + 1) * KEYS_PER_CONVERSATION)
+    return Held(tuple(keys), QWEN, DIGEST, 10, 0.0)
+
+
+def test_the_memories_of_a_large_fleet_are_bounded_together() -> None:
+    """What one phone may hold, times a thousand phones, would be more than a gigabyte."""
+    memories = Memories()
+    numbers = iter(range(10**9))
+    for node in range(1000):
+        memories.of(NodeId(f"n{node}"))
+    few = [memories.of(NodeId(f"n{node}")) for node in range(20)]
+    for memory in few:
+        for _ in range(HELD_PER_NODE):
+            memory.write(long_conversation(next(numbers)))
+    share = KEYS_IN_ALL // 1000
+    assert all(share - KEYS_PER_CONVERSATION < len(memory.by_key) <= share for memory in few)
+    assert len(memories.holders) == sum(len(memory.by_key) for memory in few)
+
+
+def test_a_node_alone_holds_as_much_as_it_may() -> None:
+    memory = Memories().of(A)
+    for number in range(HELD_PER_NODE + 1):
+        memory.write(long_conversation(number))
+    assert len(memory) == HELD_PER_NODE
+
+
+def test_the_newest_conversation_is_kept_however_many_nodes_there_are() -> None:
+    memories = Memories()
+    for number in range(2 * KEYS_IN_ALL // KEYS_PER_CONVERSATION):
+        memories.of(NodeId(f"n{number}"))
+    memory = memories.of(NodeId("n0"))
+    for number in range(3):
+        memory.write(long_conversation(number))
+    assert list(memory.held) == [2 * KEYS_PER_CONVERSATION]
+
+
+def test_of_two_equal_conversations_only_the_one_that_goes_on_is_forgotten() -> None:
+    """Two clients have said the same so far, at two nodes: one goes on, and the other still finds its own."""
+    memories = Memories()
+    for node_id in (A, B):
+        held_after(memories.of(node_id), chat("hi"), "hello")
+    first = chat("hi", "hello", "one")
+    held_after(memories.of(A), first, "sure")
+    memories.forget_elsewhere(A, conversation(first).prefixes)
+    assert found(memories.of(B), chat("hi", "hello", "two"))
+    elsewhere = NodeId("c")
+    second = chat("hi", "hello", "two")
+    held_after(memories.of(elsewhere), second, "well")
+    memories.forget_elsewhere(elsewhere, conversation(second).prefixes)
+    assert len(memories.of(B)) == 0
+    assert found(memories.of(A), chat("hi", "hello", "one", "sure", "?"))
+
+
+def test_of_several_equal_conversations_elsewhere_the_oldest_is_forgotten() -> None:
+    memories = Memories()
+    for at, name in enumerate("cab"):
+        held_after(memories.of(NodeId(name)), chat("hi"), "hello", at=float(at))
+    moved = chat("hi", "hello", "one")
+    held_after(memories.of(NodeId("d")), moved, "sure")
+    memories.forget_elsewhere(NodeId("d"), conversation(moved).prefixes)
+    assert [len(memories.of(NodeId(name))) for name in "abcd"] == [1, 1, 0, 1]
 
 
 TestMemoriesStayConsistent = MemoriesStayConsistent.TestCase
