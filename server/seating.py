@@ -298,7 +298,7 @@ class Seating:
             return
         if was is not None:
             if is_renewed(was, now_node):
-                self.memories.of(node_id).forget()
+                self.memories.remove(node_id)  # and what still runs at the old one is not remembered for the new one
             for model, resident in was.resident.items():
                 self._follow_resident(node_id, model, resident, now_node.resident.get(model))
         for roster in self._rosters.values():
