@@ -2,7 +2,8 @@
 
 One mock of canned nodes and the load generator share one core; what is measured has the other one for itself. All
 variants are loaded in turn, several rounds, medians, so whatever else the machine does touches all of them; who is not
-measured stands still. Every question is new, every answer is read to its end and compared. The gateway has everything on: queue,
+measured stands still. Every question is new, every answer is read to its end and compared. The gateway has everything
+on: queue,
 affinity, answer cache (every request a miss, checked), metrics, a log line per request.
 """
 
@@ -196,6 +197,8 @@ def print_table(figures: dict[str, dict[str, object]], chosen: Sequence[Load]) -
             [name, *speeds, *(row.get(key) for key in ("added_median_ms", "added_p99_ms", "rss_mib", "errors"))]
         )
     print(table(head, rows))
+    costs = [[name, *(bench_cpu(row[load.name]) for load in chosen)] for name, row in figures.items()]
+    print(table(["CPU us per request", *(load.name for load in chosen)], costs))
 
 
 def bench_cpu(cell: object) -> float | None:
