@@ -218,7 +218,7 @@ class NodeMemory:
 
     def next_lost(self, model: ModelKey) -> Held | None:
         """The conversation that one more would push out; None while there is room."""
-        room = self.capacity
+        room = self.warm_depth + 1
         for entry in reversed(self.held.values()):
             if entry.model == model:
                 room -= 1
@@ -342,8 +342,10 @@ class ReturnRate:
 
         Where users think for a minute at most, what has been silent for two has ended: it makes room first.
         """
+        if not self.share:
+            return 0.0
         follows = self.share * self.outlasting(idle_seconds)
-        return follows / (follows + 1.0 - self.share) if follows > 0.0 else 0.0
+        return follows / (follows + 1.0 - self.share)
 
 
 def loss_seconds(lost: Held | None, prompt_tokens_per_second: float, rate: ReturnRate, now: float) -> float:

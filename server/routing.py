@@ -164,7 +164,10 @@ def _needs_last_resort(demand: Demand, roster: Roster, now: float) -> bool:
 
 def losing_least(demand: Demand, free: Sequence[Seat], returns: ReturnRate, now: float) -> Sequence[Seat]:
     """The free seats where a newcomer pushes out nothing worth keeping, else those that lose least."""
-    losses = [loss_seconds(seat.memory.next_lost(seat.model), seat.prompt_speed, returns, now) for seat in free]
+    losses = []
+    for seat in free:
+        lost = seat.memory.next_lost(seat.model)
+        losses.append(0.0 if lost is None else loss_seconds(lost, seat.prompt_speed, returns, now))
     bound = min(losses) + EQUAL_LOSS * demand.prompt_tokens / UNKNOWN_PROMPT_SPEED
     return [seat for seat, loss in zip(free, losses, strict=True) if loss <= bound]
 
