@@ -3,8 +3,7 @@
 One mock of canned nodes and the load generator share one core; what is measured has the other one for itself. All
 variants are loaded in turn, several rounds, medians, so whatever else the machine does touches all of them; who is not
 measured stands still. Every question is new, every answer is read to its end and compared. The gateway has everything
-on: queue,
-affinity, answer cache (every request a miss, checked), metrics, a log line per request.
+on: queue, affinity, answer cache (every request a miss, checked), metrics, a log line per request.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class Server:
 
     @property
     def cpu(self) -> CpuSeconds:
-        return cpu_seconds(self.pid)
+        spent = [cpu_seconds(pid) for pid in tree_of(self.pid)]
+        return CpuSeconds(sum(one.user for one in spent), sum(one.system for one in spent))
 
     def __enter__(self) -> Server:
         with self.log.open("wb") as log:
