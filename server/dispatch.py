@@ -1,6 +1,6 @@
 """The one door to the fleet: every request comes in here and ends in exactly one terminal event.
 
-Answers from the cache, together with an equal request in flight, or anew by `failover`; refuses after the cut-off; tells
+Answers from the cache, with an equal request in flight, or anew by `failover`; refuses after the cut-off; tells
 the observer how each request ended. Holds no node's state and decides nothing about nodes.
 """
 

@@ -85,7 +85,12 @@ class Hall:
     def is_empty(self) -> bool:
         loads = self.registry.loads.values()
         nothing_runs = all(load.in_flight == 0 and not load.in_flight_by_model for load in loads)
-        return nothing_runs and self.seating.room.waiting == 0 and not self.seating.room.callers and not self.seating.room.groups
+        return (
+            nothing_runs
+            and self.seating.room.waiting == 0
+            and not self.seating.room.callers
+            and not self.seating.room.groups
+        )
 
 
 @asynccontextmanager
