@@ -30,6 +30,8 @@ from tests.fakes.phone import FakeModel, PhoneSettings
 
 MODEL = "smollm2:135m"
 READY_SECONDS = 90.0
+CONNECTING_SECONDS = 2.0
+RAMP_SECONDS = 3.0  # over which the listeners begin
 FILES_PER_PHONE = 6  # descriptors: a listening socket, connections on both sides, some to spare
 
 
@@ -51,14 +53,18 @@ def question(number: int, tokens: int) -> Question:
 
 
 async def listen(port: int, listeners: int, seconds: float, tokens: int) -> Streams:
-    """All listeners for that long; a stream that has begun is heard to its end."""
+    """All listeners for that long; a stream that has begun is heard to its end.
+
+    They connect before the first stream: a loop that is busy takes only one new connection in each of its turns.
+    """
     loop = asyncio.get_running_loop()
+    made = await asyncio.gather(*(loop.create_connection(Listener, "127.0.0.1", port) for _ in range(listeners)))
+    await asyncio.sleep(CONNECTING_SECONDS)
     streams = Streams(began=loop.time())
     until = streams.began + seconds
 
-    async def one(index: int) -> None:
-        _, listener = await loop.create_connection(Listener, "127.0.0.1", port)
-        await asyncio.sleep(index / listeners)  # within a second, not all in one instant
+    async def one(index: int, listener: Listener) -> None:
+        await asyncio.sleep(RAMP_SECONDS * index / listeners)
         number = index
         while loop.time() < until:
             asked = question(number, tokens)
@@ -66,7 +72,7 @@ async def listen(port: int, listeners: int, seconds: float, tokens: int) -> Stre
             number += listeners
         listener.close()
 
-    await asyncio.gather(*(one(index) for index in range(listeners)))
+    await asyncio.gather(*(one(index, listener) for index, (_, listener) in enumerate(made)))
     streams.ended = loop.time()
     return streams
 
@@ -106,7 +112,7 @@ async def all_ready(port: int, count: int) -> None:
 
 
 async def look(port: int, after_seconds: float) -> dict[str, int]:
-    """One look at the whole fleet in the middle of the run: how many really speak at the same time."""
+    """One look at the whole fleet in the middle of the first answers: how many really speak at the same time."""
     await asyncio.sleep(after_seconds)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session, session.get("/health") as answer:
         health = await answer.json()
@@ -135,12 +141,14 @@ async def measure(arguments: argparse.Namespace, report: Report, folder: Path) -
         for server in (phones, gateway):
             await asyncio.to_thread(server.__enter__)
         await all_ready(ports[0], arguments.phones)
-        await listen(ports[0], arguments.phones, 0.1, 4)  # every path has been gone once
+        await listen(ports[0], arguments.phones, RAMP_SECONDS, 4)  # every path has been gone once
         idle_began = gateway.cpu.total
         await asyncio.sleep(arguments.idle_seconds)
         idle = (gateway.cpu.total - idle_began) / arguments.idle_seconds
         before, phones_before = gateway.cpu, phones.cpu.total
-        looking = asyncio.create_task(look(ports[0], max(3.0, arguments.seconds / 2)))
+        looking = asyncio.create_task(
+            look(ports[0], CONNECTING_SECONDS + RAMP_SECONDS + 0.6 * arguments.tokens / arguments.speed)
+        )
         streams = await listen(ports[0], arguments.phones, arguments.seconds, arguments.tokens)
         after = gateway.cpu
         report.figures |= await looking
