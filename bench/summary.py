@@ -27,9 +27,26 @@ def section(result: dict[str, Any]) -> str:
     return "\n".join([head, "| what | measured | wanted | reached |", "|---|---|---|---|", *rows]) + notes
 
 
+def variants(figures: dict[str, Any]) -> str:
+    """The table of `gateway`: every variant under every load."""
+    rows = []
+    loads: list[str] = []
+    for name, row in figures.items():
+        cells = {load: cell for load, cell in row.items() if isinstance(cell, dict)}
+        loads = list(cells)
+        others = [row.get(key) for key in ("added_median_ms", "added_p99_ms", "rss_mib")]
+        rows.append([name, *(cell["per_second"] for cell in cells.values()), *others])
+    head = ["variant", *(f"{load}/s" for load in loads), "added median ms", "added p99 ms", "MiB"]
+    lines = ["| " + " | ".join(rounded(value) for value in row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines])
+
+
 def main() -> None:
     for path in sorted(Path(RESULTS).glob("*.json")):
-        print(section(json.loads(path.read_text(encoding="utf-8"))), end="\n\n")
+        result = json.loads(path.read_text(encoding="utf-8"))
+        print(section(result), end="\n\n")
+        if "variants" in result["figures"]:
+            print(variants(result["figures"]["variants"]), end="\n\n")
 
 
 if __name__ == "__main__":

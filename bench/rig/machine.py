@@ -44,7 +44,7 @@ def machine_facts() -> dict[str, object]:
         cpuinfo, pages = "", 0
     return {
         "cpu": cpu_model(cpuinfo),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),

@@ -120,7 +120,7 @@ class Report:
     def _result(self) -> dict[str, Any]:
         return {
             "name": self._name,
-            "command": " ".join(["python -m", f"bench.{self._name}", *sys.argv[1:]]),
+            "command": " ".join(["python -m", f"bench.{self._name}", *(_local(word) for word in sys.argv[1:])]),
             "arguments": self._arguments,
             "date": self._began.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - self._began).total_seconds(), 1),
@@ -132,6 +132,11 @@ class Report:
         }
 
 
+def _local(word: str) -> str:
+    """A path by its last part: where it lies on this machine is nobody's business."""
+    return Path(word).name if "/" in word else word
+
+
 def _plain(value: Any) -> Any:
     """What JSON can hold, with floats cut to what they mean."""
     if isinstance(value, float):
@@ -140,4 +145,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
     return value if isinstance(value, str | int | bool | None) else str(value)
