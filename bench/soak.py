@@ -79,6 +79,7 @@ class Tally:
         self.findings[finding.partition(":")[0]] += 1
         if len(self.samples) < SAMPLES:
             self.samples.append(f"{finding} -- {about[:300]}")
+            print(f"FINDING {self.samples[-1]}", flush=True)
 
 
 def phone_settings(group: str, index: int) -> PhoneSettings:
@@ -309,8 +310,6 @@ def tell(report: Report, run: Soak, books: defaultdict[str, float], spent: tuple
     }
     print(table(["honest errors", "requests", "share"], [[c, n, n / tally.asked] for c, n in tally.errors.items()]))
     print(table(["the gateway's books", "count"], [[name, count] for name, count in sorted(books.items())]))
-    for sample in tally.samples:
-        print(f"FINDING {sample}")
     wrong = float(sum(count for name, count in tally.findings.items() if not name.startswith("left behind")))
     left = float(sum(count for name, count in tally.findings.items() if name.startswith("left behind")))
     report.targets = [
