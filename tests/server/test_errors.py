@@ -41,6 +41,8 @@ def test_statuses_and_codes() -> None:
         "draining": 503,
         "deadline_exceeded": 504,
         "nodes_failed": 502,
+        "not_found": 404,
+        "method_not_allowed": 405,
     }
 
 
