@@ -16,6 +16,8 @@ from bench.rig.questions import Question
 from tests.fakes.phone import Expected, PhoneSettings, expected_answer, verify_answer
 from tests.fakes.phone_text import WORD
 
+JOINED = "👩\u200d🚀"  # one token of the fake model, two or more of a real one
+
 
 @dataclass(slots=True)
 class Reading:
@@ -152,6 +154,14 @@ def ollama_code(sentence: str) -> str:
     return f"other: {sentence[:60]}"
 
 
+def _is_short_by_joined(text: str, expected: Expected) -> bool:
+    """When an answer with a limit goes on elsewhere, the gateway has to guess how many tokens were told. One piece of
+    several characters beyond the common planes counts for several, so the limit may be reached that much early.
+    """
+    missing = next((count for count in range(4) if "".join(expected.pieces[: -count or None]) == text), None)
+    return missing is not None and missing <= text.count(JOINED)
+
+
 class Judge:
     """Knows what each group of phones would say."""
 
@@ -194,7 +204,9 @@ class Judge:
     def _is_right(reading: Reading, expected: Expected, complete: bool) -> bool:
         if not complete:
             return expected.text.startswith(reading.text)
-        return reading.text == expected.text and reading.reason in (None, expected.done_reason)
+        if reading.text == expected.text:
+            return reading.reason in (None, expected.done_reason)
+        return reading.reason == expected.done_reason == "length" and _is_short_by_joined(reading.text, expected)
 
     def _wrong_after_line_break(self, question: Question, reading: Reading) -> str:
         """A raw prompt has no header, so a fake model that goes on after a line break of its own takes it for the

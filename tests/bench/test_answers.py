@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.rig.answers import Judge, Reading, ollama_code, read_stream, read_whole
+from bench.rig.answers import JOINED, Judge, Reading, ollama_code, read_stream, read_whole
 from bench.rig.questions import GROUPS, Question, Questions, model_of
 from tests.fakes.phone import FakeModel, PhoneSettings, expected_answer
 
@@ -193,3 +193,19 @@ def test_a_line_break_at_the_end_of_a_raw_prompt_may_be_the_answers_own() -> Non
 
     assert found(first.text) == [] and found(f"\n{later.text}") == []
     assert found(f"\n{later.text[:-9]}") and found(first.text[:30] + later.text[30:])
+
+
+def test_a_limit_may_be_reached_early_only_by_what_had_to_be_guessed() -> None:
+    found: dict[int, list[str]] = {}
+    for number in range(2000):
+        options = {"temperature": 0, "num_predict": 12, "seed": number}
+        asked = Question("ask_stream", True, {}, "closed", ({"role": "user", "content": f"Q{number}"},), None, options)
+        expected = expected_answer(list(asked.messages or ()), settings=SETTINGS["closed"], options=options)
+        joined = "".join(expected.pieces[:-1]).count(JOINED)
+        if joined in found or expected.done_reason != "length":
+            continue
+        body = told(list(expected.pieces[:-1]), {**DONE, "done_reason": "length"})
+        found[joined] = JUDGE.findings(asked, read_stream(asked, 200, body))
+        if len(found) == 2:
+            break
+    assert found[0] and found[1] == []
