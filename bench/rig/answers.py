@@ -158,8 +158,8 @@ def _is_short_by_joined(text: str, expected: Expected) -> bool:
     """When an answer with a limit goes on elsewhere, the gateway has to guess how many tokens were told. One piece of
     several characters beyond the common planes counts for several, so the limit may be reached that much early.
     """
-    missing = next((count for count in range(4) if "".join(expected.pieces[: -count or None]) == text), None)
-    return missing is not None and missing <= text.count(JOINED)
+    missing = next((count for count in range(8) if "".join(expected.pieces[: -count or None]) == text), None)
+    return missing is not None and missing <= 2 * text.count(JOINED)
 
 
 class Judge:
