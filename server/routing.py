@@ -98,8 +98,12 @@ def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice
 def _come_home(home: Home, demand: Demand, roster: Roster, now: float) -> Choice | Refusal | None:
     """The home's seat if it is free; else a wait, while that can still save something; None: go elsewhere."""
     seat = roster.seats.get(home.node_id)
-    if seat is None or not suits(seat, demand) or not _pays(home, seat, demand, roster, now):
+    if seat is None or not suits(seat, demand):
         return None
+    cheaper = _cheaper_than_home(home, seat, demand, roster, now)
+    if cheaper is not None:
+        roster.rotation.charge(cheaper.id)
+        return Choice(cheaper)
     if roster.is_free(home.node_id):
         if home.node_id in roster.free:
             roster.rotation.charge(home.node_id)
@@ -110,18 +114,22 @@ def _come_home(home: Home, demand: Demand, roster: Roster, now: float) -> Choice
     return None
 
 
-def _pays(home: Home, seat: Seat, demand: Demand, roster: Roster, now: float) -> bool:
-    """Is the home the cheaper node? Its cost: what is left of the wait, and the unread tokens at its own speed.
+def _cheaper_than_home(home: Home, seat: Seat, demand: Demand, roster: Roster, now: float) -> Seat | None:
+    """The free seat that reads everything anew before the home would have read the rest, if there is one.
 
-    A home that holds most of the prompt always is; else the fastest free node, which reads all of it, may be.
+    A node's cost is the wait for a slot (here: what is left of it at most) and its unread tokens at its own speed. A
+    free home that holds most of the prompt is not compared.
     """
     whole = max(demand.prompt_tokens, home.match.tokens)  # the one is estimated, the other was counted
     unread = whole - home.match.tokens
     wait = 0.0 if roster.is_free(home.node_id) else max(0.0, home.waits_until - now)
     if not wait and 2 * unread <= whole:
-        return True
-    speeds = [other.prompt_speed for other in roster.window() if other.id != seat.id]
-    return not speeds or wait + unread / seat.prompt_speed <= whole / max(speeds) * (1 + EQUAL_LOSS)
+        return None
+    others = [other for other in roster.window() if other.id != seat.id and suits(other, demand)]
+    best = max(others, key=attrgetter("prompt_speed"), default=None)
+    if best is None or wait + unread / seat.prompt_speed <= whole / best.prompt_speed * (1 + EQUAL_LOSS):
+        return None
+    return best
 
 
 def _take_last_resort(demand: Demand, roster: Roster, now: float) -> Choice | Refusal:

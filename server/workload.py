@@ -54,10 +54,6 @@ def text_tokens(text: str) -> int:
 
 
 def told_tokens(text: str, counted: int = 1) -> int:
-    """How many tokens a told piece may have held. A node joins tokens while a stop string or a character is incomplete:
-    several words in one piece were several tokens, and so is a character beyond the common planes."""
-    if len(text) <= 1 or counted > 1:
-        return counted
-    words = len(text.split())
-    rare = 0 if text.isascii() else sum(1 for character in text if ord(character) > 0xFFFF)
-    return max(counted, words + rare)
+    """How many tokens a told piece may have held. A node joins tokens while a stop string may be beginning: several
+    words in one piece were several tokens."""
+    return max(counted, len(text.split())) if len(text) > 1 else counted

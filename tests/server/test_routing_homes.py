@@ -230,3 +230,16 @@ def test_in_a_large_fleet_the_only_one_that_may_serve_is_found() -> None:
     roster = roster_of(*(node_of(f"n{number}") for number in range(1000)))
     demand = replace(DEMAND, able=lambda seat: seat.id == "n777")
     assert {chosen(roster, demand, policy_of(share=0.5)) for _ in range(5)} == {"n777"}
+
+
+def test_a_fast_free_node_is_cheaper_than_a_slow_home_that_holds_little() -> None:
+    """Cost of a node = wait for a slot + unread tokens / prompt speed."""
+    roster = roster_of(node_of("slow"), node_of("gpu"))
+    change(roster, "slow", prompt_tokens_per_second=10.0)
+    change(roster, "gpu", prompt_tokens_per_second=1000.0)
+    little = replace(DEMAND, prompt_tokens=2050, home=home_at("slow", 5.0, tokens=50))
+    assert [chosen(roster, little) for _ in range(3)] == ["gpu"] * 3
+    most = replace(DEMAND, prompt_tokens=2050, home=home_at("slow", 200.0, tokens=2000))
+    assert chosen(roster, most) == "slow"
+    occupy(roster, "slow", 1)
+    assert chosen(roster, most) == "gpu"  # waiting for it would take longer than reading everything anew elsewhere
