@@ -93,7 +93,7 @@ class TheIndexEqualsAScan(RuleBasedStateMachine):
         outcome = choose(DEMAND, self.roster, POLICY, self.now)
         regular, reserve = self.scan()
         in_service = [s for s in self.roster.seats.values() if s.admits(self.now)]
-        regulars = [seat for seat in in_service if not seat.node.spec.last_resort]
+        regulars = [seat for seat in in_service if seat.serves(self.now) and not seat.node.spec.last_resort]
         eligible = regular if regulars else reserve
         if isinstance(outcome, Choice):
             assert outcome.seat.id in eligible
