@@ -86,6 +86,10 @@ class Dispatcher:
             last = failed(visit.course, GatewayDraining("the gateway was stopped before the answer was whole"))
             self._record(visit, last)
             yield [last]
+        except Exception:  # top of a request: a fault of ours is no client that left, so it is told as what it is
+            last = failed(visit.course, GatewayError("the gateway failed by a fault of its own"))
+            self._record(visit, last)
+            raise
         finally:
             self._running.discard(task)
             if not is_last(last):

@@ -112,6 +112,8 @@ async def test_a_fault_of_ours_gives_the_seat_back() -> None:
         with pytest.raises(OverflowError):
             await bench.ask(bench.request())
         assert bench.registry.loads[NodeId("phone-0")].in_flight == 0
+        [record] = bench.witness.records
+        assert (record.outcome, record.error_code) == ("failed", "internal")  # not "cancelled": nobody left
         assert (await bench.ask(bench.request())).done
 
 
