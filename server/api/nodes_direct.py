@@ -123,12 +123,12 @@ class NodesDirect:
         if known is not None and known.spec == spec:
             self._registry.emit(NodeProbed(spec.id, report, time.time()))
 
-    async def show(self, model: str | None) -> dict[str, Any]:
+    async def show(self, model: str | None, verbose: bool = False) -> dict[str, Any]:
         """The description of a model by a node that has it."""
         timeout = self._settings.probe_timeout_s * 5  # a node under load reads its files slowly
 
         async def ask(target: Target) -> dict[str, Any]:
-            return await target.backend.show(target.node.spec, target.model, timeout)
+            return await target.backend.show(target.node.spec, target.model, timeout, verbose)
 
         return await self._first(self.targets(model), ask, "could not describe the model")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from server.api.fields import known_only
+from server.api.fields import flag, known_only
 from server.api.incoming import Incoming
 from server.api.nodes_direct import NodesDirect
 from server.api.ollama import OLLAMA_JSON
@@ -82,10 +82,10 @@ class OllamaModelsApi:
         await incoming.reply.answer(orjson.dumps({"models": list(models.values())}), OLLAMA_JSON)
 
     async def show(self, incoming: Incoming) -> None:
-        values = known_only(await incoming.json(), _NAME_FIELDS)
+        values = known_only(await incoming.json(), {**_NAME_FIELDS, "verbose": flag})
         model = required_model(named_model(values))
         incoming.watch()
-        description = await self._nodes.show(model)
+        description = await self._nodes.show(model, values.get("verbose", False))
         await incoming.reply.answer(orjson.dumps(description), OLLAMA_JSON)
 
     async def version(self, incoming: Incoming) -> None:

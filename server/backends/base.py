@@ -56,7 +56,7 @@ class Backend(Protocol):
         """The prompt text the node's template makes of the call's messages, nothing generated."""
         ...
 
-    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float) -> dict[str, Any]:
+    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float, verbose: bool = False) -> dict[str, Any]:
         """The node's own description of a model, in the shape of Ollama's /api/show."""
         ...
 

@@ -83,8 +83,12 @@ class OllamaBackend:
             raise NodeBroken(f"{spec.address} does not render prompts")
         return text
 
-    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float) -> dict[str, Any]:
-        answer = await self._fetch(self._post(spec, "/api/show", {"model": model}), timeout_seconds, "show")
+    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float, verbose: bool = False) -> dict[str, Any]:
+        answer = await self._fetch(
+            self._post(spec, "/api/show", {"model": model, "verbose": True} if verbose else {"model": model}),
+            timeout_seconds,
+            "show",
+        )
         record = parsed(spec, answer)
         if not isinstance(record, dict):
             raise NodeBroken(f"{spec.address} described {model!r} with something that is no object")

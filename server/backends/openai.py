@@ -76,7 +76,7 @@ class OpenAIBackend:
     async def render(self, spec: NodeSpec, call: Call, timeout_seconds: float) -> str:
         raise NodeIncapable("a node with OpenAI's API does not tell how it renders a prompt", 501)
 
-    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float) -> dict[str, Any]:
+    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float, verbose: bool = False) -> dict[str, Any]:
         """What little such a node says, in the shape of Ollama's description."""
         for record in await self._models(spec, timeout_seconds):
             if model_key(record["id"]) == model_key(model):

@@ -67,7 +67,7 @@ class ScriptedBackend:
             raise self.render_error
         return self.template(call)
 
-    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float) -> dict[str, Any]:
+    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float, verbose: bool = False) -> dict[str, Any]:
         return dict(self.shown)
 
     async def aclose(self) -> None: ...

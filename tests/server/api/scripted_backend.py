@@ -42,9 +42,9 @@ class ScriptedBackend:
         self._check(spec)
         return f"<{spec.name}> {call.prompt or call.messages[-1]['content']}"
 
-    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float) -> dict[str, Any]:
+    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float, verbose: bool = False) -> dict[str, Any]:
         self.shown.append((spec.name, model))
         self._check(spec)
-        return {"details": {"family": "llama"}, "by": spec.name}
+        return {"details": {"family": "llama"}, "by": spec.name, **({"all": True} if verbose else {})}
 
     async def aclose(self) -> None: ...

@@ -81,6 +81,7 @@ async def test_show_goes_on_to_the_next_node_and_gives_up_with_a_reason():
     registry = fleet((spec("a"), report(MODEL)), (spec("b"), report(MODEL)))
     app = gateway(registry=registry, backends={"ollama": backend}).app
     assert (await post(app, "/api/show", {"model": MODEL})).json()["by"] == "b"
+    assert (await post(app, "/api/show", {"model": MODEL, "verbose": True})).json()["all"] is True
     backend.failing["b"] = NodeBroken("died")
     answer = await post(app, "/api/show", {"model": MODEL})
     assert answer.status == 502

@@ -123,6 +123,9 @@ async def test_show_describes_a_model_and_refuses_an_unknown_one(backend: Ollama
     async with FakePhone(PhoneSettings()) as phone:
         found = await backend.show(spec_of(phone), phone.settings.models[0].full_name, 2.0)
         assert "template" in found and "model_info" in found
+        assert "verbose" not in phone.log[-1].json
+        await backend.show(spec_of(phone), phone.settings.models[0].full_name, 2.0, verbose=True)
+        assert phone.log[-1].json["verbose"] is True
         with pytest.raises(NodeRefused) as caught:
             await backend.show(spec_of(phone), "nothing:1b", 2.0)
         assert caught.value.status == 404
