@@ -7,7 +7,9 @@
     |   `-- ContextExceeded      prompt longer than the context while cutting is forbidden
     |-- NodeBusy                 the queue is full: 503
     |-- NodeStopping             the node ends: 503, a running stream gets an error line
-    `-- GenerationFailed         the model failed in the middle of a request: 500, the node lives on
+    |-- GenerationFailed         the model failed in the middle of a request: 500, the node lives on
+    |   `-- DeadlineExceeded     the request's own time was over: 504
+    `-- DeviceOutOfMemory        a forward or a load did not fit; the engine makes room or fails one request
 
 Texts are whole sentences for people; those that clients of Ollama look for are Ollama's own.
 """
@@ -52,3 +54,12 @@ class NodeStopping(NodeError):
 
 class GenerationFailed(NodeError):
     """The forward pass or the sampling of one request went wrong."""
+
+
+class DeadlineExceeded(GenerationFailed):
+    def __init__(self) -> None:
+        super().__init__("the request's deadline has passed")
+
+
+class DeviceOutOfMemory(NodeError):
+    """The device has no room for what was asked of it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpu_node.engine.sequence import Bounds, ChatPrompt, Message, Prompt, RawPrompt
+from gpu_node.engine.sequence import Bounds, ChatPrompt, Message, Prompt, RawPrompt, TokenPrompt
 from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import ContextExceeded, RequestError
 
@@ -24,6 +24,8 @@ def render(prompt: Prompt, vocabulary: Vocabulary, bounds: Bounds) -> str:
     """The text that the model would read."""
     if isinstance(prompt, RawPrompt):
         return prompt.text
+    if isinstance(prompt, TokenPrompt):
+        return vocabulary.decode(prompt.ids)
     messages = join_turns(prompt.messages)
     room = bounds.context_tokens - len(prompt.context)
     if bounds.truncate and len(messages) > 1:
@@ -32,6 +34,8 @@ def render(prompt: Prompt, vocabulary: Vocabulary, bounds: Bounds) -> str:
 
 
 def prepare(prompt: Prompt, vocabulary: Vocabulary, bounds: Bounds) -> PreparedPrompt:
+    if isinstance(prompt, TokenPrompt):
+        return _prepare_tokens(prompt, vocabulary, bounds)
     text = render(prompt, vocabulary, bounds)
     before = prompt.context if isinstance(prompt, ChatPrompt) else ()
     if any(not 0 <= token < vocabulary.size for token in before):
@@ -40,6 +44,16 @@ def prepare(prompt: Prompt, vocabulary: Vocabulary, bounds: Bounds) -> PreparedP
     if not ids:
         raise RequestError("the prompt is empty")
     return PreparedPrompt(text, tuple(cut(ids, bounds)))
+
+
+def _prepare_tokens(prompt: TokenPrompt, vocabulary: Vocabulary, bounds: Bounds) -> PreparedPrompt:
+    if not prompt.ids:
+        raise RequestError("the prompt is empty")
+    if any(not 0 <= token < vocabulary.size for token in prompt.ids):
+        raise RequestError("the prompt holds a number that is no token of this model")
+    if len(prompt.ids) > bounds.context_tokens:
+        raise ContextExceeded()
+    return PreparedPrompt("", prompt.ids)
 
 
 def render_open(messages: Sequence[Message], vocabulary: Vocabulary) -> str:

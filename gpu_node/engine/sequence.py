@@ -36,7 +36,31 @@ class RawPrompt:
     text: str
 
 
-Prompt = ChatPrompt | RawPrompt
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids that go to the model as they are; nothing is put in front of them, nothing is cut."""
+
+    ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | RawPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class JsonGuide:
+    """The answer is one JSON value that this JSON schema allows."""
+
+    schema: str = '{"type": "object"}'  # JSON text
+
+
+@dataclass(frozen=True, slots=True)
+class RegexGuide:
+    """The whole answer matches this regular expression."""
+
+    pattern: str
+
+
+Guide = JsonGuide | RegexGuide
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +74,10 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
     repeat_last_n: int = 64  # -1: the whole context
     seed: int | None = None
+    typical_p: float = 1.0  # locally typical sampling (Meister et al. 2022); 1: off
+    logit_bias: tuple[tuple[int, float], ...] = ()  # added to the logits of these tokens
+    logprobs: int | None = None  # None: not asked; k: the chosen token's and those of the k likeliest
+    guide: Guide | None = None
 
     @property
     def greedy(self) -> bool:
@@ -70,6 +98,8 @@ class Bounds:
     keep_tokens: int = 4  # these survive at the front when something must be cut
     truncate: bool = True
     shift: bool = True
+    min_tokens: int = 0  # until then no token ends the answer
+    ignore_end: bool = False  # tokens that end an answer are written like any other
 
     @property
     def token_limit(self) -> int:
@@ -87,13 +117,33 @@ class GenerationRequest:
     sampling: SamplingOptions
     bounds: Bounds
     stop: tuple[str, ...] = ()
+    samples: int = 1  # answers to the one prompt, each with its own draws
+    priority: int = 0  # higher goes first
+    deadline: float | None = None  # on the engine's clock, seconds; after it the request fails
+    caller: str = ""  # callers get equal turns
+    cache_salt: str = ""  # only requests of one salt share cached prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    id: int
+    logprob: float  # natural logarithm, of the model's own distribution before any sampling option
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    chosen: Logprob
+    top: tuple[Logprob, ...] = ()  # likeliest first
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The text that one more step has made certain; may be several tokens' worth."""
+    """The text that one more step has made certain; may be several tokens' worth, or none while characters are open."""
 
     text: str
+    sample: int = 0
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # one an id, when asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +155,7 @@ class Done:
     output_ns: int
     context: tuple[int, ...]  # ids of prompt and answer, to be given back in the next request
     reused_tokens: int = 0  # prompt tokens that were still in the cache
+    reasons: tuple[FinishReason, ...] = ()  # one a sample; empty: `reason` is the only one
 
 
 Event = Token | Done
@@ -123,3 +174,19 @@ class EmbeddingRequest:
 class Embeddings:
     vectors: tuple[tuple[float, ...], ...]
     prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """Token ids in, numbers out: nothing is sampled."""
+
+    ids: tuple[int, ...]
+    output: Literal["logits", "hidden"] = "logits"
+    last_only: bool = False
+    caller: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    data: bytes  # float32, little-endian, C order
+    shape: tuple[int, int]  # (tokens, vocabulary or hidden size)
