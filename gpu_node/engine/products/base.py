@@ -16,9 +16,10 @@ from torch import Tensor
 Kernels = Literal["auto", "torch", "numba"]
 HeldAs = Literal["given", "int8", "int4"]
 
-# Rows of a weight that are widened or dequantised at a time hold so many numbers: 512 KiB in single precision stay in
-# a core's second-level cache, where the multiplication finds them again.
-TILE_NUMBERS = 1 << 17
+CPU = torch.device("cpu")
+# Rows of a weight that are widened or dequantised at a time hold so many numbers. 1 MiB in single precision stays in
+# the caches of a core until it is multiplied; half of it loses more to the calls than it wins (measured, AVX2).
+TILE_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,10 @@ class Numerics:
 
     compute: torch.dtype = torch.float32  # of activations
     kernels: Kernels = "auto"  # "auto": compiled ones where they are installed, else torch's
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     held_as: HeldAs = "given"  # 16 and 32-bit weights are quantised to this when they are loaded
+    # Few rows may be rounded to 16 bits on their way in and out where that is quicker; never for logits, which tie.
+    may_round: bool = True
 
 
 class Product(Protocol):
@@ -161,6 +164,7 @@ def joined(parts: list[QuantisedWeight]) -> QuantisedWeight | None:
     )
 
 
-def tile_rows(columns: int) -> int:
-    """How many rows of a weight make a tile."""
-    return max(TILE_NUMBERS // columns, 16)
+def row_tiles(rows: int, columns: int) -> list[slice]:
+    """Which rows of a weight make a tile, one after the other."""
+    step = max(TILE_NUMBERS // columns, 16)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -1,0 +1,82 @@
+"""Which product holds which weight: the one place that knows them all.
+
+Invariants: a weight that nobody asked to quantise is never quantised; compiled kernels are used where installed
+and wanted, and asking for them where they are missing is an error. Must not know models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gpu_node.engine.products.base import Lookup, Numerics, Product, QuantisedWeight, joined
+from gpu_node.engine.products.dense import DenseProduct, TableLookup
+from gpu_node.engine.products.int4 import Int4Product, fits_int4
+from gpu_node.engine.products.int8 import Int8Product
+from gpu_node.engine.products.quantise import quantised_int4, quantised_int8
+from gpu_node.engine.products.quantised_lookup import QuantisedLookup
+from gpu_node.engine.products.stacked import StackedProduct
+from gpu_node.engine.products.wide import WideProduct
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def product_of(weight: Tensor | QuantisedWeight, bias: Tensor | None, numerics: Numerics) -> Product:
+    """`weight` [rows, columns] lies on `numerics.device` and may be kept; `bias` [rows] in any floating type."""
+    if isinstance(weight, Tensor):
+        weight = held(weight, numerics)
+    bias = None if bias is None else bias.to(numerics.compute)
+    if isinstance(weight, QuantisedWeight):
+        return _quantised_product(weight, bias, numerics)
+    if weight.dtype is numerics.compute:
+        return DenseProduct(weight, bias)
+    if weight.dtype in HALVES and numerics.compute is torch.float32:
+        return WideProduct(weight, bias, may_round=numerics.may_round)
+    return DenseProduct(weight.to(numerics.compute), bias)
+
+
+def product_of_parts(parts: Sequence[Tensor | QuantisedWeight], numerics: Numerics) -> Product:
+    """One product of weights that share their input, in one piece where they are held alike; without bias."""
+    quantised = [part for part in parts if isinstance(part, QuantisedWeight)]
+    if len(quantised) == len(parts):
+        together = joined(quantised)
+        if together is not None:
+            return product_of(together, None, numerics)
+    return StackedProduct([product_of(part, None, numerics) for part in parts])
+
+
+def lookup_of(table: Tensor | QuantisedWeight, numerics: Numerics) -> Lookup:
+    if isinstance(table, QuantisedWeight):
+        return QuantisedLookup(table, numerics.compute)
+    return TableLookup(table, numerics.compute)
+
+
+def tied(table: Tensor | QuantisedWeight, numerics: Numerics) -> tuple[Lookup, Product]:
+    """Embedding and output layer that share one weight, which is held once where the product allows it."""
+    exact = replace(numerics, may_round=False)
+    if isinstance(table, Tensor):
+        # The table itself is looked up as it was: quantising the output alone costs no more memory than a copy would.
+        table = held(table, numerics)
+    product = product_of(table, None, exact)
+    if isinstance(product, Int8Product):
+        table = product.weight
+    return lookup_of(table, numerics), product
+
+
+def held(weight: Tensor, numerics: Numerics) -> Tensor | QuantisedWeight:
+    """The weight in the form that the settings ask for."""
+    rows, columns = weight.shape
+    if numerics.held_as == "int8":
+        return quantised_int8(weight)
+    if numerics.held_as == "int4" and columns % 32 == 0 and rows % 16 == 0:
+        return quantised_int4(weight)
+    return quantised_int8(weight) if numerics.held_as == "int4" else weight
+
+
+def _quantised_product(weight: QuantisedWeight, bias: Tensor | None, numerics: Numerics) -> Product:
+    if fits_int4(weight, numerics.device):
+        return Int4Product(weight, bias, numerics.compute)
+    return Int8Product(weight, bias, numerics.compute)
