@@ -1,0 +1,1 @@
+"""Where weights come from: safetensors and GGUF files, read straight into the tensors that the model computes with."""
