@@ -1,0 +1,63 @@
+"""Whether kernels can be compiled here, and for which instructions.
+
+llvmlite is optional: without it, or on a processor that nobody has taught these kernels, `reason()` says why and
+callers multiply with torch. Invariant: importing this module never imports llvmlite. Must not know any kernel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+Dots = Literal["portable", "avx2", "vnni"]
+PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What code is written for."""
+
+    triple: str
+    processor: str
+    features: str
+    dots: Dots  # which instructions sum products of 8-bit numbers
+
+
+def available() -> bool:
+    return not reason()
+
+
+def reason() -> str:
+    """Empty when kernels can be compiled."""
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed."
+    if platform.machine().lower() not in PROCESSORS:
+        return f"there are no kernels for {platform.machine()} processors."
+    if sys.byteorder != "little" or sys.maxsize < 1 << 32:
+        return "kernels need 64-bit little-endian memory."
+    return ""
+
+
+def native_target() -> Target:
+    """This machine's. Raises `ImportError` without llvmlite."""
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    features = binding.get_host_cpu_features()
+    return Target(
+        triple=binding.get_process_triple(),
+        processor=binding.get_host_cpu_name(),
+        features=features.flatten(),
+        dots=dots_of(frozenset(name for name, present in features.items() if present)),
+    )
+
+
+def dots_of(features: frozenset[str]) -> Dots:
+    """The best that a processor with these features has."""
+    if "avxvnni" in features or {"avx512vnni", "avx512vl"} <= features:
+        return "vnni"
+    return "avx2" if "avx2" in features else "portable"
