@@ -19,8 +19,10 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from gpu_node.engine.attention import widen_attention
+from gpu_node.engine.attention import PagedAttention
 from gpu_node.engine.runner import Runner
+from gpu_node.engine.sampler import Sampler
+from gpu_node.engine.stage import PlainStage
 from gpu_node.engine.vocabulary import TokenizerVocabulary
 from gpu_node.errors import ModelError
 from gpu_node.gguf_header import read_gguf_header
@@ -59,10 +61,11 @@ def load_runner(folder: Path, options: LoadOptions) -> Runner:
             local_files_only=True,
         )
         model = model.to(device).eval()
-    if device == "cpu" and multiplies_slowly(model.dtype, torch.backends.cpu.get_cpu_capability()):
-        widen_long_products(model)
-        widen_attention(model)
-    return Runner(model, TokenizerVocabulary(tokenizer, end_ids(model, tokenizer)))
+        wide = device == "cpu" and multiplies_slowly(model.dtype, torch.backends.cpu.get_cpu_capability())
+        if wide:
+            widen_long_products(model)
+        stage = PlainStage(model, PagedAttention(wide))
+    return Runner(stage, TokenizerVocabulary(tokenizer, end_ids(model, tokenizer)), Sampler())
 
 
 class LongProductLinear(torch.nn.Linear):

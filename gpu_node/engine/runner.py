@@ -1,52 +1,76 @@
-"""One loaded model: reads prompts, writes tokens, keeps the key-value cache of the last conversation.
+"""A loaded model as the engine sees it: a step in, choices and arrays out.
 
-Runs in the engine's worker thread only. Invariant: `_cached` lists exactly the tokens whose keys and values lie in
-`_cache`; after anything unforeseen both are dropped. A prompt that begins like the last sequence is read from where it
-differs. Knows no HTTP, no event loop and no queue.
+Invariants: copies of blocks happen before rows; nothing of a step is kept but what lies in the cache's slots, so that a
+step may be repeated; running out of memory is told as such and leaves the runner usable. Called from one thread. Must
+not know sequences, schedules or text.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from transformers import DynamicCache
+from torch import Tensor
 
-from gpu_node.engine.prompt import PreparedPrompt, kept_in_front, prepare
-from gpu_node.engine.sampler import Sampler
-from gpu_node.engine.sequence import (
-    Bounds,
-    Done,
-    EmbeddingRequest,
-    Embeddings,
-    FinishReason,
-    GenerationRequest,
-    Token,
-)
-from gpu_node.engine.text_stream import StopWatch, TokenText
-from gpu_node.engine.vocabulary import TokenizerVocabulary
-from gpu_node.errors import ContextExceeded, GenerationFailed, RequestError
+from gpu_node.engine.batch import batch_of
+from gpu_node.engine.cache_size import CacheOptions, block_count, room
+from gpu_node.engine.kv_pool import KvPool, token_bytes
+from gpu_node.engine.stage import Stage
+from gpu_node.engine.step import CacheShape, Choice, Output, Pick, Row, Step, StepResult
+from gpu_node.engine.vocabulary import Vocabulary
+from gpu_node.errors import DeviceOutOfMemory
 
-# A cancelled request is noticed between pieces of its prompt, and attention over a piece stays small in memory.
-PREFILL_TOKENS = 512
+# How CPU allocators say what a GPU's say with an exception of their own.
+NO_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "alloc_cpu")
 
 
-class Cancelled(Exception):
-    """The client went away; nobody hears of it."""
+class Chooser(Protocol):
+    """What the runner needs of a sampler."""
+
+    def sample(self, logits: Tensor, picks: Sequence[Pick], first_rows: Sequence[int]) -> tuple[Choice, ...]:
+        """`logits` [rows, vocabulary]; `first_rows[i]`: where the rows of pick i begin."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Rows of a step that go through one forward together."""
+
+    want: Output
+    indices: tuple[int, ...]
+
+    @staticmethod
+    def of(rows: Sequence[Row]) -> Sequence[_Share]:
+        """Hidden states and logits come from different ends of a model; rows without output go with the latter."""
+        hidden = tuple(at for at, row in enumerate(rows) if row.output == "hidden")
+        others = tuple(at for at, row in enumerate(rows) if row.output != "hidden")
+        want: Output = "logits" if any(rows[at].output == "logits" for at in others) else "nothing"
+        return [share for share in (_Share(want, others), _Share("hidden", hidden)) if share.indices]
 
 
 class Runner:
-    def __init__(self, model: Any, vocabulary: TokenizerVocabulary) -> None:
-        self._model = model
-        self._device = model.device
-        self._cached: list[int] = []
-        self._cache: Any = None
+    def __init__(
+        self,
+        stage: Stage,
+        vocabulary: Vocabulary,
+        sampler: Chooser,
+        cache: CacheOptions | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Takes the memory for keys and values. Raises `DeviceOutOfMemory` when there is none."""
+        self._stage, self._sampler = stage, sampler
+        self._options = cache or CacheOptions()
+        self._summary = dict(summary or {})
+        self._device, self._dtype = stage.device, stage.dtype
         self.vocabulary = vocabulary
+        self._block_bytes = token_bytes(stage.layer_shapes, stage.dtype) * self._options.block_tokens
+        self._pool: KvPool | None = None
+        self._take_cache(block_count(self._options, self._block_bytes, *room(stage.device)))
 
     @property
     def device(self) -> str:
@@ -54,195 +78,116 @@ class Runner:
 
     @property
     def dtype(self) -> str:
-        return str(self._model.dtype).removeprefix("torch.")
+        return str(self._dtype).removeprefix("torch.")
 
     @property
     def memory_bytes(self) -> int:
-        return int(self._model.get_memory_footprint())
+        return self._stage.memory_bytes
+
+    @property
+    def cache(self) -> CacheShape:
+        assert self._pool is not None, "a closed runner has no cache"
+        windows = [shape.window for shape in self._stage.layer_shapes]
+        bounded = [window for window in windows if window is not None]
+        window = max(bounded) if bounded and len(bounded) == len(windows) else None
+        return CacheShape(self._options.block_tokens, self._pool.block_count, self._block_bytes, window)
+
+    @property
+    def embedding_length(self) -> int:
+        return self._stage.hidden_size
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        cache = self.cache
+        size = {
+            "cache_dtype": self.dtype,
+            "cache_blocks": cache.block_count,
+            "cache_tokens": cache.block_count * cache.block_tokens,
+            "cache_bytes": cache.block_count * cache.block_bytes,
+        }
+        return {**self._summary, **size}
 
     @torch.inference_mode()
-    def generate(self, request: GenerationRequest, emit: Callable[[Token], None], cancelled: threading.Event) -> Done:
-        """Raises `Cancelled` within one token after `cancelled` is set."""
-        prompt = prepare(request.prompt, self.vocabulary, request.bounds)
-        try:
-            return _Generation(self, request, prompt, emit, cancelled).run()
-        except Cancelled:
-            raise
-        except torch.OutOfMemoryError as error:
-            self.forget()
-            raise GenerationFailed("the device ran out of memory") from error
-        except BaseException:
-            self.forget()  # a forward that broke off leaves some layers longer than others
-            raise
+    def run(self, step: Step, picks: Sequence[Pick]) -> StepResult:
+        """As `ModelRunner.run`. Rows with output that no pick names come back as arrays."""
+        with _memory_told():
+            pool = self._pool
+            assert pool is not None, "a closed runner runs nothing"
+            for copy in step.copies:
+                pool.copy(copy.source, copy.target)
+            choices: tuple[Choice, ...] = ()
+            arrays: dict[int, Any] = {}
+            for share in _Share.of(step.rows):
+                rows = [step.rows[at] for at in share.indices]
+                found = self._stage.forward(batch_of(rows, self._options.block_tokens, self._device), share.want)
+                places = _places(step.rows, share.indices)
+                arrays.update(_arrays(found, step.rows, places, {pick.row for pick in picks}))
+                if share.want == "logits" and picks:
+                    choices = self._sampler.sample(found, picks, [places[pick.row] for pick in picks])
+            return StepResult(choices, arrays)
 
-    @torch.inference_mode()
-    def embed(self, request: EmbeddingRequest, cancelled: threading.Event) -> Embeddings:
-        """Mean of the last hidden states over the tokens, one vector a text."""
-        vectors, total = [], 0
-        for text in request.texts:
-            if cancelled.is_set():
-                raise Cancelled()
-            ids = self.vocabulary.encode(text)
-            if len(ids) > request.context_tokens and not request.truncate:
-                raise ContextExceeded()
-            ids = ids[: request.context_tokens]
-            total += len(ids)
-            vectors.append(self._embedding(ids, request))
-        return Embeddings(tuple(vectors), total)
-
-    def _embedding(self, ids: list[int], request: EmbeddingRequest) -> tuple[float, ...]:
-        if not ids:
-            raise RequestError("the input holds an empty text")
-        states = self._model.base_model(input_ids=self._tensor(ids), use_cache=False).last_hidden_state
-        mean = states[0].to(torch.float32).mean(dim=0)
-        if request.dimensions:
-            mean = mean[: request.dimensions]
-        if request.normalise:
-            mean = torch.nn.functional.normalize(mean, dim=0)
-        return tuple(mean.tolist())
-
-    def forget(self) -> None:
-        self._cached, self._cache = [], None
+    def shrink_cache(self, block_count: int) -> CacheShape:
+        """Raises `DeviceOutOfMemory` when not even so many blocks fit; the runner can then only be closed."""
+        self._take_cache(block_count)
+        return self.cache
 
     def close(self) -> None:
         """Give the memory back; the runner is of no use afterwards."""
-        self.forget()
-        self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        _trim_heap()
+        self._pool = None
+        self._stage.close()
+        _free(self._device)
 
-    def rewind(self, ids: Sequence[int]) -> int:
-        """Keep the part of the cache that `ids` begins with; at least one token is left to read."""
-        common = common_prefix(self._cached, ids[:-1])
-        surplus = len(self._cached) - common
-        if self._cache is None or common == 0 or not croppable(self._cache, surplus):
-            self.forget()
-            self._cache = DynamicCache(config=self._model.config)
-            return 0
-        self._cache.crop(-surplus)
-        del self._cached[common:]
-        return common
+    def _take_cache(self, count: int) -> None:
+        if self._pool is not None:
+            self._stage.bind(self._new_pool(0))
+            self._pool = None
+            _free(self._device)
+        with _memory_told():
+            self._pool = self._new_pool(count)
+        self._stage.bind(self._pool)
 
-    def read(self, ids: Sequence[int], cancelled: threading.Event) -> torch.Tensor:
-        """Append `ids` to the cache and return the logits after the last one."""
-        logits: torch.Tensor | None = None
-        for start in range(0, len(ids), PREFILL_TOKENS):
-            if cancelled.is_set():
-                raise Cancelled()
-            piece = list(ids[start : start + PREFILL_TOKENS])
-            output = self._model(
-                input_ids=self._tensor(piece), past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
-            self._cached.extend(piece)
-            logits = output.logits[0, -1]
-        assert logits is not None, "there is always a token to read"
-        return logits
-
-    @property
-    def cached_tokens(self) -> list[int]:
-        return self._cached
-
-    def _tensor(self, ids: list[int]) -> torch.Tensor:
-        return torch.tensor([ids], dtype=torch.long, device=self._device)
+    def _new_pool(self, count: int) -> KvPool:
+        return KvPool(self._stage.layer_shapes, self._options.block_tokens, count, self._dtype, self._device)
 
 
-class _Generation:
-    """One request from prompt to `Done`."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        request: GenerationRequest,
-        prompt: PreparedPrompt,
-        emit: Callable[[Token], None],
-        cancelled: threading.Event,
-    ) -> None:
-        self._runner, self._request, self._prompt = runner, request, prompt
-        self._emit, self._cancelled = emit, cancelled
-        self._sampler = Sampler(request.sampling)
-        self._text = TokenText(runner.vocabulary.decode, prompt.token_ids)
-        self._stop = StopWatch(request.stop)
-        self._written: list[int] = []
-        self._steps = 0
-
-    def run(self) -> Done:
-        begun = time.perf_counter_ns()
-        ids = self._prompt.token_ids
-        reused = self._runner.rewind(ids)
-        logits = self._runner.read(ids[reused:], self._cancelled)
-        read = time.perf_counter_ns()
-        reason = self._write(logits)
-        self._tell(self._stop.feed(self._text.flush()) + self._stop.flush())
-        return Done(
-            reason="stop" if self._stop.hit else reason,
-            prompt_tokens=len(ids),
-            output_tokens=self._steps,
-            prompt_ns=read - begun,
-            output_ns=time.perf_counter_ns() - read,
-            context=(*ids, *self._written),
-            reused_tokens=reused,
-        )
-
-    def _write(self, logits: torch.Tensor) -> FinishReason:
-        bounds, history = self._request.bounds, list(self._prompt.token_ids)
-        while True:
-            token = self._sampler.choose(logits, history)
-            self._steps += 1
-            if token in self._runner.vocabulary.end_ids:
-                return "stop"
-            history.append(token)
-            self._written.append(token)
-            self._tell(self._stop.feed(self._text.feed(token)))
-            if self._stop.hit:
-                return "stop"
-            if self._steps >= bounds.token_limit:
-                return "length"
-            if len(self._runner.cached_tokens) >= bounds.context_tokens:
-                if not bounds.may_shift:
-                    return "length"
-                self._shift(bounds)
-            logits = self._runner.read([token], self._cancelled)
-
-    def _shift(self, bounds: Bounds) -> None:
-        """Make room: the front stays, half of the rest goes, what remains is read anew at its new place."""
-        keep = kept_in_front(bounds)
-        tokens = list(self._runner.cached_tokens)
-        dropped = max((len(tokens) - keep) // 2, 1)
-        left = tokens[:keep] + tokens[keep + dropped :]
-        if left:
-            self._runner.read(left[self._runner.rewind(left) :], self._cancelled)
-
-    def _tell(self, text: str) -> None:
-        if self._cancelled.is_set():
-            raise Cancelled()
-        if text:
-            self._emit(Token(text))
+def _places(rows: Sequence[Row], indices: Sequence[int]) -> dict[int, int]:
+    """Row index to the first of its rows in the output."""
+    places, at = {}, 0
+    for index in indices:
+        places[index] = at
+        at += rows[index].output_tokens
+    return places
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences share from their beginning on."""
-    for at, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return at
-    return min(len(left), len(right))
+def _arrays(
+    found: Tensor, rows: Sequence[Row], places: Mapping[int, int], picked: set[int]
+) -> Iterator[tuple[int, Any]]:
+    for index, at in places.items():
+        count = rows[index].output_tokens
+        if count and index not in picked:
+            yield index, found[at : at + count].to(device="cpu", dtype=torch.float32).numpy().copy()
 
 
-def croppable(cache: Any, surplus: int) -> bool:
-    """Whether the last `surplus` tokens can be taken back: a sliding window that was passed has lost its past."""
-    if surplus == 0:
-        return True
-    if not cache.is_croppable:
-        return False
-    windows = [layer for layer in cache.layers if getattr(layer, "is_sliding", False)]
-    return all(layer.get_seq_length() < layer.sliding_window for layer in windows)
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """torch has an exception of its own for GPUs, and plain ones with words in them for CPUs."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceOutOfMemory("the device ran out of memory") from error
+    except RuntimeError as error:
+        if any(text in str(error) for text in NO_MEMORY_TEXTS):
+            raise DeviceOutOfMemory("the device ran out of memory") from error
+        raise
 
 
-def _trim_heap() -> None:
-    """glibc keeps freed weights for itself unless asked; other C libraries have no such call."""
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
     try:
         trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # glibc keeps freed weights for itself unless asked; others have no such call
         return
     trim(0)

@@ -7,16 +7,27 @@ Must not know scheduling, sampling or tokenizers.
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gpu_node.engine.batch import Batch
+from gpu_node.engine.attention import Attention, AttentionTerms
+from gpu_node.engine.batch import Batch, batch_of
+from gpu_node.engine.families import Plug, freeze_positions, model_refusal, plug_in
 from gpu_node.engine.kv_pool import KvPool, LayerShape
-from gpu_node.engine.step import Output
+from gpu_node.engine.step import Output, Row
+from gpu_node.errors import ModelError
 
-__all__ = ["LayerShape", "Stage"]
+__all__ = ["LayerShape", "PlainStage", "Stage"]
+
+PROBE_TOKENS = 11
+PROBE_BLOCK = 4
+# Mean difference of logits in their standard deviations, by bytes of a weight. Right models stay a hundred times below
+# in single precision; 16-bit ones differ by rounding, and now and then in the choice of an expert.
+PROBE_TOLERANCE = {4: 1e-3, 2: 0.25, 8: 1e-3}
 
 
 class Stage(Protocol):
@@ -56,3 +67,111 @@ class Stage(Protocol):
     def close(self) -> None:
         """Let go of weights and pool."""
         ...
+
+
+class PlainStage:
+    """Every model that `families` lets in, by its own modules: right, and the measure of quicker ones."""
+
+    def __init__(self, model: Any, attention: Attention, context: int | None = None) -> None:
+        """`model`: a causal language model of transformers on its device. Raises `ModelError` with the reason when it
+        cannot run here, or when its paged forward gives other numbers than its plain one.
+
+        `context`: the longest sequence to come; None: as long as the model's config says."""
+        reason = model_refusal(model)
+        if reason is not None:
+            raise ModelError(f"this model cannot run here: {reason}")
+        config = model.config.get_text_config(decoder=True)
+        freeze_positions(model, context or config.max_position_embeddings)
+        self._model = model.eval()
+        self._attention = attention
+        self._pool: KvPool | None = None
+        self._batch: Batch | None = None
+        self._picks_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        plain = _Plain.of(model)
+        self.vocabulary_size = plain.logits.shape[-1]
+        self.hidden_size = plain.hidden.shape[-1]
+        self.layer_shapes = plug_in(model, Plug(self._attend))
+        self._prove(plain)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self._model.get_memory_footprint())
+
+    def bind(self, pool: KvPool) -> None:
+        self._pool = pool
+
+    def forward(self, batch: Batch, want: Output) -> Tensor:
+        assert self._pool is not None, "a pool is bound before the first forward"
+        self._pool.clear(batch.fresh)
+        self._batch = batch
+        given = {"input_ids": batch.tokens[None], "position_ids": batch.positions[None], "use_cache": False}
+        try:
+            if want == "logits":
+                return self._logits(given, batch.output_rows)
+            states: Tensor = self._model.base_model(**given).last_hidden_state[0]
+            return states[batch.output_rows]
+        finally:
+            self._batch = None
+
+    def close(self) -> None:
+        self._model = self._pool = None
+
+    def _logits(self, given: dict[str, Any], rows: Tensor) -> Tensor:
+        if self._picks_rows:
+            kept: Tensor = self._model(**given, logits_to_keep=rows).logits[0]
+            return kept
+        found: Tensor = self._model(**given).logits[0]
+        return found[rows]
+
+    def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> Tensor:
+        pool, batch = self._pool, self._batch
+        assert pool is not None and batch is not None, "attention is asked for inside a forward"
+        pool.write(layer, batch.slots, key, value)
+        return self._attention.attend(query, layer, batch, pool, terms)
+
+    @torch.inference_mode()
+    def _prove(self, plain: _Plain) -> None:
+        """The same text in two pieces over scattered blocks, beside another one, gives what it gives alone."""
+        tokens, cut = plain.tokens, len(plain.tokens) // 2 + 1
+        self.bind(KvPool(self.layer_shapes, PROBE_BLOCK, 8, self.dtype, self.device))
+        steps = (
+            (Row(0, tokens[:cut], 0, (5, 2), "logits", cut), Row(1, tokens[3:7], 0, (0,))),
+            (Row(1, tokens[7:8], 4, (0, 4)), Row(0, tokens[cut:], cut, (5, 2, 7), "logits", len(tokens) - cut)),
+        )
+        pieces = [self.forward(batch_of(rows, PROBE_BLOCK, self.device), "logits") for rows in steps]
+        found, expected = torch.cat(pieces).float(), plain.logits
+        self._pool = None
+        apart = float((found - expected).abs().mean() / expected.std())
+        if not apart <= PROBE_TOLERANCE[self.dtype.itemsize]:
+            raise ModelError(
+                f"this model cannot run here: over a paged cache its logits are {apart:.2g} deviations off"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A model's own plain forward of a few tokens, by transformers alone."""
+
+    tokens: tuple[int, ...]
+    logits: Tensor  # [tokens, vocabulary], single precision
+    hidden: Tensor  # [tokens, hidden size]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, model: Any) -> _Plain:
+        model.set_attn_implementation("eager")
+        size = model.get_input_embeddings().weight.shape[0]
+        tokens = tuple((at * 7919 + 13) % size for at in range(PROBE_TOKENS))
+        given = torch.tensor([tokens], device=model.device)
+        hidden = model.base_model(input_ids=given, use_cache=False).last_hidden_state[0]
+        return cls(tokens, model(input_ids=given, use_cache=False).logits[0].float(), hidden)
