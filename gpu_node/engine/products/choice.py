@@ -38,14 +38,17 @@ def product_of(weight: Tensor | QuantisedWeight, bias: Tensor | None, numerics: 
     return DenseProduct(weight.to(numerics.compute), bias)
 
 
-def product_of_parts(parts: Sequence[Tensor | QuantisedWeight], numerics: Numerics) -> Product:
-    """One product of weights that share their input, in one piece where they are held alike; without bias."""
+def product_of_parts(parts: Sequence[Tensor | QuantisedWeight], bias: Tensor | None, numerics: Numerics) -> Product:
+    """One product of weights that share their input, in one piece where they are held alike; `bias` [all rows]."""
     quantised = [part for part in parts if isinstance(part, QuantisedWeight)]
     if len(quantised) == len(parts):
         together = joined(quantised)
         if together is not None:
-            return product_of(together, None, numerics)
-    return StackedProduct([product_of(part, None, numerics) for part in parts])
+            return product_of(together, bias, numerics)
+    biases: Sequence[Tensor | None] = [None] * len(parts)
+    if bias is not None:
+        biases = torch.split(bias, [part.shape[0] for part in parts])
+    return StackedProduct([product_of(part, own, numerics) for part, own in zip(parts, biases, strict=True)])
 
 
 def lookup_of(table: Tensor | QuantisedWeight, numerics: Numerics) -> Lookup:

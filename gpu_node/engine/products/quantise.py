@@ -41,12 +41,14 @@ def quantised_rows(weight: QuantisedWeight) -> QuantisedWeight:
     return _by_row(weight.select(tile).dequantised() for tile in row_tiles(*weight.shape))
 
 
-def measure_error(product: Product, weight: Tensor | QuantisedWeight, compute: torch.dtype) -> float:
-    """|product(x) - x W^T| / |x W^T| for a few random x, as in decoding. The product has no bias."""
+def measure_error(
+    product: Product, weight: Tensor | QuantisedWeight, compute: torch.dtype, bias: Tensor | None = None
+) -> float:
+    """|product(x) - x W^T - b| / |x W^T| for a few random x, as in decoding."""
     generator = torch.Generator().manual_seed(PROBE_SEED)
     device = weight.codes.device if isinstance(weight, QuantisedWeight) else weight.device
     x = torch.randn(PROBES, product.columns, generator=generator).to(device, compute)
-    found = product(x).float()
+    found = product(x).float() - (0 if bias is None else bias.float())
     difference, size = 0.0, 0.0
     for rows in row_tiles(product.rows, product.columns):
         wide = weight.select(rows).dequantised() if isinstance(weight, QuantisedWeight) else weight[rows].float()

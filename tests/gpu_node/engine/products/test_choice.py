@@ -109,18 +109,20 @@ def test_what_four_bits_do_not_fit_takes_eight():
 
 def test_parts_held_alike_become_one():
     parts = [q4(rows=64), q4(rows=32, seed=9)]
-    product = product_of_parts(parts, TORCH)
+    bias = drawn(ROWS, seed=8)
+    product = product_of_parts(parts, bias, TORCH)
     x = drawn(2, COLUMNS)
-    wanted = torch.cat([x @ part.dequantised().t() for part in parts], dim=1)
+    wanted = torch.cat([x @ part.dequantised().t() for part in parts], dim=1) + bias
     assert product.form == "int4, groups of 32"
     assert float((product(x) - wanted).norm() / wanted.norm()) < 8e-3
 
 
 def test_parts_held_differently_are_stacked():
     parts = [q4(rows=64), q8(rows=32)]
-    product = product_of_parts(parts, TORCH)
+    bias = drawn(ROWS, seed=8)
+    product = product_of_parts(parts, bias, TORCH)
     x = drawn(2, COLUMNS)
-    wanted = torch.cat([x @ part.dequantised().t() for part in parts], dim=1)
+    wanted = torch.cat([x @ part.dequantised().t() for part in parts], dim=1) + bias
     assert "int4" in product.form and "int8" in product.form
     assert float((product(x) - wanted).norm() / wanted.norm()) < 1e-2
     residual = drawn(2, ROWS)

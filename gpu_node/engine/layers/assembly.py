@@ -1,0 +1,148 @@
+"""From a source of weights to layers: which matrices are read together, in which numbers, and where they lie.
+
+Invariants: weights that are held as they come lie in one buffer a layer, and are read straight into it; a quantised one
+is never widened whole. Norms are kept in the compute dtype with a family's constant added. Must not know files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gpu_node.engine.layers.layer import LayerWeights
+from gpu_node.engine.layers.recipe import Recipe
+from gpu_node.engine.layers.shelf import Place, shelved
+from gpu_node.engine.products.base import Lookup, Numerics, Product, QuantisedWeight
+from gpu_node.engine.products.choice import lookup_of, product_of, product_of_parts, tied
+from gpu_node.engine.products.quantise import measure_error
+from gpu_node.engine.weights.source import WeightSource
+
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ends:
+    """What comes before the first layer and after the last."""
+
+    lookup: Lookup
+    norm: Tensor
+    head: Product
+    tied: bool  # embedding and head are one weight
+
+
+class Assembly:
+    """Reads what a recipe asks for; of use while a model is loaded."""
+
+    def __init__(self, source: WeightSource, recipe: Recipe, numerics: Numerics) -> None:
+        self._source, self._recipe, self._numerics = source, recipe, numerics
+        self._names = frozenset(source.names())
+        self.errors: list[float] = []  # relative, of the products that were measured
+
+    def layer(self, index: int, measured: bool = False) -> LayerWeights:
+        """`measured`: products that do not hold the weight as it was are compared with it. Raises `ModelError`."""
+        matrices = self._recipe.matrices(index)
+        vectors = {name: path for name, path in self._recipe.vectors(index).items()}
+        places = {name: Place(self._source.shape(path), self._numerics.compute) for name, path in vectors.items()}
+        for name, prefixes in matrices.items():
+            places |= self._places(name, prefixes)
+        views = shelved(places, self._numerics.device)
+        norms = {name: self._norm(views[name], path) for name, path in vectors.items()}
+        products = {name: self._product(name, prefixes, views, measured) for name, prefixes in matrices.items()}
+        return LayerWeights(**products, **self._with_head_norm(norms))  # type: ignore[arg-type]
+
+    def ends(self) -> Ends:
+        """Raises `ModelError`."""
+        recipe = self._recipe
+        table = self._table(EMBEDDING)
+        norm = torch.empty(recipe.hidden_size, dtype=self._numerics.compute, device=self._numerics.device)
+        self._norm(norm, FINAL_NORM)
+        if HEAD not in self._names or getattr(self._source.config, "tie_word_embeddings", False):
+            lookup, head = tied(table, self._numerics)
+            self._measure(head, [table], None)
+            return Ends(lookup, norm, head, tied=True)
+        weight = self._table(HEAD)
+        head = product_of(weight, None, replace(self._numerics, may_round=False))
+        self._measure(head, [weight], None)
+        return Ends(lookup_of(table, self._numerics), norm, head, tied=False)
+
+    def _places(self, name: str, prefixes: Sequence[str]) -> dict[str, Place]:
+        """Of a matrix and its bias, where they go onto the shelf."""
+        places = {}
+        if self._on_shelf(prefixes):
+            shapes = [self._source.shape(f"{prefix}.weight") for prefix in prefixes]
+            rows = sum(shape[0] for shape in shapes)
+            places[name] = Place((rows, shapes[0][1]), self._held_dtype(f"{prefixes[0]}.weight"))
+        if f"{prefixes[0]}.bias" in self._names:
+            rows = sum(self._source.shape(f"{prefix}.bias")[0] for prefix in prefixes)
+            places[f"{name}.bias"] = Place((rows,), self._numerics.compute)
+        return places
+
+    def _product(self, name: str, prefixes: Sequence[str], views: dict[str, Tensor], measured: bool) -> Product:
+        bias = views.get(f"{name}.bias")
+        if bias is not None:
+            self._read_stacked([f"{prefix}.bias" for prefix in prefixes], bias)
+        names = [f"{prefix}.weight" for prefix in prefixes]
+        parts: list[Tensor | QuantisedWeight]
+        if name in views:
+            self._read_stacked(names, views[name])
+            parts = [views[name]]
+        else:
+            parts = self._parts(names)
+        product = product_of_parts(parts, bias, self._numerics)
+        if measured:
+            self._measure(product, parts, bias)
+        return product
+
+    def _parts(self, names: Sequence[str]) -> list[Tensor | QuantisedWeight]:
+        parts = [self._table(name) for name in names]
+        plain = [part for part in parts if isinstance(part, Tensor)]
+        return [torch.cat(plain)] if len(plain) == len(parts) else parts
+
+    def _on_shelf(self, prefixes: Sequence[str]) -> bool:
+        if self._numerics.held_as != "given":
+            return False
+        names = [f"{prefix}.weight" for prefix in prefixes]
+        alike = len({self._held_dtype(name) for name in names}) == 1
+        return alike and all(self._source.dtype(name) in FLOATS for name in names)
+
+    def _held_dtype(self, name: str) -> torch.dtype:
+        """16-bit weights stay so under single precision; everything else becomes what computes."""
+        if self._numerics.compute is not torch.float32:
+            return self._numerics.compute
+        return FLOATS.get(self._source.dtype(name), self._source.stored_dtype)
+
+    def _table(self, name: str) -> Tensor | QuantisedWeight:
+        found = self._source.quantised(name)
+        if found is not None:
+            return found.to(self._numerics.device)
+        table = torch.empty(self._source.shape(name), dtype=self._held_dtype(name), device=self._numerics.device)
+        self._source.read_into(name, table)
+        return table
+
+    def _read_stacked(self, names: Sequence[str], target: Tensor) -> None:
+        at = 0
+        for name in names:
+            rows = self._source.shape(name)[0]
+            self._source.read_into(name, target[at : at + rows])
+            at += rows
+
+    def _norm(self, target: Tensor, name: str) -> Tensor:
+        self._source.read_into(name, target)
+        return target.add_(1.0) if self._recipe.family.gemma else target
+
+    def _with_head_norm(self, norms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Norms of single heads become one for queries and keys together."""
+        if self._recipe.family.head_norm != "head":
+            return norms
+        query, key = norms.pop("query_norm"), norms.pop("key_norm")
+        together = torch.cat([query.expand(self._recipe.heads, -1), key.expand(self._recipe.kv_heads, -1)])
+        return norms | {"head_norm": together}
+
+    def _measure(self, product: Product, parts: Sequence[Tensor | QuantisedWeight], bias: Tensor | None) -> None:
+        quantised = self._numerics.held_as != "given" or isinstance(parts[0], QuantisedWeight)
+        if quantised and len(parts) == 1:
+            self.errors.append(measure_error(product, parts[0], self._numerics.compute, bias))

@@ -1,0 +1,134 @@
+"""A stage of own layers: the same numbers as the family's modules, with a fraction of their calls.
+
+Invariants: a forward writes the keys and values of exactly the batch's slots and may be repeated; the last layer
+computes its second half only for tokens whose output is wanted. Must not know scheduling or sampling.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu_node.engine.attention import Attention, PagedAttention
+from gpu_node.engine.batch import Batch
+from gpu_node.engine.kv_pool import KvPool, LayerShape
+from gpu_node.engine.layers.assembly import Assembly, Ends
+from gpu_node.engine.layers.layer import Layer, Scene
+from gpu_node.engine.layers.operations import capped_in_place, normalised
+from gpu_node.engine.layers.recipe import NotCovered, Recipe, recipe_of
+from gpu_node.engine.layers.rotary import RotaryTables
+from gpu_node.engine.products.base import Numerics
+from gpu_node.engine.step import Output
+from gpu_node.engine.weights.source import WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """For people: how the weights are held."""
+
+    forms: dict[str, int]  # bytes by form of product
+    error: float | None  # mean relative error of the products measured against the weights given; None: nothing lost
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.forms.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assembled:
+    """Everything a stage computes with."""
+
+    recipe: Recipe
+    layers: tuple[Layer, ...]
+    ends: Ends
+    rotary: RotaryTables
+    holding: Holding
+
+
+class LayeredStage:
+    def __init__(self, model: Assembled, numerics: Numerics, attention: Attention, cache_dtype: torch.dtype) -> None:
+        recipe = model.recipe
+        self._model: Assembled | None = model
+        self._numerics, self._attention, self._dtype = numerics, attention, cache_dtype
+        self._pool: KvPool | None = None
+        self.holding = model.holding
+        self.vocabulary_size, self.hidden_size = recipe.vocabulary_size, recipe.hidden_size
+        self.layer_shapes = tuple(
+            LayerShape(recipe.kv_heads, recipe.head_dim, recipe.head_dim, window) for window in recipe.windows
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._numerics.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.holding.bytes
+
+    def bind(self, pool: KvPool) -> None:
+        self._pool = pool
+
+    def forward(self, batch: Batch, want: Output) -> Tensor:
+        model, pool = self._model, self._pool
+        assert model is not None and pool is not None, "a pool is bound before the first forward, and not after close"
+        pool.clear(batch.fresh)
+        hidden = model.ends.lookup(batch.tokens)
+        if model.recipe.scales.embedding != 1.0:
+            hidden = hidden.mul_(model.recipe.scales.embedding)
+        angles = model.rotary.reaching(max(batch.lengths))
+        scene = Scene(batch, pool, {name: table.at(batch.positions) for name, table in angles.items()}, self._attention)
+        for layer in model.layers[:-1]:
+            hidden = layer.mix(layer.attend(hidden, scene))
+        last = model.layers[-1]
+        hidden = last.attend(hidden, scene)[batch.output_rows]
+        return self._finished(model, last.mix(hidden), want) if want != "nothing" else hidden[:0]
+
+    def close(self) -> None:
+        self._model = self._pool = None
+
+    def _finished(self, model: Assembled, hidden: Tensor, want: Output) -> Tensor:
+        hidden = normalised(hidden, model.ends.norm, model.recipe.epsilon)
+        if want == "hidden":
+            return hidden
+        logits = model.ends.head(hidden)
+        if model.recipe.scales.logits != 1.0:
+            logits = logits.mul_(model.recipe.scales.logits)
+        return capped_in_place(logits, model.recipe.caps.logits)
+
+
+def layered_stage(
+    source: WeightSource, numerics: Numerics, attention: Attention | None = None
+) -> LayeredStage | NotCovered:
+    """The model of `source` in own layers, or why the plain path must run it.
+
+    Reads everything; the caller closes the source. Raises `ModelError` when weights are missing or misshapen."""
+    recipe = recipe_of(source.config)
+    if isinstance(recipe, NotCovered):
+        return recipe
+    assembly = Assembly(source, recipe, numerics)
+    ends = assembly.ends()
+    measured = {0, recipe.layers - 1}  # the first and the last layer speak for the rest: measuring takes time
+    layers = tuple(Layer(recipe, at, assembly.layer(at, at in measured)) for at in range(recipe.layers))
+    tables = dict.fromkeys(name for name in recipe.turns if name is not None)
+    rotary = RotaryTables(source.config, recipe.family.rotary, tables, numerics.compute).to(numerics.device)
+    model = Assembled(recipe, layers, ends, rotary, _holding(layers, ends, assembly.errors))
+    kept = source.stored_dtype if numerics.compute is torch.float32 else numerics.compute
+    return LayeredStage(model, numerics, attention or PagedAttention(), kept)
+
+
+def _holding(layers: tuple[Layer, ...], ends: Ends, errors: list[float]) -> Holding:
+    forms: Counter[str] = Counter()
+    for layer in layers:
+        for product in layer.weights.products.values():
+            forms[product.form] += product.bytes
+    forms[ends.head.form] += ends.head.bytes
+    if not ends.tied:
+        forms["embedding"] += ends.lookup.bytes
+    return Holding(dict(forms), sum(errors) / len(errors) if errors else None)
