@@ -107,7 +107,7 @@ def measure(contenders: Sequence[Contender], rounds: int, report: Report) -> Tab
             load = work.load(random.Random(f"{work.name} {turn}"))
             if not turn:
                 load = Load(load.prompts, [min(wanted, 4) for wanted in load.outputs])
-            for contender in contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)]:
+            for contender in (*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]):
                 try:
                     outcome = contender.run(load)
                 except (RuntimeError, BrokenPipeError) as error:
