@@ -1,19 +1,36 @@
-"""The engine as the rest of the node sees it: load, generate, embed, render, unload, close; all asynchronous.
+"""The engine as the rest of the node sees it: load, generate, embed, infer, render, unload, close; all asynchronous.
 
-The model lives in one worker thread; this class passes jobs to it and events back. Invariants: a generation ends with
-one `Done` or one raised error; leaving the iterator early stops the work within one token; nothing runs after `close`.
-Must not import torch: what loads the model is given.
+The model lives in one thread, where `EngineCore` answers all requests together; this class prepares requests, passes
+them there and hands events back. Invariants: a generation ends with one `Done` or one raised error; leaving the
+iterator early stops the work before the next step; nothing runs after `close`. Must not import torch: what loads the
+model is given.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Literal, Protocol
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from gpu_node.engine.core import EngineCore, Job
+from gpu_node.engine.generation import Generation
+from gpu_node.engine.mailbox import Call, Outlet
+from gpu_node.engine.planned import Limits
+from gpu_node.engine.preparation import (
+    Bound,
+    GuideShelf,
+    StartGuide,
+    check_inference,
+    no_guides,
+    prepare_generation,
+    prepare_texts,
+)
 from gpu_node.engine.prompt import render
+from gpu_node.engine.reading import EmbeddingJob, InferenceJob
 from gpu_node.engine.sequence import (
     Bounds,
     Done,
@@ -21,52 +38,77 @@ from gpu_node.engine.sequence import (
     Embeddings,
     Event,
     GenerationRequest,
+    Inference,
+    InferenceRequest,
     Prompt,
     Token,
 )
-from gpu_node.engine.vocabulary import Vocabulary
+from gpu_node.engine.stats import Counters, EngineStats, Gauges
+from gpu_node.engine.step import ModelRunner
 from gpu_node.engine.worker import Worker
-from gpu_node.errors import GenerationFailed, ModelError, NodeError, NodeStopping
+from gpu_node.errors import DeadlineExceeded, GenerationFailed, ModelError, NodeBusy, NodeError, NodeStopping
+
+__all__ = ["Engine", "EngineOptions", "EngineState", "ModelRunner"]
 
 EngineState = Literal["empty", "loading", "ready", "failed", "closed"]
 
 log = logging.getLogger("gpu_node.engine")
 
 
-class ModelRunner(Protocol):
-    """What runs in the worker thread."""
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How much is done at once. 0 tokens a step: what suits the device."""
 
-    @property
-    def vocabulary(self) -> Vocabulary: ...
+    max_running: int = 32
+    max_waiting: int = 512
+    step_tokens: int = 0  # of a step that only reads prompts
+    mixed_step_tokens: int = 0  # of a step that also decodes
+    max_drafts: int = 8  # of one sequence in one step; 0: no speculation
+    max_prompt_characters: int = 8 << 20  # more is refused before it is tokenised
+    max_inference_bytes: int = 256 << 20  # of one `infer` answer
 
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def memory_bytes(self) -> int: ...
-
-    def generate(
-        self, request: GenerationRequest, emit: Callable[[Token], None], cancelled: threading.Event
-    ) -> Done: ...
-
-    def embed(self, request: EmbeddingRequest, cancelled: threading.Event) -> Embeddings: ...
-
-    def close(self) -> None: ...
+    def limits(self, runner: ModelRunner) -> Limits:
+        # A GPU reads a thousand tokens in about the time of one; a CPU core needs the time of each.
+        pure, mixed = (4096, 1024) if runner.device.startswith("cuda") else (512, 64)
+        return Limits(
+            block_tokens=runner.cache.block_tokens,
+            block_count=runner.cache.block_count,
+            max_running=self.max_running,
+            step_tokens=self.step_tokens or pure,
+            mixed_step_tokens=self.mixed_step_tokens or mixed,
+            max_waiting=self.max_waiting,
+            max_drafts=self.max_drafts,
+        )
 
 
 class Engine:
-    def __init__(self, load: Callable[[], ModelRunner], prepare: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`prepare` is awaited before `load` runs in the worker thread (fetching, converting)."""
-        self._load, self._prepare = load, prepare
-        self._worker = Worker("engine")
+    def __init__(
+        self,
+        load: Callable[[], ModelRunner],
+        prepare: Callable[[], Awaitable[None]] | None = None,
+        options: EngineOptions = EngineOptions(),  # noqa: B008  frozen
+        clock: Callable[[], float] = time.monotonic,
+        guides: Callable[[ModelRunner], StartGuide] = no_guides,
+    ) -> None:
+        """`prepare` is awaited before `load` runs in the engine's thread (fetching, converting).
+
+        `guides` is asked once a load, when the first guided request comes, in a thread of its own.
+        """
+        self._load, self._prepare, self._options, self._clock = load, prepare, options, clock
+        self._guides = GuideShelf(guides)
+        self._counters = Counters()
+        self._core: EngineCore | None = None  # in the thread
         self._runner: ModelRunner | None = None
         self._loading: asyncio.Task[None] | None = None
-        self._running: set[_Call] = set()
+        self._unloading: asyncio.Task[None] | None = None
+        self._outlets: dict[asyncio.AbstractEventLoop, Outlet] = {}
+        self._calls: set[Call] = set()
+        self._left: asyncio.Event | None = None  # set when the last call has left
         self._state: EngineState = "empty"
-        self.error = ""  # why the last load failed
+        self.error = ""  # why the last load failed, or what ended the engine
+        self._worker = Worker("engine", self, clock)
+
+    # What others may know
 
     @property
     def state(self) -> EngineState:
@@ -75,6 +117,32 @@ class Engine:
     @property
     def runner(self) -> ModelRunner | None:
         return self._runner
+
+    @property
+    def options(self) -> EngineOptions:
+        return self._options
+
+    @property
+    def busy(self) -> bool:
+        """Some request is not over yet, wherever it is."""
+        return bool(self._calls)
+
+    @property
+    def alive(self) -> bool:
+        """The engine's thread runs."""
+        return self._worker.alive
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Deadlines are times of this clock."""
+        return self._clock
+
+    def stats(self) -> EngineStats:
+        core = self._core
+        gauges = Gauges(max_running=self._options.max_running) if core is None else core.gauges
+        return self._counters.snapshot(gauges, self._clock())
+
+    # Loading and unloading
 
     async def load(self) -> None:
         """Returns when the model is ready; any number of callers share one loading."""
@@ -95,9 +163,11 @@ class Engine:
 
     async def _load_once(self) -> None:
         try:
+            if self._unloading is not None:
+                await asyncio.wait([self._unloading])
             if self._prepare is not None:
                 await self._prepare()
-            self._runner = await asyncio.wrap_future(self._worker.submit(self._load))
+            self._runner = await asyncio.wrap_future(self._worker.submit(self._attach))
             self._state = "ready"
         except NodeError as error:
             self._state, self.error = "failed", str(error)
@@ -110,66 +180,127 @@ class Engine:
             self._loading = None
 
     async def unload(self) -> None:
-        """Give the memory back once the job under way has ended."""
+        """Give the memory back once the requests under way have ended; new ones are refused from now on."""
         if self._loading is not None:
             await asyncio.wait([self._loading])
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            self._state = "empty"
-            await asyncio.wrap_future(self._worker.submit(runner.close))
+        if self._runner is not None:
+            self._runner = None
+            self._state = "empty" if self._state != "closed" else "closed"
+            self._unloading = asyncio.create_task(self._unload_once(), name="unload the model")
+            self._unloading.add_done_callback(_look_at)
+        if self._unloading is not None:
+            await asyncio.shield(self._unloading)
+
+    async def _unload_once(self) -> None:
+        try:
+            while self._calls and self._state != "closed":
+                self._left = asyncio.Event()
+                await self._left.wait()
+            await asyncio.wrap_future(self._worker.submit(self._detach))
+        finally:
+            self._unloading = None
+
+    def stop(self) -> None:
+        """End every request with `NodeStopping` and refuse new ones."""
+        self._state = "closed"
+        for call in self._calls:
+            call.tell(NodeStopping())
+            call.outlet.flush()
+        if self._left is not None:
+            self._left.set()
+        self._worker.post(self._stop_all)
+        if self._loading is not None:
+            self._loading.cancel()
+
+    async def close(self, timeout_seconds: float = 5.0) -> bool:
+        """False when the engine's thread is still busy after that time."""
+        self.stop()
+        self._runner = None
+        self._worker.post(self._detach)
+        return await asyncio.to_thread(self._worker.close, timeout_seconds)
+
+    # Requests
 
     async def render(self, prompt: Prompt, bounds: Bounds) -> str:
-        """The text that the model would read; does not wait for the job under way."""
+        """The text that the model would read; does not wait for the requests under way."""
         vocabulary = self._ready().vocabulary
         return await asyncio.to_thread(render, prompt, vocabulary, bounds)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Close the iterator (`aclosing`) when leaving early."""
-        runner = self._ready()
-        call = _Call(asyncio.get_running_loop())
-        self._running.add(call)
-        try:
-            self._worker.submit(lambda: call.run(lambda: runner.generate(request, call.tell, call.cancelled)))
+        runner, arrived = self._ready(), self._clock()
+        if request.deadline is not None and request.deadline <= arrived:
+            raise DeadlineExceeded()
+        async with self._calling() as (call, submit):
+            prepared = await asyncio.to_thread(
+                prepare_generation, request, runner, self._bound(runner), self._guides.of(runner), arrived
+            )
+            submit(Generation(prepared, call, runner.vocabulary))
             while True:
                 event = await call.next()
+                assert isinstance(event, Token | Done)
                 yield event
                 if isinstance(event, Done):
                     return
-        finally:
-            call.cancelled.set()
-            self._running.discard(call)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Mean of the last hidden states over the tokens, one vector a text."""
         runner = self._ready()
-        call = _Call(asyncio.get_running_loop())
-        self._running.add(call)
+        async with self._calling() as (call, submit):
+            texts = await asyncio.to_thread(prepare_texts, request, runner, self._bound(runner))
+            if not texts:
+                return Embeddings((), 0)
+            submit(EmbeddingJob(request, texts, call))
+            result = await call.next()
+            assert isinstance(result, Embeddings)
+            return result
+
+    async def infer(self, request: InferenceRequest) -> Inference:
+        runner = self._ready()
+        async with self._calling() as (call, submit):
+            await asyncio.to_thread(check_inference, request, runner, self._bound(runner))
+            submit(InferenceJob(request, call))
+            result = await call.next()
+            assert isinstance(result, Inference)
+            return result
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[tuple[Call, Callable[[Job], None]]]:
+        """A call and the function that sends its job off; whatever ends the block ends the job."""
+        if len(self._calls) >= self._options.max_running + self._options.max_waiting:
+            raise NodeBusy()
+        call, jobs = Call(self._outlet()), list[Job]()
+
+        def submit(job: Job) -> None:
+            jobs.append(job)
+            self._worker.post(lambda: self._submit(job))
+
+        self._calls.add(call)
         try:
-            job = self._worker.submit(lambda: runner.embed(request, call.cancelled))
-            return await asyncio.wrap_future(job)
-        except NodeError:
-            raise
-        except Exception as error:
-            self._refuse_when_closed()
-            log.exception("an embedding failed")
-            raise GenerationFailed(f"an error was encountered while running the model: {error}") from error
+            yield call, submit
         finally:
-            call.cancelled.set()
-            self._running.discard(call)
+            self._calls.discard(call)
+            if jobs and not call.ended:
+                self._worker.post(lambda: self._cancel(jobs[0]))
+            if not self._calls and self._left is not None:
+                self._left.set()
 
-    def stop(self) -> None:
-        """End every generation with `NodeStopping` and refuse new ones."""
-        self._state = "closed"
-        for call in self._running:
-            call.cancelled.set()
-            call.tell(NodeStopping())
-        if self._loading is not None:
-            self._loading.cancel()
+    def _outlet(self) -> Outlet:
+        loop = asyncio.get_running_loop()
+        outlet = self._outlets.get(loop)
+        if outlet is None:
+            self._outlets = {known: other for known, other in self._outlets.items() if not known.is_closed()}
+            outlet = self._outlets[loop] = Outlet(loop)
+        return outlet
 
-    async def close(self, timeout_seconds: float = 5.0) -> bool:
-        """False when the worker thread is still busy after that time."""
-        self.stop()
-        self._runner = None
-        return await asyncio.to_thread(self._worker.close, timeout_seconds)
+    def _bound(self, runner: ModelRunner) -> Bound:
+        options, cache = self._options, runner.cache
+        return Bound(
+            cache.block_tokens * cache.block_count,
+            options.max_running,
+            options.max_prompt_characters,
+            options.max_inference_bytes,
+        )
 
     def _ready(self) -> ModelRunner:
         self._refuse_when_closed()
@@ -181,38 +312,49 @@ class Engine:
         if self._state == "closed":
             raise NodeStopping()
 
+    # In the engine's thread
 
-class _Call:
-    """The bridge of one generation from the worker thread to the event loop."""
+    def turn(self) -> float | None:
+        return None if self._core is None else self._core.turn()
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self.cancelled = threading.Event()
+    def revive(self, death: BaseException) -> None:
+        if self._core is not None:
+            self._core.revive()
 
-    def run(self, job: Callable[[], Done]) -> None:
-        """In the worker thread."""
-        if self.cancelled.is_set():
-            return
-        try:
-            self.tell(job())
-        except NodeError as error:
-            self.tell(error)
-        except Exception as error:  # top of the job: a broken request must not end the thread
-            if self.cancelled.is_set():
-                return
-            log.exception("a generation failed")
-            self.tell(GenerationFailed(f"an error was encountered while running the model: {error}"))
+    def give_up(self, death: BaseException) -> None:
+        self._runner, self.error = None, f"the engine's thread died too often, the last time of: {death!r}"
+        if self._state != "closed":
+            self._state = "failed"
+        if self._core is not None:
+            self._core.fail_all(GenerationFailed(self.error))
+            self._detach()
 
-    def tell(self, event: Event | Exception) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+    def _attach(self) -> ModelRunner:
+        runner = self._load()
+        self._core = EngineCore(runner, self._options.limits(runner), self._clock, self._counters)
+        return runner
 
-    async def next(self) -> Event:
-        event = await self._events.get()
-        if isinstance(event, Exception):
-            raise event
-        return event
+    def _detach(self) -> None:
+        core, self._core = self._core, None
+        if core is not None:
+            core.fail_all(NodeStopping())
+            self._guides.clear()  # it knows the runner
+            core.runner.close()
+
+    def _stop_all(self) -> None:
+        if self._core is not None:
+            self._core.fail_all(NodeStopping())
+
+    def _submit(self, job: Job) -> None:
+        if self._core is None:
+            job.call.tell(ModelError(self.error or "the model is not loaded"))
+            job.call.outlet.flush()
+        else:
+            self._core.submit(job)
+
+    def _cancel(self, job: Job) -> None:
+        if self._core is not None:
+            self._core.cancel(job)
 
 
 def _look_at(task: asyncio.Task[None]) -> None:

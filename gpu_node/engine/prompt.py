@@ -13,6 +13,9 @@ from gpu_node.engine.sequence import Bounds, ChatPrompt, Message, Prompt, RawPro
 from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import ContextExceeded, RequestError
 
+# No vocabulary in use has longer ones than runs of so many spaces.
+LONGEST_TOKEN_CHARACTERS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
@@ -31,6 +34,18 @@ def render(prompt: Prompt, vocabulary: Vocabulary, bounds: Bounds) -> str:
     if bounds.truncate and len(messages) > 1:
         messages = _latest_that_fit(messages, lambda text: len(vocabulary.encode(text)) <= room, vocabulary)
     return render_open(messages, vocabulary)
+
+
+def refuse_absurd(prompt: Prompt, bounds: Bounds, max_characters: int) -> None:
+    """Raises `ContextExceeded` for what need not be tokenised to know that it is too long."""
+    if isinstance(prompt, TokenPrompt):
+        return  # counted exactly by `prepare`
+    turns = [prompt.text] if isinstance(prompt, RawPrompt) else [message.content for message in prompt.messages]
+    limit = max_characters
+    if not bounds.truncate:
+        limit = min(limit, bounds.context_tokens * LONGEST_TOKEN_CHARACTERS)
+    if sum(map(len, turns)) > limit:
+        raise ContextExceeded()
 
 
 def prepare(prompt: Prompt, vocabulary: Vocabulary, bounds: Bounds) -> PreparedPrompt:

@@ -2,7 +2,8 @@
 
 `TokenText` decodes step by step with a window of earlier tokens, because the text of a token depends on its
 neighbours (bytes of one character, the space before a word). `StopWatch` holds text back while it could still become a
-stop string. Pure: knows no torch and no model, only a function from ids to text.
+stop string. A token costs the same however long the answer is. Pure: knows no torch and no model, only a function from
+ids to text.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from collections.abc import Callable, Sequence
 
 # What a decoder writes for bytes that are not (yet) a character.
 REPLACEMENT = "\ufffd"
-# Enough tokens of the prompt for the decoder to know whether the first new one begins with a space.
+# Enough earlier tokens for the decoder to know whether the next one begins with a space.
 WINDOW_TOKENS = 8
-# A character has at most 4 bytes, so 4 tokens; text that is still broken after them is broken for good.
-LONGEST_CHARACTER_TOKENS = 4
+# The window is cut back only now and then: cutting needs a second decoding.
+LONGEST_WINDOW_TOKENS = 24
+# A character has at most 4 bytes, so at most 3 of them can wait for the last; vocabularies with byte tokens write one
+# replacement for each of them, others one for all. More of them in a row are broken for good.
+LONGEST_OPEN_END = 3
 
 
 class TokenText:
@@ -23,27 +27,40 @@ class TokenText:
     def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
         self._window = list(before[-WINDOW_TOKENS:])
-        self._told = decode(self._window) if self._window else ""
-        self._pending = 0
+        self._told = len(decode(self._window)) if self._window else 0  # characters of the window's text
+        self._holds = False
 
     def feed(self, token_id: int) -> str:
-        self._window.append(token_id)
-        self._pending += 1
-        text = self._decode(self._window)
-        if text.endswith(REPLACEMENT) and self._pending < LONGEST_CHARACTER_TOKENS:
-            return ""
-        return self._advance(text)
+        window = self._window
+        window.append(token_id)
+        text = self._decode(window)
+        end = len(text)
+        if text.endswith(REPLACEMENT):
+            end -= _open_end(text)
+        fresh = text[self._told : end]
+        self._told = max(self._told, end)
+        self._holds = end < len(text)
+        if len(window) > LONGEST_WINDOW_TOKENS:
+            self._shorten(len(text) - self._told)
+        return fresh
 
     def flush(self) -> str:
         """What is still held back, broken or not."""
-        return self._advance(self._decode(self._window)) if self._pending else ""
-
-    def _advance(self, text: str) -> str:
-        fresh = text[len(self._told) :]
-        self._pending = 0
-        self._window = self._window[-WINDOW_TOKENS:]
-        self._told = self._decode(self._window)
+        if not self._holds:
+            return ""
+        self._holds = False
+        text = self._decode(self._window)
+        fresh, self._told = text[self._told :], len(text)
         return fresh
+
+    def _shorten(self, held: int) -> None:
+        del self._window[:-WINDOW_TOKENS]
+        self._told = max(len(self._decode(self._window)) - held, 0)
+
+
+def _open_end(text: str) -> int:
+    """How many replacements at the end of `text` may still become a character."""
+    return min(len(text) - len(text.rstrip(REPLACEMENT)), LONGEST_OPEN_END)
 
 
 class StopWatch:
@@ -51,10 +68,13 @@ class StopWatch:
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(word for word in stop if word)
+        self._longest = max(map(len, self._stop), default=1) - 1
         self._held = ""
         self.hit = False
 
     def feed(self, text: str) -> str:
+        if not self._stop:
+            return text
         if self.hit:
             return ""
         text = self._held + text
@@ -72,8 +92,7 @@ class StopWatch:
 
     def _longest_beginning(self, text: str) -> int:
         """Length of the longest end of `text` with which some stop string begins."""
-        longest = max(map(len, self._stop), default=1) - 1
-        for size in range(min(longest, len(text)), 0, -1):
+        for size in range(min(self._longest, len(text)), 0, -1):
             if any(word.startswith(text[-size:]) for word in self._stop):
                 return size
         return 0

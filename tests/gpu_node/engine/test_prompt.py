@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gpu_node.engine.prompt import cut, join_turns, prepare, render, render_open
 from gpu_node.engine.sequence import Bounds, ChatPrompt, Message, RawPrompt
 from gpu_node.errors import ContextExceeded, RequestError
-from tests.gpu_node.scripted import CharVocabulary
+from tests.fakes.scripted_runner import CharVocabulary
 
 VOCABULARY = CharVocabulary()
 WIDE = Bounds(context_tokens=1000)

@@ -43,6 +43,56 @@ def test_bytes_that_never_become_a_character_do_not_hold_the_rest_back() -> None
     assert text.endswith("abc")
 
 
+def test_a_character_after_bytes_that_are_none_is_not_lost() -> None:
+    stream = TokenText(of_bytes)
+    text = "".join(stream.feed(byte) for byte in b"\xff\xff" + "😀".encode()) + stream.flush()
+    assert text == "\ufffd\ufffd😀"
+
+
+def of_fallback(ids: Sequence[int]) -> str:
+    """Like SentencePiece with byte tokens: a run of them that is no text becomes one replacement a byte."""
+    text, run = "", b""
+    for number in [*ids, -1]:
+        if 0 <= number < 256:
+            run += bytes([number])
+            continue
+        try:
+            text += run.decode()
+        except UnicodeDecodeError:
+            text += "\ufffd" * len(run)
+        text, run = text + (f"w{number}" if number >= 0 else ""), b""
+    return text
+
+
+@given(st.lists(st.one_of(st.integers(300, 310), st.sampled_from([*"é😀".encode()]))))
+def test_byte_tokens_are_told_as_the_whole_would_be(ids: list[int]) -> None:
+    stream = TokenText(of_fallback)
+    told = "".join(stream.feed(number) for number in ids) + stream.flush()
+    words = [character for character in told if character.isascii()]
+    assert "".join(words) == "".join(f"w{number}" for number in ids if number >= 300)
+
+
+def test_a_character_of_byte_tokens_comes_whole_in_the_middle_of_words() -> None:
+    ids = [300, *"é".encode(), 301, *"😀".encode(), 302]
+    stream = TokenText(of_fallback)
+    assert "".join(stream.feed(number) for number in ids) == of_fallback(ids) == "w300éw301😀w302"
+
+
+@pytest.mark.parametrize("ids", [list(b"word " * 200), [0xFF] * 1000, list("😀".encode() * 250)])
+def test_a_token_costs_the_same_however_long_the_answer_is(ids: list[int]) -> None:
+    decoded: list[int] = []
+
+    def counting(window: Sequence[int]) -> str:
+        decoded.append(len(window))
+        return of_bytes(window)
+
+    stream = TokenText(counting)
+    text = "".join(map(stream.feed, ids)) + stream.flush()
+    assert text == of_bytes(ids)
+    assert max(decoded) <= 32
+    assert len(decoded) <= 1.1 * len(ids)
+
+
 def test_the_space_before_the_first_word_depends_on_what_stood_before() -> None:
     assert TokenText(of_words).feed(1) == "w1"
     assert TokenText(of_words, [7]).feed(1) == " w1"

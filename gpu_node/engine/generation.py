@@ -1,0 +1,158 @@
+"""One request for text in the engine's thread: its samples, its events, its times, its one end.
+
+Invariants: a sample that has ended is never picked again; `Done` comes once, after the last sample has ended. Must not
+know the scheduler's decisions, only which sequence is which sample. Times are seconds on the engine's clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpu_node.engine.answer import Answer, GuideState
+from gpu_node.engine.mailbox import Call
+from gpu_node.engine.planned import PlannedPick, Submission
+from gpu_node.engine.sequence import Done, GenerationRequest
+from gpu_node.engine.stats import Counters
+from gpu_node.engine.step import Choice, Pick
+from gpu_node.engine.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGeneration:
+    """Everything about a request that can be done without the model."""
+
+    request: GenerationRequest  # its context is no longer than the cache
+    ids: tuple[int, ...]
+    guides: tuple[GuideState | None, ...]  # one a sample
+    arrived: float
+
+    @property
+    def submission(self) -> Submission:
+        request = self.request
+        return Submission(
+            self.ids,
+            max_context=request.bounds.context_tokens,
+            samples=request.samples,
+            priority=request.priority,
+            deadline=request.deadline,
+            caller=request.caller,
+            salt=request.cache_salt,
+            speculate=request.sampling.guide is None,  # a mask is known for the next token only
+        )
+
+
+class Sample:
+    """One sequence that is being answered."""
+
+    __slots__ = ("answer", "deaths", "generation", "key", "sequence", "told_at")
+
+    def __init__(self, generation: Generation, sequence: int, answer: Answer, key: int) -> None:
+        self.generation, self.sequence, self.answer, self.key = generation, sequence, answer, key
+        self.told_at = 0.0
+        self.deaths = 0  # of the engine's thread while this one was in the step
+
+    def pick(self, planned: PlannedPick, history: Sequence[int]) -> Pick:
+        """Raises what the guide raises."""
+        guide = self.answer.guide
+        return self._pick(planned, history, None if guide is None else guide.mask())
+
+    def pick_anything(self, planned: PlannedPick, history: Sequence[int]) -> Pick:
+        """For a sample that will fail, so that its step can be computed all the same."""
+        return self._pick(planned, history, None)
+
+    def _pick(self, planned: PlannedPick, history: Sequence[int], allowed: bytes | None) -> Pick:
+        answer, options = self.answer, self.generation.request.sampling
+        written = len(answer.written)
+        return Pick(planned.row, options, self.key, written, history, planned.drafts, answer.banned, allowed)
+
+    def take(self, choice: Choice, now: float, counters: Counters) -> int:
+        """Goes on with what was chosen; how many of the tokens count. Raises what guide or decoder raise."""
+        answer = self.answer
+        before, steps = len(answer.written), answer.steps
+        event = answer.take(choice.tokens, choice.logprobs)
+        self._measure(answer.steps - steps, now, counters)
+        if event is not None:
+            self.generation.call.tell(event)
+        return len(answer.written) - before
+
+    def _measure(self, tokens: int, now: float, counters: Counters) -> None:
+        counters.output_tokens += tokens
+        counters.output_rate.add(now, tokens)
+        if self.told_at:
+            counters.between_tokens.observe((now - self.told_at) / max(tokens, 1), tokens)
+        else:
+            self.generation.note_first(now, counters)
+        self.told_at = now
+
+
+class Generation:
+    def __init__(self, prepared: PreparedGeneration, call: Call, vocabulary: Vocabulary) -> None:
+        self.request, self.call = prepared.request, call
+        self.submission = prepared.submission
+        self.samples: tuple[Sample, ...] = ()
+        self._prepared, self._vocabulary = prepared, vocabulary
+        self._begun: float | None = None
+        self._read: float | None = None
+        self._reused = 0
+
+    def begin(self, sequences: Sequence[int]) -> None:
+        request = self.request
+        keys = draw_keys(request.sampling.seed, request.samples)
+        self.samples = tuple(
+            Sample(
+                self,
+                sequence,
+                Answer(self._vocabulary, self._prepared.ids, request.bounds, request.stop, guide, number),
+                key,
+            )
+            for number, (sequence, key, guide) in enumerate(zip(sequences, keys, self._prepared.guides, strict=True))
+        )
+
+    def note_begin(self, now: float, reused_tokens: int) -> None:
+        """The prompt's first piece is about to be computed."""
+        if self._begun is None:
+            self._begun, self._reused = now, reused_tokens
+
+    def note_first(self, now: float, counters: Counters) -> None:
+        if self._read is None:
+            self._read = now
+            counters.first_token.observe(max(now - self._prepared.arrived, 0.0))
+
+    @property
+    def ended(self) -> bool:
+        return all(sample.answer.reason is not None for sample in self.samples)
+
+    def done(self, now: float) -> Done:
+        answers = [sample.answer for sample in self.samples]
+        reasons = tuple(answer.reason or "stop" for answer in answers)
+        begun = self._prepared.arrived if self._begun is None else self._begun
+        read = now if self._read is None else self._read
+        return Done(
+            reason=reasons[0],
+            prompt_tokens=len(self._prepared.ids),
+            output_tokens=sum(answer.steps for answer in answers),
+            prompt_ns=_nanoseconds(read - begun),
+            output_ns=_nanoseconds(now - read),
+            context=(*self._prepared.ids, *answers[0].written),
+            reused_tokens=self._reused,
+            reasons=reasons,
+        )
+
+
+def draw_keys(seed: int | None, samples: int) -> list[int]:
+    """The 64-bit keys of a request's samples: of one seed always the same, and the first does not depend on how many."""
+    if seed is None:
+        return [secrets.randbits(64) for _ in range(samples)]
+    return [_hashed(seed, number) for number in range(samples)]
+
+
+def _hashed(seed: int, sample: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(round(seconds * 1e9), 0)

@@ -1,0 +1,94 @@
+"""Requests that only read: hidden states averaged to embeddings, logits or hidden states as bytes.
+
+Invariants: each token's row comes once and in order, whatever pieces the prompt was cut into; averages are taken in 64
+bits and given in 32. Rows are numpy arrays that are handed in; nothing here imports numpy. Must not know the scheduler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from gpu_node.engine.mailbox import Call
+from gpu_node.engine.planned import Submission
+from gpu_node.engine.sequence import EmbeddingRequest, Embeddings, Inference, InferenceRequest
+from gpu_node.errors import GenerationFailed
+
+# So many texts of one request wait or are read at once; more would only fill the queue.
+TEXTS_AT_ONCE = 8
+# Below this a vector counts as all zeros and stays as it is.
+SMALLEST_NORM = 1e-12
+
+
+class EmbeddingJob:
+    """The texts of one request, a few sequences at a time."""
+
+    at_once = TEXTS_AT_ONCE
+
+    def __init__(self, request: EmbeddingRequest, texts: Sequence[tuple[int, ...]], call: Call) -> None:
+        self.call = call
+        self.pending = deque(enumerate(_submission(ids) for ids in texts))
+        self._request = request
+        self._tokens = sum(map(len, texts))
+        self._lengths = [len(ids) for ids in texts]
+        self._sums: list[Any] = [None] * len(texts)
+        self._vectors: list[tuple[float, ...] | None] = [None] * len(texts)
+
+    def take(self, number: int, rows: Any, last: bool) -> None:
+        """Raises `GenerationFailed` for numbers that are none."""
+        part = rows.sum(axis=0, dtype="float64")
+        self._sums[number] = part if self._sums[number] is None else self._sums[number] + part
+        if last:
+            self._vectors[number] = self._finished(self._sums[number] / self._lengths[number])
+            self._sums[number] = None
+
+    def result(self) -> Embeddings:
+        vectors = tuple(vector for vector in self._vectors if vector is not None)
+        assert len(vectors) == len(self._vectors), "a text is missing"
+        return Embeddings(vectors, self._tokens)
+
+    def _finished(self, mean: Any) -> tuple[float, ...]:
+        if self._request.dimensions:
+            mean = mean[: self._request.dimensions]
+        norm = math.sqrt(float((mean * mean).sum()))
+        if not math.isfinite(norm):
+            raise GenerationFailed("the model's hidden states are not finite")
+        if self._request.normalise:
+            mean = mean / max(norm, SMALLEST_NORM)
+        return tuple(mean.astype("float32").tolist())
+
+
+class InferenceJob:
+    at_once = 1
+
+    def __init__(self, request: InferenceRequest, call: Call) -> None:
+        self.call = call
+        submission = Submission(
+            request.ids,
+            max_context=len(request.ids),
+            caller=request.caller,
+            output=request.output,
+            last_only=request.last_only,
+        )
+        self.pending = deque([(0, submission)])
+        self._pieces: list[bytes] = []
+        self._shape = (0, 0)
+        self._complete = False
+
+    def take(self, number: int, rows: Any, last: bool) -> None:
+        self._pieces.append(rows.astype("<f4", order="C", copy=False).tobytes())
+        self._shape = (self._shape[0] + int(rows.shape[0]), int(rows.shape[1]))
+        self._complete = last
+
+    def result(self) -> Inference:
+        assert self._complete, "rows are missing"
+        return Inference(b"".join(self._pieces), self._shape)
+
+
+ReadingJob = EmbeddingJob | InferenceJob
+
+
+def _submission(ids: tuple[int, ...]) -> Submission:
+    return Submission(ids, max_context=len(ids), output="hidden")
