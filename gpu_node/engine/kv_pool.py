@@ -118,7 +118,7 @@ class KvPool:
 
 def _zeros(blocks: int, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """On CPUs the pages stay untouched until they are written; torch's own zeros would write them all."""
-    if device.type != "cpu":
+    if device.type != "cpu" or blocks == 0:
         return torch.zeros((blocks, elements), dtype=dtype, device=device)
     raw = torch.from_numpy(numpy.zeros(blocks * elements * dtype.itemsize, dtype=numpy.uint8))
     return raw.view(dtype).view(blocks, elements)
