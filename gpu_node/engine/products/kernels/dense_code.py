@@ -70,8 +70,8 @@ class DenseCode:
         starts = [self.weights + (row + r) * self.columns * size for r in range(rows)]
         inputs = [self.x + (item + i) * self.x_stride * 4 for i in range(items)]
         with e.loop(0, self.columns, LANES) as column:
-            if rows == TILE_ROWS:
-                self._prefetch(starts[0], column)
+            if rows > 1:
+                self._prefetch(starts[0], column, rows)
             values = [load_numbers(e, start + column * 4, "f32") for start in inputs]
             for r, start in enumerate(starts):
                 weight = load_numbers(e, start + column * size, self.kind)
@@ -79,9 +79,9 @@ class DenseCode:
                     sums[r][i].set(e.fused(weight, value, sums[r][i].get()))
         self._store(row, item, [[sums[r][i].get() for r in range(rows)] for i in range(items)])
 
-    def _prefetch(self, start: Value, column: Value) -> None:
+    def _prefetch(self, start: Value, column: Value, rows: int) -> None:
         """A tile's rows are one piece of memory; its steps walk through the piece some way ahead, line by line."""
-        step = TILE_ROWS * KIND_BYTES[self.kind] * LANES
+        step = rows * KIND_BYTES[self.kind] * LANES
         for line in range(0, step, 64):
             self.e.prefetch(start + column * (step // LANES) + (PREFETCH_BYTES + line))
 

@@ -7,7 +7,7 @@ both travel on to the logits. Addresses are 64-bit integers; nothing is checked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +127,10 @@ class Emitter:
         return tuple(self.argument(index) for index in range(count))
 
     # -- values
+
+    def float_bits(self, argument: Value) -> Value:
+        """A single-precision number whose bits an argument carries."""
+        return self.cast(self.narrow(argument, I32), F32)
 
     def constant(self, kind: Any, number: float) -> Value:
         if isinstance(kind, ir.VectorType):
@@ -272,13 +276,6 @@ class Emitter:
     def when(self, condition: Value) -> Iterator[None]:
         with self.builder.if_then(condition.raw):
             yield
-
-    def either(self, condition: Value, yes: Callable[[], None], no: Callable[[], None]) -> None:
-        with self.builder.if_else(condition.raw) as (then, otherwise):
-            with then:
-                yes()
-            with otherwise:
-                no()
 
     def invoke(self, kernel: Value, arguments: Value) -> None:
         """Another kernel by its address, for the same part."""

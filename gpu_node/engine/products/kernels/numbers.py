@@ -6,7 +6,7 @@ Invariants: NaN stays NaN through every function here, in 16-bit memory too. Mus
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from gpu_node.engine.products.kernels.emitter import F32, HALF, I16, I32, LANES, Emitter, Value, lanes
 
@@ -23,27 +23,26 @@ EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
 
 
 def load_numbers(e: Emitter, address: Value, kind: Kind, count: int = LANES) -> Value:
-    """`count` neighbours in memory as single precision; count 1: a scalar."""
-    shape = (lambda element: lanes(element, count)) if count > 1 else (lambda element: element)
+    """`count` neighbours in memory as single precision."""
+    wide = lanes(F32, count)
     if kind == "f32":
-        return e.load(address, shape(F32))
+        return e.load(address, wide)
     if kind == "f16":
-        return e.widen(e.load(address, shape(HALF)), shape(F32))
-    return e.cast(e.widen(e.load(address, shape(I16)), shape(I32)) << 16, shape(F32))
+        return e.widen(e.load(address, lanes(HALF, count)), wide)
+    return e.cast(e.widen(e.load(address, lanes(I16, count)), lanes(I32, count)) << 16, wide)
 
 
 def store_numbers(e: Emitter, address: Value, value: Value, kind: Kind) -> None:
-    """Rounded to nearest, ties to even."""
-    shape: Any = (lambda element: lanes(element, value.type.count)) if value.type != F32 else (lambda element: element)
+    """A vector, rounded to nearest, ties to even."""
     if kind == "f32":
         e.store(address, value)
     elif kind == "f16":
-        e.store(address, e.narrow(value, shape(HALF)))
+        e.store(address, e.narrow(value, lanes(HALF, value.type.count)))
     else:
-        bits = e.cast(value, shape(I32))
+        bits = e.cast(value, lanes(I32, value.type.count))
         rounded = (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16
         whole = e.select(value.equals(value), rounded, 0x7FC0)  # rounding would carry a NaN's bits into the sign
-        e.store(address, e.narrow(whole, shape(I16)))
+        e.store(address, e.narrow(whole, lanes(I16, value.type.count)))
 
 
 def exponential(e: Emitter, x: Value) -> Value:

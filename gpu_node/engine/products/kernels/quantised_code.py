@@ -113,11 +113,11 @@ class QuantisedCode:
         e = self.e
         for i, value in enumerate(sums):
             target = self.y + ((item + i) * self.y_stride + row) * 4
-            e.either(
-                e.smaller(self.rows, row + PANEL_ROWS).equals(row + PANEL_ROWS),
-                lambda target=target, value=value: self._store_whole(target, row, value),
-                lambda target=target, value=value: self._store_rest(target, row, value),
-            )
+            whole = self.rows >= row + PANEL_ROWS
+            with e.when(whole):
+                self._store_whole(target, row, value)
+            with e.when(whole.equals(False)):
+                self._store_rest(target, row, value)
 
     def _store_whole(self, target: Value, row: Value, value: Value) -> None:
         e = self.e
