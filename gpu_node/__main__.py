@@ -17,7 +17,7 @@ from typing import Any
 from gpu_node import __version__
 from gpu_node.libraries import share_the_cpu
 
-DESCRIPTION = "Serve one model over the Ollama HTTP API."
+DESCRIPTION = "Serve models over the HTTP APIs of Ollama and OpenAI."
 EPILOG = "Every flag is also an environment variable: POTLUCK_NODE_MODEL, POTLUCK_NODE_PORT and so on."
 
 
@@ -29,6 +29,12 @@ def parser() -> argparse.ArgumentParser:
     add("--port", help="port to listen on; 0 takes any free one (5000)")
     add("--device", help="auto, cpu or cuda")
     add("--dtype", help="auto, float32, bfloat16 or float16")
+    add("--weights", help="auto, full, stored, int8 or int4: how weights are held (auto)")
+    add("--kernels", help="auto, torch or numba: what multiplies on a CPU (auto)")
+    add("--speculation", help="auto or off: guess tokens that the prompt already holds (auto)")
+    add("--memory", help="how much memory models may take together, as 8GB; 0 takes what is free")
+    add("--kv-memory", help="size of a model's key-value cache, as 2GB; 0 takes what is sensible")
+    add("--max-running", help="requests that a model answers at once (32)")
     add("--threads", help="CPU threads for the model; 0 leaves it to torch")
     add("--context", help="longest context in tokens; 0 takes the model's own, at most 8192")
     add("--keep-alive", help="how long an idle model stays in memory: 5m, 90s, -1 for ever (5m)")
@@ -67,7 +73,7 @@ def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
     store = ModelStore(settings.cache, models_folder(), Progress(sys.stderr))
 
     async def run() -> int:
-        node = Node(settings, store)
+        node = Node(settings, store, models_folder())
         with bind(settings.host, settings.port) as listener:
             warn_when_exposed(settings)
             return await node.run(listener)

@@ -7,6 +7,7 @@
     |   `-- ContextExceeded      prompt longer than the context while cutting is forbidden
     |-- NodeBusy                 the queue is full: 503
     |-- NodeStopping             the node ends: 503, a running stream gets an error line
+    |-- NoRoom                   other models hold the memory that this one needs: 503, with who holds what
     |-- GenerationFailed         the model failed in the middle of a request: 500, the node lives on
     |   `-- DeadlineExceeded     the request's own time was over: 504
     `-- DeviceOutOfMemory        a forward or a load did not fit; the engine makes room or fails one request
@@ -32,9 +33,10 @@ class ModelError(NodeError):
 class RequestError(NodeError):
     """The request cannot be honoured as it is."""
 
-    def __init__(self, message: str, status: int = 400) -> None:
+    def __init__(self, message: str, status: int = 400, field: str | None = None) -> None:
+        """`field` names the part of the request that is wrong, where one part is."""
         super().__init__(message)
-        self.status = status
+        self.status, self.field = status, field
 
 
 class ContextExceeded(RequestError):
@@ -50,6 +52,10 @@ class NodeBusy(NodeError):
 class NodeStopping(NodeError):
     def __init__(self) -> None:
         super().__init__("the node is shutting down")
+
+
+class NoRoom(NodeError):
+    """A model does not fit into the memory account as it is now."""
 
 
 class GenerationFailed(NodeError):

@@ -1,62 +1,154 @@
-"""The one model that this node serves: who may use it now, whether it is in memory, and until when it stays there.
+"""One model that this node can serve: its names, its engine, who uses it now, and until when it stays in memory.
 
-Invariants: one request at a time holds the engine; a model leaves memory only while nobody holds it; whatever ends a
-request, the slot is freed and the time to stay is counted anew. Must not know HTTP.
+Invariants: any number of requests hold it at once, up to its bound; it leaves only while none of them runs; whatever
+ends a request, the time to stay is counted anew. When it comes and goes is decided by `residents`. Must not know HTTP.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from gpu_node.durations import FOREVER
-from gpu_node.engine.engine import Engine
+from gpu_node.engine.sequence import (
+    Bounds,
+    EmbeddingRequest,
+    Embeddings,
+    Event,
+    GenerationRequest,
+    Inference,
+    InferenceRequest,
+    Prompt,
+)
+from gpu_node.engine.step import ModelRunner
+from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription
 from gpu_node.names import same_model
-from gpu_node.slot import Slot
+from gpu_node.slot import Slots
+from gpu_node.vram import Account, Claim, ModelSize, needed
+
+if TYPE_CHECKING:
+    from gpu_node.engine.stats import EngineStats
 
 # Unless the settings say otherwise: the cache of a longer conversation may not fit beside the weights.
 LARGEST_DEFAULT_CONTEXT = 8192
 # For the few checkpoints that do not say how far their positions reach.
 UNSTATED_CONTEXT = 2048
-# Event loops fire timers up to their clock's resolution too early.
-TIMER_SLACK_SECONDS = 0.01
+
+
+class HostedEngine(Protocol):
+    """What a host needs of an engine; `gpu_node.engine.engine.Engine` is the real one."""
+
+    error: str
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def runner(self) -> ModelRunner | None: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def load(self) -> None: ...
+
+    async def unload(self) -> None: ...
+
+    async def render(self, prompt: Prompt, bounds: Bounds) -> str: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]: ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings: ...
+
+    async def infer(self, request: InferenceRequest) -> Inference: ...
+
+    def stop(self) -> None: ...
+
+    async def close(self, timeout_seconds: float = 5.0) -> bool: ...
+
+
+class ModelFiles(Protocol):
+    """Where the model comes from."""
+
+    async def prepare(self) -> ModelDescription:
+        """Fetch what is missing and read what it is. May take minutes; any number of calls."""
+        ...
+
+    def load(self, description: ModelDescription, wish: LoadWish) -> ModelRunner:
+        """In the engine's thread. `wish` names the cache's size."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """The rules of one model's presence."""
+
+    keep_alive_seconds: float = 300.0
+    max_waiting: int = 512
+    clock: Callable[[], float] = time.monotonic
+
+
+MakeEngine = Callable[[Callable[[], ModelRunner], LoadWish], HostedEngine]
 
 
 class ModelHost:
     def __init__(
-        self,
-        engine: Engine,
-        names: tuple[str, ...],
-        keep_alive_seconds: float,
-        max_waiting: int,
-        context_wanted: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        self, names: tuple[str, ...], files: ModelFiles, make_engine: MakeEngine, wish: LoadWish, stay: Stay
     ) -> None:
-        self.engine = engine
-        self.slot = Slot(max_waiting)
-        self._names = names
-        self._keep_alive = keep_alive_seconds
-        self._context_wanted = context_wanted
+        """The first of `names` is the one that is listed."""
+        self._names, self._files, self._stay = names, files, stay
+        self.wish = wish
+        self._granted = wish  # as it is loaded: the cache has a size
+        self.engine = make_engine(self._load, wish)
+        self.slots = Slots(wish.max_running, stay.max_waiting)
         self.description: ModelDescription | None = None  # known once the files are there
-        self._clock = clock
         self.loaded_once = False
+        self.running = 0  # requests that have the model, not only wait for it
+        self.leaving = False
+        self.fresh = False  # loaded for somebody who has not taken it yet
+        self.activity = ""  # what a loading is doing just now
+        self.error = ""
+        self.last_used = stay.clock()
+        self._keep_alive = stay.keep_alive_seconds
         self._expires = FOREVER
-        self._timer: asyncio.TimerHandle | None = None
-        self._expiry: asyncio.Task[None] | None = None
+        self._dismissed = False
 
     @property
     def name(self) -> str:
         return self._names[0]
 
     @property
+    def ready(self) -> bool:
+        return self.engine.runner is not None and self.engine.state == "ready"
+
+    @property
+    def idle(self) -> bool:
+        return self.running == 0 and not (self.fresh and self.slots.busy)
+
+    @property
+    def state(self) -> str:
+        """What the engine says, but that fetching and waiting for room are parts of loading."""
+        if self.activity and self.engine.state in ("empty", "failed"):
+            return "loading"
+        return "failed" if self.error and self.engine.state == "empty" else self.engine.state
+
+    @property
+    def failure(self) -> str:
+        return self.error or self.engine.error
+
+    @property
     def context_tokens(self) -> int:
         """The longest context that a request may have here."""
         own = (self.description.context_length if self.description else 0) or UNSTATED_CONTEXT
-        return min(self._context_wanted or LARGEST_DEFAULT_CONTEXT, own)
+        context = min(self.wish.context or LARGEST_DEFAULT_CONTEXT, own)
+        runner = self.engine.runner
+        return context if runner is None else min(context, runner.cache.block_count * runner.cache.block_tokens)
 
     def serves(self, name: str) -> bool:
         return any(same_model(name, own) for own in self._names)
@@ -64,59 +156,63 @@ class ModelHost:
     @property
     def seconds_left(self) -> float:
         """How long the model stays if nobody asks for it."""
-        return max(self._expires - self._clock(), 0.0)
+        return max(self._expires - self._stay.clock(), 0.0)
 
-    @asynccontextmanager
-    async def turn(self, keep_alive_seconds: float | None = None) -> AsyncIterator[int]:
-        """Wait for the slot and the model; yields the nanoseconds that loading took."""
-        async with self.slot.hold():
-            self._stop_timer()
-            begun = time.perf_counter_ns()
-            try:
-                await self.engine.load()
-                self.loaded_once = True
-                yield time.perf_counter_ns() - begun
-            finally:
-                self._rest(self._keep_alive if keep_alive_seconds is None else keep_alive_seconds)
+    @property
+    def kept(self) -> bool:
+        return not math.isfinite(self._expires)
 
-    async def unload(self) -> None:
-        """At once when nobody holds the model, else as soon as everybody who waits has been served."""
-        self._stop_timer()
-        self._expires = self._clock()
-        if self.slot.busy:
-            self._begin_expiry()
-        else:
-            await self.expire()
+    async def prepare(self) -> None:
+        self.description = await self._files.prepare()
 
-    async def start(self) -> None:
-        """Load without a request. Requests that come meanwhile wait for the same load."""
+    def claim(self, account: Account) -> Claim:
+        """What loading will take from the account. Call after `prepare`."""
+        described = self.description
+        assert described is not None, "prepared before"
+        size = ModelSize(described.parameter_count, described.size_bytes, described.config, described.quantisation)
+        return needed(size, self.wish, self.context_tokens, account)
+
+    @property
+    def held(self) -> Claim:
+        """What the loaded model really takes."""
+        runner = self.engine.runner
+        assert runner is not None, "only a loaded model holds something"
+        return Claim(runner.memory_bytes, runner.cache.block_count * runner.cache.block_bytes)
+
+    async def load(self, granted: Claim) -> None:
+        """Raises whatever the engine raises."""
+        given = bool(self.wish.kv_bytes or self.wish.kv_blocks)
+        self._granted = self.wish if given else replace(self.wish, kv_bytes=granted.cache_bytes)
         await self.engine.load()
-        self.loaded_once = True
-        if not self.slot.busy:
-            self._rest(self._keep_alive)
+        self.loaded_once, self._dismissed = True, False
 
-    async def close(self, timeout_seconds: float = 5.0) -> bool:
-        self._stop_timer()
-        if self._expiry is not None:
-            self._expiry.cancel()
-        return await self.engine.close(timeout_seconds)
+    @contextmanager
+    def use(self, keep_alive_seconds: float | None = None) -> Iterator[None]:
+        """The model is there and stays meanwhile; afterwards its time begins anew."""
+        self.running += 1
+        self.fresh = False
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self.rest(keep_alive_seconds)
 
-    async def expire(self) -> None:
-        """Unload if the time is really over; a request that came meanwhile has moved it."""
-        async with self.slot.hold():
-            if self._clock() + TIMER_SLACK_SECONDS >= self._expires:
-                await self.engine.unload()
+    def rest(self, keep_alive_seconds: float | None = None) -> None:
+        """Count the time to stay anew."""
+        self.last_used = self._stay.clock()
+        seconds = self._keep_alive if keep_alive_seconds is None else keep_alive_seconds
+        self._expires = self.last_used + (0.0 if self._dismissed else seconds)
 
-    def _rest(self, seconds: float) -> None:
-        self._stop_timer()
-        self._expires = self._clock() + seconds
-        if math.isfinite(seconds) and self.engine.state == "ready":
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._begin_expiry)
+    def dismiss(self) -> None:
+        """Its time is over as soon as nobody has it, whatever those who have it wished."""
+        self._dismissed = True
+        self.rest()
 
-    def _begin_expiry(self) -> None:
-        self._expiry = asyncio.get_running_loop().create_task(self.expire(), name="unload the idle model")
+    def keep(self, seconds: float) -> None:
+        """From now on, unless a request says otherwise."""
+        self._keep_alive, self._dismissed = seconds, False
+        self.rest()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _load(self) -> ModelRunner:
+        assert self.description is not None, "prepared before"
+        return self._files.load(self.description, self._granted)

@@ -1,4 +1,4 @@
-"""The composition root: builds store, engine, host and API from the settings, serves them, and ends them in order.
+"""The composition root: builds store, engines, residents and API from the settings, serves them, ends them in order.
 
 Listening begins at once; the model loads meanwhile. The first load failing for good ends the node with exit code 1.
 """
@@ -8,47 +8,56 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gpu_node.api.access import is_loopback, rules_of
 from gpu_node.api.app import build_app
-from gpu_node.engine.engine import Engine, ModelRunner
-from gpu_node.errors import ModelError, NodeError, NodeStopping
-from gpu_node.fetching import fetch_in_child
-from gpu_node.host import ModelHost
+from gpu_node.api.service import Service
+from gpu_node.catalog import Catalog
+from gpu_node.engine.engine import Engine, EngineOptions
+from gpu_node.engine.step import ModelRunner
+from gpu_node.errors import NodeError, NodeStopping, NoRoom
+from gpu_node.host import ModelHost, Stay
+from gpu_node.inventory import Gpu, gpus, machine
 from gpu_node.listening import Server
-from gpu_node.model_source import names_of
+from gpu_node.load_wish import LoadWish
+from gpu_node.model_source import HubSource, KnownSource, ModelSource, names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
+from gpu_node.provision import Provision
+from gpu_node.residents import Residents, Start
 from gpu_node.settings import NodeSettings
+from gpu_node.vram import USABLE_SHARE, Account
 
 log = logging.getLogger("gpu_node")
 
 # A load or a forward cannot be interrupted; after this the process ends around it.
 WORKER_SECONDS = 1.0
+DRAFTS = 8  # of one sequence in one step, where guessing is allowed
 
 
 class Node:
-    def __init__(self, settings: NodeSettings, store: ModelStore) -> None:
-        """Raises `UsageError` for a model that cannot exist."""
+    def __init__(self, settings: NodeSettings, store: ModelStore, models: Path) -> None:
+        """`models` is the folder of side-loaded files. Raises `UsageError` for a model that cannot exist."""
         self._settings, self._store = settings, store
-        self._source = store.resolve(settings.model)
-        self._folder: Path | None = None
-        self.host = ModelHost(
-            Engine(self._load, self._prepare),
-            names_of(self._source),
-            settings.keep_alive,
-            settings.max_queue,
-            context_wanted=settings.context,
-        )
+        source = store.resolve(settings.model)
+        self._main = source
+        catalog = Catalog(store, models, source)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        accounts = accounts_of(settings, gpus(visible), machine().available_bytes)
+        self.residents = Residents(Start(source, settings.wish), catalog, self._build, accounts)
         rules = rules_of(settings.api_keys, settings.allowed_hosts, settings.allowed_origins)
-        self.app = build_app(self.host, rules, settings.max_body_bytes)
+        service = Service(self.residents, catalog, settings.max_body_bytes, gpus=lambda: gpus(visible))
+        self.app = build_app(service, rules)
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until told to stop; returns the exit code."""
-        server = Server(self.app, on_listening=self._announce, on_stop=self.host.engine.stop)
+        server = Server(self.app, on_listening=self._announce, on_stop=self.residents.stop)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.stop)
@@ -58,7 +67,7 @@ class Node:
         await server.serve([listener])
         first_load.cancel()
         (code,) = await asyncio.gather(first_load, return_exceptions=True)
-        ended = await self.host.close(WORKER_SECONDS)
+        ended = await self.residents.close(WORKER_SECONDS)
         exit_code = code if isinstance(code, int) else 0
         if not ended:
             leave_now(exit_code)
@@ -66,48 +75,82 @@ class Node:
 
     async def _first_load(self, server: Server) -> int:
         try:
-            await self.host.start()
+            await self.residents.start()
         except NodeStopping:
             return 0
         except NodeError as error:
             log.error("%s", error)
+            if isinstance(error, NoRoom) and len(self.residents.hosts) > 1:
+                return 0  # a request was quicker with another model; this one comes when it is asked for
             server.stop()
             return 1
-        description = self.host.description
+        host = self.residents.main
+        description = host.description
         log.info(
-            "%s is loaded (%s parameters, %s, context %d)",
-            self.host.name,
+            "%s is loaded (%s parameters, %s, context %d, %d at once)",
+            host.name,
             description.parameter_size if description else "?",
-            self.host.engine.runner.device if self.host.engine.runner else "?",
-            self.host.context_tokens,
+            host.engine.runner.device if host.engine.runner else "?",
+            host.context_tokens,
+            host.slots.running,
         )
         return 0
 
-    async def _prepare(self) -> None:
-        folder = await asyncio.to_thread(self._store.find, self._source)
-        if folder is None:
-            await fetch_in_child(self._settings.model, self._settings.cache)
-            folder = await asyncio.to_thread(self._store.find, self._source)
-        if folder is None:
-            raise ModelError(f"{self.host.name} was fetched but is not there")
-        self._folder = folder
-        self.host.description = await asyncio.to_thread(self._store.describe, self._source, folder)
-        log.info("loading %s", self.host.name)
+    def _build(self, source: ModelSource, wish: LoadWish) -> ModelHost:
+        settings = self._settings
+        asked = settings.model if source is self._main else asked_of(source)
+        names = names_of(source)
+        if source is not self._main:
+            names = tuple(name for name in names if name != "default")
 
-    def _load(self) -> ModelRunner:
-        """In the worker thread: importing torch takes seconds."""
-        from gpu_node.engine.loader import LoadOptions, load_runner
+        def engine(load: Callable[[], ModelRunner], wish: LoadWish) -> Engine:
+            return Engine(load, options=engine_options(wish, settings.max_queue))
 
-        description, settings = self.host.description, self._settings
-        assert self._folder is not None and description is not None, "prepared before"
-        options = LoadOptions(settings.device, settings.dtype, settings.threads, description.template)
-        return load_runner(self._folder, options)
+        provision = Provision(self._store, source, asked, settings.cache)
+        return ModelHost(names, provision, engine, wish, Stay(settings.keep_alive, settings.max_queue))
 
     def _announce(self, host: str, port: int) -> None:
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         if self._settings.announce_port:
-            event = {"event": "listening", "host": host, "port": port, "model": self.host.name}
+            event = {"event": "listening", "host": host, "port": port, "model": self.residents.main.name}
             print(json.dumps(event), flush=True)
+
+
+def engine_options(wish: LoadWish, max_waiting: int) -> EngineOptions:
+    return EngineOptions(
+        max_running=wish.max_running,
+        max_waiting=max_waiting,
+        step_tokens=wish.step_tokens,
+        mixed_step_tokens=wish.mixed_step_tokens,
+        max_drafts=DRAFTS if wish.speculation == "auto" else 0,
+    )
+
+
+def asked_of(source: ModelSource) -> str:
+    """What names this source to the fetching process."""
+    match source:
+        case KnownSource():
+            return source.name
+        case HubSource():
+            return source.repository
+        case _:
+            return str(source.path)
+
+
+def accounts_of(settings: NodeSettings, found: tuple[Gpu, ...], available_bytes: int) -> list[Account]:
+    """The usual device's first. The budget that is set belongs to it; others give what is free."""
+    own = Account("cpu", int(available_bytes * USABLE_SHARE))
+    if not found or settings.device == "cpu" or _torch_without_cuda():
+        return [Account("cpu", settings.memory or own.budget_bytes)]
+    gpu = Account("cuda", settings.memory or int(found[0].free_bytes * USABLE_SHARE))
+    return [gpu, own]
+
+
+def _torch_without_cuda() -> bool:
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return True
 
 
 def warn_when_exposed(settings: NodeSettings) -> None:

@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gpu_node.durations import parse_duration
 from gpu_node.errors import UsageError
+from gpu_node.load_wish import (
+    BLOCK_TOKENS,
+    DeviceName,
+    DtypeName,
+    KernelsMode,
+    LoadWish,
+    SpeculationMode,
+    WeightsMode,
+    parse_bytes,
+)
 from gpu_node.model_store import default_cache
 
 PREFIX = "POTLUCK_NODE_"
@@ -30,10 +40,20 @@ class NodeSettings(BaseSettings):
     model: str = "default"
     host: str = "127.0.0.1"
     port: int = Field(default=5000, ge=0, le=65535)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
     context: int = Field(default=0, ge=0)
+    weights: WeightsMode = "auto"
+    kernels: KernelsMode = "auto"
+    speculation: SpeculationMode = "auto"
+    memory: int = 0
+    kv_memory: int = 0
+    kv_blocks: int = Field(default=0, ge=0)
+    block_tokens: int = 16
+    max_running: int = Field(default=32, ge=1, le=1024)
+    step_tokens: int = Field(default=0, ge=0)
+    mixed_step_tokens: int = Field(default=0, ge=0)
     keep_alive: float = parse_duration("5m")
     cache: Path
     max_queue: int = Field(default=512, ge=0)
@@ -48,6 +68,18 @@ class NodeSettings(BaseSettings):
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str | int | float) else value
+
+    @field_validator("memory", "kv_memory", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        return parse_bytes(value) if isinstance(value, str | int) else value
+
+    @field_validator("block_tokens")
+    @classmethod
+    def _block(cls, value: int) -> int:
+        if value not in BLOCK_TOKENS:
+            raise ValueError(f"a block has one of {', '.join(map(str, BLOCK_TOKENS))} slots")
+        return value
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -65,6 +97,25 @@ class NodeSettings(BaseSettings):
         if any(entry.endswith(":") for entry in value):
             raise ValueError("a key is empty: write key, or name:key, separated by commas")
         return value
+
+    @property
+    def wish(self) -> LoadWish:
+        """How models are loaded where a loading does not say."""
+        return LoadWish(
+            device=self.device,
+            dtype=self.dtype,
+            weights=self.weights,
+            kernels=self.kernels,
+            threads=self.threads,
+            context=self.context,
+            block_tokens=self.block_tokens,
+            kv_bytes=self.kv_memory,
+            kv_blocks=self.kv_blocks,
+            max_running=self.max_running,
+            step_tokens=self.step_tokens,
+            mixed_step_tokens=self.mixed_step_tokens,
+            speculation=self.speculation,
+        )
 
     @classmethod
     def settings_customise_sources(

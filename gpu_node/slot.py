@@ -1,41 +1,42 @@
-"""The right to run one request: first come, first served, with a bounded queue.
+"""How many requests one model may have at a time: those that run and a bounded number that wait.
 
-A waiting client that leaves gives its place up at once; a client beyond the bound is refused at once.
+Which of them runs is the engine's business; here a client beyond the bound is refused at once, and one that leaves
+gives its place up at once. Must not know models or HTTP.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gpu_node.errors import NodeBusy
 
 
-class Slot:
-    def __init__(self, max_waiting: int) -> None:
-        self._lock = asyncio.Lock()  # wakes its waiters in order
-        self._max_waiting = max_waiting
-        self._waiting = 0
+class Slots:
+    def __init__(self, running: int, max_waiting: int) -> None:
+        self.running, self.max_waiting = running, max_waiting
+        self._inside = 0
+
+    @property
+    def inside(self) -> int:
+        return self._inside
 
     @property
     def busy(self) -> bool:
-        return self._lock.locked()
+        return self._inside > 0
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        """At least so many of those inside cannot be running."""
+        return max(self._inside - self.running, 0)
 
-    @asynccontextmanager
-    async def hold(self) -> AsyncIterator[None]:
-        if self._lock.locked() and self._waiting >= self._max_waiting:
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Raises `NodeBusy` when as many wait as may."""
+        if self._inside >= self.running + self.max_waiting:
             raise NodeBusy()
-        self._waiting += 1
-        try:
-            await self._lock.acquire()
-        finally:
-            self._waiting -= 1
+        self._inside += 1
         try:
             yield
         finally:
-            self._lock.release()
+            self._inside -= 1

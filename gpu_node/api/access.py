@@ -1,7 +1,9 @@
 """Who may call. With keys: whoever shows one. Without: loopback and private addresses, and no foreign web page.
 
-The check of Host and Origin keeps pages that a browser on this network happens to show from using the node. Pure
-decisions in `AccessRules`; the middleware only asks them. Keys are compared in constant time and never logged.
+Who asks is told to the application: callers get equal turns, and where there are several keys each has prompts of its
+own in the cache, so that nobody can tell by the time taken what another one asked. The check of Host and Origin keeps
+pages that a browser on this network happens to show from using the node. Pure decisions in `AccessRules`; the
+middleware only asks them. Keys are compared in constant time and never logged.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gpu_node.api.replies import error_reply
+from gpu_node.api.terms import ASKER, Asker
 
 OPEN_PATHS = frozenset({"/live"})
 KEY_HEADERS = ("x-api-key", "x-api-token")
@@ -30,7 +33,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class AccessRules:
-    keys: tuple[str, ...] = field(default=(), repr=False)  # without their names
+    keys: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # (name, key)
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
 
@@ -38,7 +41,7 @@ class AccessRules:
         if path in OPEN_PATHS:
             return None
         if self.keys:
-            if self._knows(headers):
+            if self._name_of_key(headers) is not None:
                 return None
             return Refusal(401, "a valid API key is required: Authorization: Bearer, X-API-Key or X-API-TOKEN")
         if not is_near(client):
@@ -49,15 +52,21 @@ class AccessRules:
             return Refusal(403, "this Origin may not call")
         return None
 
-    def _knows(self, headers: Mapping[str, str]) -> bool:
+    def asker(self, client: str | None, headers: Mapping[str, str]) -> Asker:
+        """Call after `judge` has let the request in."""
+        name = self._name_of_key(headers) if self.keys else client
+        return Asker(name or "", name or "" if len(self.keys) > 1 else "")
+
+    def _name_of_key(self, headers: Mapping[str, str]) -> str | None:
         shown = [headers.get(name, "") for name in KEY_HEADERS]
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             shown.append(token.strip())
-        found = False
+        found: str | None = None
         for candidate in shown:
-            for key in self.keys:  # every key every time: the time taken must not tell which one was near
-                found |= hmac.compare_digest(candidate.encode(), key.encode())
+            for name, key in self.keys:  # every key every time: the time taken must not tell which one was near
+                if hmac.compare_digest(candidate.encode(), key.encode()):
+                    found = name
         return found
 
     def _host_is_ours(self, host: str) -> bool:
@@ -78,8 +87,16 @@ class AccessRules:
 def rules_of(api_keys: tuple[str, ...], hosts: tuple[str, ...], origins: tuple[str, ...]) -> AccessRules:
     machine = socket.gethostname().lower()
     own = LOCAL_NAMES | {machine, f"{machine}.local"} | {host.lower() for host in hosts}
-    keys = tuple(entry.partition(":")[2] or entry for entry in api_keys)
-    return AccessRules(keys, frozenset(own), frozenset(origin.lower().rstrip("/") for origin in origins))
+    return AccessRules(
+        tuple(named_keys(api_keys)), frozenset(own), frozenset(origin.lower().rstrip("/") for origin in origins)
+    )
+
+
+def named_keys(entries: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """`name:key`, or a bare key, which is named after its place."""
+    for place, entry in enumerate(entries, start=1):
+        name, colon, key = entry.partition(":")
+        yield (name, key) if colon else (f"key {place}", entry)
 
 
 class AccessControl:
@@ -93,13 +110,15 @@ class AccessControl:
             # A header that came twice counts as its last one, in the checks and everywhere else.
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             client = scope.get("client")
-            refusal = self._rules.judge(client[0] if client else None, scope["path"], headers)
+            address = client[0] if client else None
+            refusal = self._rules.judge(address, scope["path"], headers)
             if refusal is not None:
-                reply = error_reply(refusal.message, refusal.status)
+                reply = error_reply(refusal.message, refusal.status, scope["path"])
                 if refusal.status == 401:
                     reply.headers["WWW-Authenticate"] = "Bearer"
                 await reply(scope, receive, send)
                 return
+            scope[ASKER] = self._rules.asker(address, headers)
         await self._app(scope, receive, send)
 
 

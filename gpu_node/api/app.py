@@ -14,24 +14,39 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpu_node.api.access import AccessControl, AccessRules
+from gpu_node.api.batch import BatchApi
+from gpu_node.api.infer import InferApi
+from gpu_node.api.models import ModelsApi
 from gpu_node.api.ollama import OllamaApi
+from gpu_node.api.openai import OpenAiApi
 from gpu_node.api.operations import Operations
-from gpu_node.api.replies import error_reply, text_reply
-from gpu_node.errors import NodeBusy, NodeError, NodeStopping, RequestError
-from gpu_node.host import ModelHost
+from gpu_node.api.replies import OPENAI_PATHS, error_reply, status_of, text_reply
+from gpu_node.api.service import Service
+from gpu_node.errors import NodeError, RequestError
+from gpu_node.metrics import NodeMetrics
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Table = dict[str, tuple[str, Endpoint]]
+
+# The one path that ends in a name.
+MODEL_PATH = "/v1/models/"
+CLIENT_LEFT = 499
 
 log = logging.getLogger("gpu_node.api")
 
 
-def build_app(host: ModelHost, rules: AccessRules, max_body_bytes: int) -> ASGIApp:
-    ollama, operations = OllamaApi(host, max_body_bytes), Operations(host)
-    routes: dict[str, tuple[str, Endpoint]] = {
+def build_app(service: Service, rules: AccessRules) -> ASGIApp:
+    ollama, openai = OllamaApi(service), OpenAiApi(service)
+    batch, models, infer = BatchApi(service, openai), ModelsApi(service), InferApi(service)
+    routes: Table = {}
+    metrics = NodeMetrics(lambda: service.residents.hosts, lambda: service.residents.accounts, routes)
+    operations = Operations(service, metrics)
+    routes |= {
         "/": ("GET", operations.root),
         "/live": ("GET", operations.live),
         "/ready": ("GET", operations.ready),
         "/health": ("GET", operations.health),
+        "/metrics": ("GET", operations.metrics),
         "/api/generate": ("POST", ollama.generate),
         "/api/chat": ("POST", ollama.chat),
         "/api/embed": ("POST", ollama.embed),
@@ -40,51 +55,79 @@ def build_app(host: ModelHost, rules: AccessRules, max_body_bytes: int) -> ASGIA
         "/api/ps": ("GET", ollama.ps),
         "/api/show": ("POST", ollama.show),
         "/api/version": ("GET", ollama.version),
+        "/v1/models": ("GET", openai.models),
+        "/v1/models/{id}": ("GET", openai.model),
+        "/v1/chat/completions": ("POST", openai.chat),
+        "/v1/completions": ("POST", openai.completions),
+        "/v1/embeddings": ("POST", openai.embeddings),
+        "/v1/batch/completions": ("POST", batch.completions),
+        "/api/models": ("GET", models.listed),
+        "/api/models/load": ("POST", models.load),
+        "/api/models/unload": ("POST", models.unload),
+        "/api/infer": ("POST", infer.infer),
+        "/api/gpu": ("GET", operations.gpu),
+        "/api/system": ("GET", operations.system),
+        "/api/queue/status": ("GET", operations.queue),
+        "/api/batcher/stats": ("GET", operations.batcher),
+        "/api/pipeline/status": ("GET", operations.pipeline),
     }
-    return AccessControl(Routes(routes), rules)
+    return AccessControl(Routes(routes, metrics.count_response), rules)
 
 
 class Routes:
     """One method a path; HEAD where there is GET."""
 
-    def __init__(self, routes: Mapping[str, tuple[str, Endpoint]]) -> None:
-        self._routes = routes
+    def __init__(self, routes: Mapping[str, tuple[str, Endpoint]], count: Callable[[str, int], None]) -> None:
+        self._routes, self._count = routes, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "the server is started without websockets and lifespan"
-        started = False
+        status = 0
 
         async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
             await send(message)
 
+        path = scope["path"]
         try:
-            reply = await self._reply(Request(scope, receive))
-            await reply(scope, receive, watched)
+            await self._serve(Request(scope, receive), receive, watched)
         except ClientDisconnect:
-            return
+            pass
         except NodeError as error:
-            if started:
+            if status:
                 raise
-            await error_reply(str(error), status_of(error))(scope, receive, send)
+            field = error.field if isinstance(error, RequestError) else None
+            await error_reply(str(error), status_of(error), path, field)(scope, receive, watched)
         except Exception:  # top of the request's task
             log.exception("a request failed")
-            if started:
+            if status:
                 raise
-            await error_reply("the node failed to answer; its log says why", 500)(scope, receive, send)
+            await error_reply("the node failed to answer; its log says why", 500, path)(scope, receive, watched)
+        finally:
+            self._count(_pattern(path), status or CLIENT_LEFT)
+
+    async def _serve(self, request: Request, receive: Receive, send: Send) -> None:
+        reply = await self._reply(request)
+        await reply(request.scope, receive, send)
 
     async def _reply(self, request: Request) -> Response:
-        route = self._routes.get(request.url.path)
+        path = request.url.path
+        route = self._routes.get(_pattern(path))
         if route is None:
+            if path.startswith(OPENAI_PATHS):
+                return error_reply(f"there is no {path}", 404, path)
             return text_reply("404 page not found", 404)
         method, endpoint = route
         if request.method != method and not (method == "GET" and request.method == "HEAD"):
+            if path.startswith(OPENAI_PATHS):
+                reply = error_reply(f"{path} wants {method}", 405, path)
+                reply.headers["Allow"] = method
+                return reply
             return text_reply("405 method not allowed", 405, {"Allow": method})
         return await endpoint(request)
 
 
-def status_of(error: NodeError) -> int:
-    if isinstance(error, RequestError):
-        return error.status
-    return 503 if isinstance(error, NodeBusy | NodeStopping) else 500
+def _pattern(path: str) -> str:
+    return f"{MODEL_PATH}{{id}}" if path.startswith(MODEL_PATH) and len(path) > len(MODEL_PATH) else path

@@ -6,13 +6,16 @@ Pure functions: the same body gives the same request.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from gpu_node.api.guides import guide_of_format
 from gpu_node.api.schemas import AnswerBody, ChatBody, GenerateBody, MessageBody, check_options
 from gpu_node.engine.sequence import (
     Bounds,
     ChatPrompt,
     GenerationRequest,
+    Guide,
     Message,
     Prompt,
     RawPrompt,
@@ -22,6 +25,7 @@ from gpu_node.errors import RequestError
 
 # Ollama's own floor; below it there is nothing to cut and nothing to say.
 SMALLEST_CONTEXT = 4
+MOST_TOP_LOGPROBS = 20  # Ollama's and OpenAI's
 NO_IMAGES = "Multimodal data provided, but model does not support multimodal requests."
 RAW_ALONE = "raw mode does not support template, system, or context"
 
@@ -52,10 +56,10 @@ def read_chat(body: ChatBody, name: str, parameters: Mapping[str, Any], context:
 def refuse_common(body: AnswerBody, name: str) -> None:
     if body.think:
         raise RequestError(f'"{name}" does not support thinking')
-    if body.format not in (None, ""):
-        raise RequestError("format is not supported by this node yet; ask for the form in the prompt")
-    if body.logprobs or body.top_logprobs:
-        raise RequestError("logprobs are not supported by this node yet")
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MOST_TOP_LOGPROBS:
+        raise RequestError(f"top_logprobs must be between 0 and {MOST_TOP_LOGPROBS}", field="top_logprobs")
+    if body.top_logprobs and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs to be true", field="top_logprobs")
 
 
 def read_bounds(options: Mapping[str, Any], context: int, truncate: bool | None, shift: bool | None = None) -> Bounds:
@@ -72,34 +76,52 @@ def read_bounds(options: Mapping[str, Any], context: int, truncate: bool | None,
 
 def _request(prompt: Prompt, body: AnswerBody, parameters: Mapping[str, Any], context: int) -> GenerationRequest:
     options = {**check_options(parameters), **check_options(body.options)}
+    form = Form(guide_of_format(body.format), (body.top_logprobs or 0) if body.logprobs else None)
     return GenerationRequest(
         prompt=prompt,
-        sampling=_sampling(options),
+        sampling=read_sampling(options, SamplingOptions(), form),
         bounds=read_bounds(options, context, body.truncate, body.shift),
         stop=tuple(_unique(options.get("stop", ()))),
     )
 
 
-def _sampling(options: Mapping[str, Any]) -> SamplingOptions:
-    for name, neutral in (("mirostat", 0), ("typical_p", 1.0), ("tfs_z", 1.0)):
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What does not stand among the options in either dialect."""
+
+    guide: Guide | None = None
+    logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+def read_sampling(options: Mapping[str, Any], plain: SamplingOptions, form: Form) -> SamplingOptions:
+    """`options` in Ollama's words; `plain` holds what the dialect means where nothing is said."""
+    for name, neutral in (("mirostat", 0), ("tfs_z", 1.0)):
         if options.get(name, neutral) != neutral:
-            raise RequestError(f'option "{name}" is not supported by this node')
-    plain = SamplingOptions()
+            raise RequestError(f'option "{name}" is not supported by this node', field=name)
     seed = options.get("seed", -1)
     penalty = options.get("repeat_penalty", plain.repeat_penalty)
     if penalty <= 0:
-        raise RequestError('option "repeat_penalty" must be above 0')
+        raise RequestError('option "repeat_penalty" must be above 0', field="repeat_penalty")
     return SamplingOptions(
         temperature=max(options.get("temperature", plain.temperature), 0.0),
         top_k=options.get("top_k", plain.top_k),
-        top_p=min(max(options.get("top_p", plain.top_p), 0.0), 1.0),
-        min_p=min(max(options.get("min_p", plain.min_p), 0.0), 1.0),
+        top_p=_share(options.get("top_p", plain.top_p)),
+        min_p=_share(options.get("min_p", plain.min_p)),
         repeat_penalty=penalty,
         presence_penalty=options.get("presence_penalty", plain.presence_penalty),
         frequency_penalty=options.get("frequency_penalty", plain.frequency_penalty),
         repeat_last_n=options.get("repeat_last_n", plain.repeat_last_n),
         seed=None if seed < 0 else seed,
+        typical_p=_share(options.get("typical_p", plain.typical_p)) or 1.0,
+        logit_bias=form.logit_bias,
+        logprobs=form.logprobs,
+        guide=form.guide,
     )
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
 
 def _generate_prompt(body: GenerateBody) -> Prompt:

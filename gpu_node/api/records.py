@@ -75,6 +75,10 @@ def ending(model: str, dialect: Dialect, text: str, done: Done, timing: Timing) 
     }
 
 
+def with_logprobs(record: Record, logprobs: Sequence[Record]) -> Record:
+    return {**record, "logprobs": list(logprobs)} if logprobs else record
+
+
 def finished(model: str, dialect: Dialect, reason: str, text: str = "") -> Record:
     """The answer to a request that only loads or unloads, and the beginning of every last record."""
     return {**piece(model, dialect, text), "done": True, "done_reason": reason}

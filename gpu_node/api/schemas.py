@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import orjson
@@ -17,11 +18,11 @@ from gpu_node.durations import parse_duration
 from gpu_node.errors import RequestError
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
-class ModelBody(_Body):
+class ModelBody(Body):
     model: str | None = None
     name: str | None = None  # the older spelling of `model`
 
@@ -30,11 +31,18 @@ class ModelBody(_Body):
         return self.model or self.name or ""
 
 
-class MessageBody(_Body):
+class MessageBody(Body):
     role: str = ""
     content: str | None = None
     images: list[str] | None = None
     tool_calls: list[dict[str, Any]] | None = None
+
+
+def duration_of(value: float | str) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise RequestError(f"keep_alive: {error}", field="keep_alive") from error
 
 
 class RunBody(ModelBody):
@@ -46,10 +54,7 @@ class RunBody(ModelBody):
     def keep_alive_seconds(self) -> float | None:
         if self.keep_alive is None or self.keep_alive == "":
             return None
-        try:
-            return parse_duration(self.keep_alive)
-        except ValueError as error:
-            raise RequestError(f"keep_alive: {error}") from error
+        return duration_of(self.keep_alive)
 
 
 class AnswerBody(RunBody):
@@ -59,6 +64,8 @@ class AnswerBody(RunBody):
     shift: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    priority: int | None = None
+    deadline_s: float | None = None
     render_only: bool = Field(default=False, alias="_debug_render_only")
 
 
@@ -83,13 +90,22 @@ class EmbedBody(RunBody):
     dimensions: int | None = None
 
 
-Body = TypeVar("Body", bound=_Body)
+Shape = TypeVar("Shape", bound=Body)
 _KINDS = {
     str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object", type(None): "null",
 }  # fmt: skip
 
 
-def parse(shape: type[Body], data: bytes) -> Body:
+def parse(shape: type[Shape], data: bytes) -> Shape:
+    """Raises `RequestError` with what is wrong and where."""
+    value = parse_object(data)
+    try:
+        return shape.model_validate(value)
+    except ValidationError as error:
+        raise mistake(error, shape) from error
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
     if not data.strip():
         raise RequestError("missing request body")
     try:
@@ -98,16 +114,23 @@ def parse(shape: type[Body], data: bytes) -> Body:
         raise RequestError(f"invalid JSON: {error}") from error
     if not isinstance(value, dict):
         raise RequestError(f"the body must be a JSON object, not {_KINDS[type(value)]}")
-    try:
-        return shape.model_validate(value)
-    except ValidationError as error:
-        raise RequestError(_sentence(error)) from error
+    return value
 
 
-def _sentence(error: ValidationError) -> str:
+def mistake(error: ValidationError, shape: type[Body]) -> RequestError:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("str", "int", "float", "list[str]"))
-    return f'field "{where}" is wrong: {first["msg"]} (got {_KINDS.get(type(first["input"]), "something else")})'
+    where = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(where, list(shape.model_fields), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return RequestError(f'field "{where}" is unknown{hint}', field=where)
+    got = _KINDS.get(type(first["input"]), "something else")
+    return RequestError(f'field "{where}" is wrong: {first["msg"]} (got {got})', field=where)
+
+
+def _is_branch(part: Any) -> bool:
+    """pydantic names the member of a union that it tried as if it were a field."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
 
 
 @dataclass(frozen=True, slots=True)

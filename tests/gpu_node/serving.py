@@ -1,23 +1,33 @@
-"""The node's application behind a real HTTP server on a free port of this machine, with a scripted model."""
+"""The node's application behind a real HTTP server on a free port of this machine, with scripted models."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import httpx
 
 from gpu_node.api.access import AccessRules, rules_of
 from gpu_node.api.app import build_app
-from gpu_node.engine.engine import Engine
-from gpu_node.host import ModelHost
+from gpu_node.api.service import Service
+from gpu_node.catalog import Entry
+from gpu_node.engine.step import ModelRunner
+from gpu_node.host import HostedEngine, ModelFiles, ModelHost, Stay
+from gpu_node.inventory import Gpu, Machine
 from gpu_node.listening import Server, bind
+from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription, Tensor
-from tests.gpu_node.scripted import ScriptedRunner
+from gpu_node.model_source import HubSource, ModelSource
+from gpu_node.names import same_model
+from gpu_node.residents import Residents, Start
+from gpu_node.vram import Account
+from tests.gpu_node.scripted import Script, ScriptedEngine, ScriptedRunner
 
 NAME = "smollm2:135m"
+SLOTS = 2
+WISH = LoadWish(max_running=SLOTS, kv_bytes=100)
 DESCRIPTION = ModelDescription(
     family="llama",
     digest="d" * 64,
@@ -33,21 +43,118 @@ DESCRIPTION = ModelDescription(
     licence="Apache-2.0",
     parameters={"temperature": 0.2, "stop": ["<end>"]},
 )
+MACHINE = Machine("here", "a processor", 4, 2, 16_000, 8_000, (0.5, 0.25, 0.125))
+GPU = Gpu(0, "GPU-1", "a GPU", 24_000, 20_000, 10, 40)
+
+
+@dataclass
+class Files:
+    """A model that is there at once, unless `gate` says otherwise."""
+
+    description: ModelDescription
+    runner: Callable[[LoadWish], ScriptedRunner]
+    error: Exception | None = None
+    wishes: list[LoadWish] = field(default_factory=list)
+
+    async def prepare(self) -> ModelDescription:
+        if self.error is not None:
+            raise self.error
+        return self.description
+
+    def load(self, description: ModelDescription, wish: LoadWish) -> ModelRunner:
+        assert description is self.description
+        self.wishes.append(wish)
+        return self.runner(wish)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One that the scripted node knows: with so many parameters it needs twice as many bytes, and its cache."""
+
+    name: str
+    parameters: int = 500
+    description: ModelDescription = DESCRIPTION
+
+    @property
+    def described(self) -> ModelDescription:
+        if self.description is not DESCRIPTION or self.name == NAME:
+            return self.description
+        return replace(self.description, tensors=(Tensor("w", "BF16", (self.parameters,)),), parameters={})
+
+
+class ScriptedCatalog:
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._models = models
+
+    def find(self, name: str) -> ModelSource | None:
+        return next((HubSource(one.name) for one in self._models if same_model(one.name, name)), None)
+
+    def find_fetchable(self, name: str) -> ModelSource | None:
+        return self.find(name) or (HubSource(name) if "/" in name else None)
+
+    def sources(self) -> list[ModelSource]:
+        return [HubSource(one.name) for one in self._models]
+
+    def entries(self) -> list[Entry]:
+        return [Entry(one.name, HubSource(one.name), one.described) for one in self._models]
+
+
+@dataclass
+class Fleet:
+    """Residents over scripted engines: one script for each model by name."""
+
+    models: Sequence[Model] = (Model(NAME),)
+    budget: int = 10**12
+    keep_alive: float = 300.0
+    max_waiting: int = 8
+    clock: Callable[[], float] = lambda: 0.0
+    wish: LoadWish = WISH
+    scripts: dict[str, Script] = field(default_factory=dict)
+    files: dict[str, Files] = field(default_factory=dict)
+    accounts: Sequence[Account] = ()
+
+    def script(self, name: str) -> Script:
+        return self.scripts.setdefault(name, Script())
+
+    def residents(self) -> Residents:
+        first = HubSource(self.models[0].name)
+        accounts = self.accounts or (Account("cpu", self.budget),)
+        return Residents(Start(first, self.wish), ScriptedCatalog(self.models), self.build, accounts)
+
+    def build(self, source: ModelSource, wish: LoadWish) -> ModelHost:
+        named = source.name
+        model = next((one for one in self.models if one.name == named), Model(named))
+
+        def runner(wish: LoadWish) -> ScriptedRunner:
+            device = "cuda:0" if wish.device == "cuda" else "cpu"
+            return ScriptedRunner(model.described.parameter_count * 2, blocks=1024, device=device)
+
+        def engine(load: Callable[[], ModelRunner], wish: LoadWish) -> HostedEngine:
+            return ScriptedEngine(load, self.script(named), wish.max_running)
+
+        files: ModelFiles = self.files.setdefault(named, Files(model.described, runner))
+        names = (named, "smollm2", "default") if model is self.models[0] else (named,)
+        return ModelHost(names, files, engine, wish, Stay(self.keep_alive, self.max_waiting, self.clock))
 
 
 @dataclass
 class Served:
-    host: ModelHost
-    runner: ScriptedRunner
+    residents: Residents
+    script: Script
     client: httpx.AsyncClient
     port: int
     server: Server
+    fleet: Fleet
+
+    @property
+    def host(self) -> ModelHost:
+        return self.residents.main
 
     async def post(self, path: str, **body: object) -> httpx.Response:
         return await self.client.post(path, json={"model": NAME, **body})
 
     async def until_free(self) -> None:
-        await until_true(lambda: not self.host.slot.busy and not self.host.slot.waiting)
+        await until_true(lambda: not self.host.slots.busy)
 
 
 async def until_true(condition: Callable[[], bool]) -> None:
@@ -60,28 +167,39 @@ async def until_true(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def serving(
-    runner: ScriptedRunner | None = None,
+    script: Script | None = None,
     rules: AccessRules | None = None,
-    max_waiting: int = 8,
     max_body_bytes: int = 1 << 16,
     loaded: bool = True,
+    fleet: Fleet | None = None,
 ) -> AsyncIterator[Served]:
-    runner = runner or ScriptedRunner()
-    host = ModelHost(Engine(lambda: runner), (NAME, "smollm2", "default"), 300, max_waiting)
-    host.description = DESCRIPTION
+    fleet = fleet or Fleet()
+    if script is not None:
+        fleet.scripts[NAME] = script
+    residents = fleet.residents()
     if loaded:
-        await host.start()
-    app = build_app(host, rules or rules_of((), (), ()), max_body_bytes)
+        await residents.start()
+    service = Service(
+        residents, ScriptedCatalog(fleet.models), max_body_bytes, lambda: 0.0, lambda: MACHINE, lambda: (GPU,)
+    )
+    async with listening(build_app(service, rules or rules_of((), (), ())), residents.stop) as (client, port, server):
+        try:
+            yield Served(residents, fleet.script(NAME), client, port, server, fleet)
+        finally:
+            for one in fleet.scripts.values():
+                one.go_on.set()
+                one.load_gate.set()
+    assert await residents.close()
+
+
+@asynccontextmanager
+async def listening(app: object, stop: Callable[[], None]) -> AsyncIterator[tuple[httpx.AsyncClient, int, Server]]:
     ports: list[int] = []
-    server = Server(app, on_listening=lambda _, port: ports.append(port), on_stop=host.engine.stop)
+    server = Server(app, on_listening=lambda _, port: ports.append(port), on_stop=stop)  # type: ignore[arg-type]
     with bind("127.0.0.1", 0) as listener:
         task = asyncio.create_task(server.serve([listener]))
         await until_true(lambda: bool(ports) or task.done())
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}", timeout=10) as client:
-            try:
-                yield Served(host, runner, client, ports[0], server)
-            finally:
-                runner.go_on.set()
+            yield client, ports[0], server
         server.stop()
         await task
-    assert await host.close()

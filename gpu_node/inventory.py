@@ -1,0 +1,142 @@
+"""What devices are here: this machine's memory and processor, and its NVIDIA GPUs. The only probe.
+
+GPUs are asked through the driver's own library (NVML), so that neither torch nor a further package is needed; a machine
+without it has none. Everything is looked at when asked and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+NVML_LIBRARY = "libnvidia-ml.so.1"
+NAME_BYTES = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    index: int
+    uuid: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    utilisation_percent: int | None = None
+    temperature_celsius: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    name: str
+    processor: str
+    cores: int
+    usable_cores: int
+    total_bytes: int
+    available_bytes: int
+    load_average: tuple[float, float, float]
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
+
+
+class _Utilisation(ctypes.Structure):
+    _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]
+
+
+def gpus(visible: str | None = None, library: str = NVML_LIBRARY) -> tuple[Gpu, ...]:
+    """`visible` is the value of CUDA_VISIBLE_DEVICES: only those, in that order, are ours to use."""
+    try:
+        nvml = ctypes.CDLL(library)
+    except OSError:
+        return ()
+    if nvml.nvmlInit_v2() != 0:
+        return ()
+    try:
+        return chosen(_all(nvml), visible)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def chosen(found: Sequence[Gpu], visible: str | None) -> tuple[Gpu, ...]:
+    """As CUDA reads the list: it ends at the first entry that names nothing."""
+    if visible is None:
+        return tuple(found)
+    kept: list[Gpu] = []
+    for entry in visible.split(","):
+        word = entry.strip()
+        match = [gpu for gpu in found if word and (str(gpu.index) == word or gpu.uuid.startswith(word))]
+        if len(match) != 1 or match[0] in kept:
+            break
+        kept.append(match[0])
+    return tuple(kept)
+
+
+def machine() -> Machine:
+    total, available = _memory()
+    return Machine(
+        name=platform.node(),
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        total_bytes=total,
+        available_bytes=available,
+        load_average=os.getloadavg(),
+    )
+
+
+def _all(nvml: ctypes.CDLL) -> list[Gpu]:
+    count = ctypes.c_uint()
+    if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return []
+    found = []
+    for index in range(count.value):
+        handle = ctypes.c_void_p()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
+            found.append(_described(nvml, index, handle))
+    return found
+
+
+def _described(nvml: ctypes.CDLL, index: int, handle: ctypes.c_void_p) -> Gpu:
+    memory, busy, heat = _Memory(), _Utilisation(), ctypes.c_uint()
+    nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+    told_busy = nvml.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(busy)) == 0
+    told_heat = nvml.nvmlDeviceGetTemperature(handle, 0, ctypes.byref(heat)) == 0
+    return Gpu(
+        index=index,
+        uuid=_text(nvml.nvmlDeviceGetUUID, handle),
+        name=_text(nvml.nvmlDeviceGetName, handle),
+        total_bytes=int(memory.total),
+        free_bytes=int(memory.free),
+        utilisation_percent=int(busy.gpu) if told_busy else None,
+        temperature_celsius=int(heat.value) if told_heat else None,
+    )
+
+
+def _text(function: ctypes._NamedFuncPointer, handle: ctypes.c_void_p) -> str:
+    buffer = ctypes.create_string_buffer(NAME_BYTES)
+    return buffer.value.decode(errors="replace") if function(handle, buffer, NAME_BYTES) == 0 else ""
+
+
+def _memory(path: Path = Path("/proc/meminfo")) -> tuple[int, int]:
+    """Total and available bytes; where the kernel does not tell what is available, half of all."""
+    try:
+        lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+        total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+        return total, available
+    except (OSError, KeyError, ValueError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total // 2
+
+
+def _processor(path: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,42 @@
+"""One model's way from its source to a runner: fetched and described first, loaded in the engine's thread afterwards.
+
+Fetching happens in a process of its own, so that the node answers meanwhile and stops when it is told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from gpu_node.engine.step import ModelRunner
+from gpu_node.errors import ModelError
+from gpu_node.fetching import fetch_in_child
+from gpu_node.load_wish import LoadWish
+from gpu_node.model_folder import ModelDescription
+from gpu_node.model_source import ModelSource
+from gpu_node.model_store import ModelStore
+
+
+class Provision:
+    def __init__(self, store: ModelStore, source: ModelSource, asked: str, cache: Path) -> None:
+        """`asked` is what the fetching process is told, `cache` where it puts things."""
+        self._store, self._source, self._asked, self._cache = store, source, asked, cache
+        self._folder: Path | None = None
+
+    async def prepare(self) -> ModelDescription:
+        folder = await asyncio.to_thread(self._store.find, self._source)
+        if folder is None:
+            await fetch_in_child(self._asked, self._cache)
+            folder = await asyncio.to_thread(self._store.find, self._source)
+        if folder is None:
+            raise ModelError(f"{self._source.name} was fetched but is not there")
+        self._folder = folder
+        return await asyncio.to_thread(self._store.describe, self._source, folder)
+
+    def load(self, description: ModelDescription, wish: LoadWish) -> ModelRunner:
+        """In the engine's thread: importing torch takes seconds."""
+        from gpu_node.engine.loader import LoadOptions, load_runner
+
+        assert self._folder is not None, "prepared before"
+        options = LoadOptions(wish.device, wish.dtype, wish.threads, description.template)
+        return load_runner(self._folder, options)

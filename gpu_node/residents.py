@@ -1,0 +1,355 @@
+"""Which models are in memory: brings them in when they are asked for, and lets them go when they are not or must.
+
+Invariants: one model at a time comes or goes, in the order of asking, so that two that cannot be there together take
+turns; a model leaves only while no request has it; a loading that somebody waits for goes on when that one leaves.
+Must not know HTTP, nor where models come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Protocol
+
+from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError, NodeStopping, NoRoom, RequestError
+from gpu_node.host import ModelHost
+from gpu_node.load_wish import LoadWish
+from gpu_node.model_source import ModelSource
+from gpu_node.names import canonical
+from gpu_node.vram import Account, Claim, Departures, Holder, plan_room, who_holds_what
+
+log = logging.getLogger("gpu_node")
+
+# Event loops fire timers up to their clock's resolution too early.
+TIMER_SLACK_SECONDS = 0.01
+# Loaded, being loaded or waited for. Each has a thread, so names from outside must not make them without end.
+MOST_HOSTS = 64
+
+
+class ModelCatalog(Protocol):
+    def find(self, name: str) -> ModelSource | None: ...
+
+    def find_fetchable(self, name: str) -> ModelSource | None: ...
+
+    def sources(self) -> list[ModelSource]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the node was started for, and how models are loaded where nothing else is said."""
+
+    source: ModelSource
+    wish: LoadWish
+
+
+Build = Callable[[ModelSource, LoadWish], ModelHost]
+
+
+class Residents:
+    def __init__(self, start: Start, catalog: ModelCatalog, build: Build, accounts: Sequence[Account]) -> None:
+        """The first account is that of the device that is used where nothing else is said."""
+        self._start, self._catalog, self._build = start, catalog, build
+        self._accounts = {account.device: account for account in accounts}
+        self._usual = accounts[0].device
+        self._hosts = {canonical(start.source.name): build(start.source, start.wish)}
+        self._moving = asyncio.Lock()  # wakes its waiters in order
+        self._arrivals: dict[tuple[ModelHost, bool], asyncio.Task[None]] = {}
+        self._departures: set[asyncio.Task[None]] = set()
+        self._timers: dict[ModelHost, asyncio.TimerHandle] = {}
+        self._idle = asyncio.Event()  # set whenever some model may have become idle
+        self._loading = ""  # the model that is coming in just now
+        self._stopped = False
+
+    @property
+    def main(self) -> ModelHost:
+        """The model that the node was started for."""
+        return self._hosts[canonical(self._start.source.name)]
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """As things are now: an engine may have given up its model or a part of its cache by itself."""
+        held = {host.name: host.held for host in self.loaded}
+        for device, account in self._accounts.items():
+            kept = {name: held.get(name, claim) for name, claim in account.claims.items()}
+            gone = {name for name in kept if name not in held and name != self._loading}
+            claims = {name: claim for name, claim in kept.items() if name not in gone}
+            self._accounts[device] = replace(account, claims=claims)
+        return tuple(self._accounts.values())
+
+    @property
+    def hosts(self) -> tuple[ModelHost, ...]:
+        return tuple(self._hosts.values())
+
+    @property
+    def loaded(self) -> tuple[ModelHost, ...]:
+        return tuple(host for host in self.hosts if host.engine.runner is not None)
+
+    def find(self, name: str, unknown: str = "model '{}' not found") -> ModelHost:
+        """The host of a model by any of its names, made where the catalogue knows it. Raises `RequestError`, 404."""
+        host = self._known(name)
+        if host is not None:
+            return host
+        source = self._catalog.find(name)
+        if source is None:
+            near = get_close_matches(canonical(name), self.names(), n=1, cutoff=0.8)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise RequestError(unknown.format(name) + hint, status=404, field="model")
+        return self._host_of(source, self._start.wish)
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys([host.name for host in self.hosts] + [one.name for one in self._catalog.sources()]))
+
+    @asynccontextmanager
+    async def hold(self, name: str, keep_alive_seconds: float | None = None) -> AsyncIterator[ModelHost]:
+        """Wait until the model is there; it stays as long as this is held.
+
+        Raises `RequestError` for an unknown name, `NodeBusy`, `NoRoom`, `ModelError`, `NodeStopping`.
+        """
+        host = self.find(name)  # at this moment, since hosts come and go
+        with host.slots.enter():
+            self._stop_timer(host)
+            try:
+                await self._present(host, patient=True)
+                with host.use(keep_alive_seconds):
+                    yield host
+            finally:
+                self._now_idle(host)
+
+    async def load(self, host: ModelHost, keep_alive_seconds: float | None = None) -> None:
+        """Bring it in without a request. Raises `NoRoom` at once where only busy models could make room."""
+        await self._present(host, patient=False)
+        host.fresh = False
+        if keep_alive_seconds is None:
+            host.rest()
+        else:
+            host.keep(keep_alive_seconds)
+        self._now_idle(host)
+
+    def usual_wish(self, name: str) -> LoadWish:
+        """How the model is held, or would be when a request names it."""
+        host = self._known(name)
+        return self._start.wish if host is None else host.wish
+
+    async def wanted(self, name: str, wish: LoadWish) -> ModelHost:
+        """The host for a loading that says how: what is loaded otherwise leaves first, and is refused while busy."""
+        host = self._known(name)
+        if host is None:
+            source = self._catalog.find_fetchable(name)
+            return self.find(name) if source is None else self._host_of(source, wish)
+        if host.wish == wish:
+            return host
+        await self._leave_alone(host)
+        source = self._start.source if host is self.main else self._catalog.find_fetchable(host.name)
+        if source is None:
+            raise RequestError(f"the files of {host.name} are gone", status=404, field="model")
+        replaced = self._hosts[canonical(host.name)] = self._build(source, wish)
+        replaced.loaded_once = host.loaded_once
+        await host.engine.close()
+        return replaced
+
+    async def _leave_alone(self, host: ModelHost) -> None:
+        async with self._moving:
+            if host.slots.busy or self._arriving(host):
+                raise RequestError(f"{host.name} is in use as it is loaded now; unload it first", status=409)
+            await self._leave(host)
+
+    async def unload(self, host: ModelHost) -> bool:
+        """At once when nobody has the model (True), else as soon as everybody who has it is served."""
+        self._stop_timer(host)
+        host.dismiss()
+        await self.expire(host)
+        return host.engine.runner is None
+
+    async def expire(self, host: ModelHost) -> None:
+        """Unload if the time is really over; a request that came meanwhile has moved it."""
+        if not host.idle:
+            return
+        async with self._moving:
+            if host.idle and host.engine.runner is not None and host.seconds_left <= TIMER_SLACK_SECONDS:
+                await self._leave(host)
+
+    async def start(self) -> None:
+        await self.load(self.main)
+
+    def stop(self) -> None:
+        """End every generation and every loading with `NodeStopping`."""
+        self._stopped = True
+        for host in self.hosts:
+            self._stop_timer(host)
+            host.engine.stop()
+        for task in (*self._arrivals.values(), *self._departures):
+            task.cancel()
+
+    async def close(self, timeout_seconds: float = 5.0) -> bool:
+        self.stop()
+        await asyncio.gather(*self._arrivals.values(), *self._departures, return_exceptions=True)
+        ended = [await host.engine.close(timeout_seconds) for host in self.hosts]
+        return all(ended)
+
+    async def _present(self, host: ModelHost, patient: bool) -> None:
+        """Returns with the model there and nobody about to unload it; no await between that and using it."""
+        while not host.ready or host.leaving:
+            if self._stopped:
+                raise NodeStopping()
+            task = self._arrivals.get((host, patient)) or self._begin_arrival(host, patient)
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():  # by `stop`, not by whoever waits here
+                    raise NodeStopping() from None
+                raise
+
+    def _begin_arrival(self, host: ModelHost, patient: bool) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._arrive(host, patient), name=f"load {host.name}")
+        self._arrivals[host, patient] = task
+        task.add_done_callback(lambda done: self._arrived(host, patient, done))
+        return task
+
+    def _arrived(self, host: ModelHost, patient: bool, task: asyncio.Task[None]) -> None:
+        self._arrivals.pop((host, patient), None)
+        host.activity = ""
+        if not task.cancelled():
+            task.exception()  # everyone who waited may have left; the failure is kept in the host
+        self._now_idle(host)
+
+    def _arriving(self, host: ModelHost) -> bool:
+        return (host, True) in self._arrivals or (host, False) in self._arrivals
+
+    async def _arrive(self, host: ModelHost, patient: bool) -> None:
+        try:
+            host.activity = "fetching" if host.description is None else "waiting for room"
+            if host.description is None:
+                await host.prepare()
+            async with self._moving:
+                if not host.ready:
+                    await self._bring_in(host, patient)
+        except DeviceOutOfMemory as error:
+            host.error = f"{host.name} does not fit into memory: {error}"
+            raise ModelError(host.error) from error
+        except NoRoom:
+            raise  # a passing state of the node, no fault of the model
+        except NodeError as error:
+            host.error = str(error)
+            raise
+        except Exception as error:  # top of the task
+            log.exception("the model cannot be loaded")
+            host.error = f"the model cannot be loaded: {error}"
+            raise ModelError(host.error) from error
+
+    async def _bring_in(self, host: ModelHost, patient: bool) -> None:
+        host.activity = "waiting for room"
+        device = self._device_of(host)
+        claim = host.claim({account.device: account for account in self.accounts}[device])
+        await self._make_room(self._plan(host, device, claim.total_bytes, patient))
+        log.info("loading %s", host.name)
+        host.activity, host.error = "loading", ""
+        self._accounts[device] = self._accounts[device].claim(host.name, claim)
+        self._loading = host.name
+        try:
+            await self._load_with_room(host, claim)
+        except BaseException:
+            self._release(host)
+            raise
+        finally:
+            self._loading = ""
+        self._release(host)
+        device = self._device_of(host)  # as it really is
+        self._accounts[device] = self._accounts[device].claim(host.name, host.held)
+        host.fresh = True
+        host.rest()
+
+    async def _load_with_room(self, host: ModelHost, claim: Claim) -> None:
+        try:
+            await host.load(claim)
+        except DeviceOutOfMemory:
+            others = tuple(one.name for one in self.loaded if one.idle and one is not host)
+            if not others:
+                raise
+            await self._make_room(Departures(others))  # the guess was too small: with the device to itself it may fit
+            await host.load(claim)
+
+    def _device_of(self, host: ModelHost) -> str:
+        """Whose account: told by the loaded model, else by how it is to be loaded."""
+        runner = host.engine.runner
+        told = runner.device if runner is not None else host.wish.device
+        return next((name for name in self._accounts if name.partition(":")[0] == told.partition(":")[0]), self._usual)
+
+    def _release(self, host: ModelHost) -> None:
+        self._accounts = {device: account.release(host.name) for device, account in self._accounts.items()}
+
+    def _plan(self, host: ModelHost, device: str, needed_bytes: int, patient: bool) -> Departures:
+        account, holders = self._accounts[device], self.holders()
+        plan = plan_room(account, host.name, needed_bytes, holders)
+        if plan.busy and not patient:
+            raise NoRoom(f"there is no room for {host.name}: {who_holds_what(account, holders)}")
+        return plan
+
+    def holders(self) -> list[Holder]:
+        return [Holder(one.name, one.idle, one.last_used, one.kept, one.running) for one in self.loaded]
+
+    async def _make_room(self, plan: Departures) -> None:
+        leaving = [host for name in plan.names for host in self.loaded if host.name == name]
+        for host in leaving:
+            host.leaving = True  # requests for it that come now wait for their turn
+        try:
+            for host in leaving:
+                while not host.idle:
+                    self._idle.clear()
+                    await self._idle.wait()
+                log.info("%s leaves to make room", host.name)
+                await self._leave(host)
+        finally:
+            for host in leaving:
+                host.leaving = False
+
+    async def _leave(self, host: ModelHost) -> None:
+        host.leaving = True
+        self._stop_timer(host)
+        try:
+            await host.engine.unload()
+        finally:
+            host.leaving = False
+            host.fresh = False
+            self._release(host)
+        await self._forget()
+
+    async def _forget(self) -> None:
+        """Close what is neither loaded nor wanted: each has a thread."""
+        for host in self.hosts:
+            if host is self.main or host.engine.runner or host.slots.busy or self._arriving(host):
+                continue
+            del self._hosts[canonical(host.name)]
+            await host.engine.close()
+
+    def _known(self, name: str) -> ModelHost | None:
+        return next((host for host in self.hosts if host.serves(name)), None)
+
+    def _host_of(self, source: ModelSource, wish: LoadWish) -> ModelHost:
+        host = self._hosts.get(canonical(source.name))
+        if host is None:
+            if len(self._hosts) >= MOST_HOSTS:
+                raise NoRoom(f"{len(self._hosts)} models are already loaded or being loaded")
+            host = self._hosts[canonical(source.name)] = self._build(source, wish)
+        return host
+
+    def _now_idle(self, host: ModelHost) -> None:
+        self._idle.set()
+        self._stop_timer(host)
+        if host.idle and host.ready and math.isfinite(host.seconds_left) and not self._stopped:
+            loop = asyncio.get_running_loop()
+            self._timers[host] = loop.call_later(host.seconds_left, self._begin_departure, host)
+
+    def _begin_departure(self, host: ModelHost) -> None:
+        task = asyncio.get_running_loop().create_task(self.expire(host), name=f"unload {host.name}")
+        self._departures.add(task)
+        task.add_done_callback(self._departures.discard)
+
+    def _stop_timer(self, host: ModelHost) -> None:
+        timer = self._timers.pop(host, None)
+        if timer is not None:
+            timer.cancel()
