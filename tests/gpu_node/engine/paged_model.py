@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -125,17 +125,21 @@ class Play:
             self.steps.append(planned)
         return planned
 
-    def step(self) -> Planned | None:
+    def step(self) -> Planned:
         planned = self.plan()
-        if planned is not None:
-            self.play(planned)
+        assert planned is not None, "somebody waits, and nothing can be computed"
+        self.play(planned)
         return planned
 
-    def play(self, planned: Planned) -> None:
+    def play(self, planned: Planned, keep: Callable[[list[int]], list[int]] = lambda chosen: chosen) -> None:
+        """The forward, then the answers, then who has ended: as an engine's loop does it.
+
+        `keep` says how much of what was chosen is accepted; nothing: that pick has failed for now.
+        """
         seen = self.model.run(planned.step)
-        accepted = {pick.sequence: self._choose(pick, seen[pick.row]) for pick in planned.picks}
+        chosen = {pick.sequence: keep(self._choose(pick, seen[pick.row])) for pick in planned.picks}
+        accepted = {identity: tokens for identity, tokens in chosen.items() if tokens and self.lives(identity)}
         over = [identity for identity, tokens in accepted.items() if self._write(identity, tokens)]
-        # The forward, then the answers, then who has ended: as an engine's loop does it.
         left = self.scheduler.commit(planned, accepted, self.now + 0.5)
         assert set(left) <= set(over), "a context overflowed before the answer's end"
         for identity in over:
@@ -143,12 +147,15 @@ class Play:
             self.done.append(identity)
         self.check()
 
+    def lives(self, identity: int) -> bool:
+        return identity in self.scheduler._people.states
+
     def run(self, most: int = 10_000) -> None:
         """Until nobody is left."""
         while self.scheduler.busy:
             most -= 1
             assert most, "it never ends"
-            assert self.step() is not None, "somebody waits, and nothing can be computed"
+            self.step()
 
     def assert_told(self) -> None:
         for story in self.stories.values():
