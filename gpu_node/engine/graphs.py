@@ -3,8 +3,8 @@
 Invariants: a replay computes what the stage would have computed; only steps in which every row decodes one token are
 replayed, all others go to the stage itself; a model whose forward cannot be captured simply runs without. Batches are
 filled up to the next captured size with copies of their first row, which write the same numbers to the same slot. The
-stage's attention must take everything that changes from the batch's tensors (`CudaAttention` does, `PagedAttention` does
-not). Must not know models, nor what a sequence is.
+stage's attention must take everything that changes from the batch's tensors: `CudaAttention` does, `PagedAttention`
+does not. Must not know models, nor what a sequence is.
 """
 
 from __future__ import annotations
