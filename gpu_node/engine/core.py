@@ -152,7 +152,7 @@ class EngineCore:
             sample = self._samples.get(pick.sequence)
             if sample is None:
                 continue
-            wrong = choice.error or broken.get(pick.sequence, "")
+            wrong = choice.error or broken.get(pick.sequence, "") or ("" if choice.tokens else "nothing was chosen")
             if not wrong:
                 try:
                     kept = sample.take(choice, now, self.counters)
@@ -194,8 +194,9 @@ class EngineCore:
         generation = sample.generation
         self._scheduler.finish(sample.sequence)
         del self._samples[sample.sequence]
-        self._jobs[generation].discard(sample.sequence)
-        if generation.ended:
+        mine = self._jobs[generation]
+        mine.discard(sample.sequence)
+        if not mine:
             self._end(generation, generation.done(now))
 
     def _finish_reading(self, sequence: int) -> None:

@@ -103,7 +103,8 @@ class Engine:
         self._unloading: asyncio.Task[None] | None = None
         self._outlets: dict[asyncio.AbstractEventLoop, Outlet] = {}
         self._calls: set[Call] = set()
-        self._left: asyncio.Event | None = None  # set when the last call has left
+        self._leaving: ModelRunner | None = None  # to be unloaded when the last call has left
+        self._left = asyncio.Event()
         self._state: EngineState = "empty"
         self.error = ""  # why the last load failed, or what ended the engine
         self._worker = Worker("engine", self, clock)
@@ -147,6 +148,7 @@ class Engine:
     async def load(self) -> None:
         """Returns when the model is ready; any number of callers share one loading."""
         self._refuse_when_closed()
+        self._take_back()
         if self._runner is not None:
             return
         if self._loading is None:
@@ -180,25 +182,35 @@ class Engine:
             self._loading = None
 
     async def unload(self) -> None:
-        """Give the memory back once the requests under way have ended; new ones are refused from now on."""
+        """Give the memory back once the requests under way have ended; new ones are refused from now on.
+
+        A load that comes before they have ended takes the model back, and then this returns too.
+        """
         if self._loading is not None:
             await asyncio.wait([self._loading])
         if self._runner is not None:
-            self._runner = None
+            self._leaving, self._runner = self._runner, None
             self._state = "empty" if self._state != "closed" else "closed"
             self._unloading = asyncio.create_task(self._unload_once(), name="unload the model")
             self._unloading.add_done_callback(_look_at)
         if self._unloading is not None:
-            await asyncio.shield(self._unloading)
+            await asyncio.wait([self._unloading])
 
     async def _unload_once(self) -> None:
         try:
             while self._calls and self._state != "closed":
-                self._left = asyncio.Event()
+                self._left.clear()
                 await self._left.wait()
+            self._leaving = None
             await asyncio.wrap_future(self._worker.submit(self._detach))
         finally:
             self._unloading = None
+
+    def _take_back(self) -> None:
+        """The model that waits to be unloaded is wanted again."""
+        if self._unloading is not None and self._leaving is not None:
+            self._unloading.cancel()
+            self._runner, self._leaving, self._state = self._leaving, None, "ready"
 
     def stop(self) -> None:
         """End every request with `NodeStopping` and refuse new ones."""
@@ -206,8 +218,7 @@ class Engine:
         for call in self._calls:
             call.tell(NodeStopping())
             call.outlet.flush()
-        if self._left is not None:
-            self._left.set()
+        self._left.set()
         self._worker.post(self._stop_all)
         if self._loading is not None:
             self._loading.cancel()
@@ -280,9 +291,9 @@ class Engine:
             yield call, submit
         finally:
             self._calls.discard(call)
-            if jobs and not call.ended:
+            if jobs and (not call.ended or self._state == "closed"):
                 self._worker.post(lambda: self._cancel(jobs[0]))
-            if not self._calls and self._left is not None:
+            if not self._calls:
                 self._left.set()
 
     def _outlet(self) -> Outlet:

@@ -121,10 +121,6 @@ class Generation:
             self._read = now
             counters.first_token.observe(max(now - self._prepared.arrived, 0.0))
 
-    @property
-    def ended(self) -> bool:
-        return all(sample.answer.reason is not None for sample in self.samples)
-
     def done(self, now: float) -> Done:
         answers = [sample.answer for sample in self.samples]
         reasons = tuple(answer.reason or "stop" for answer in answers)
