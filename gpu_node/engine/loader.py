@@ -1,111 +1,134 @@
-"""Loads a model folder onto a device, and converts GGUF files into such folders. Safetensors only, never pickle.
+"""From a model's files to a runner: which device, which numbers, which layers, and what of it people are told.
 
-Everything that transformers or torch raises here becomes one plain sentence (`ModelError`). Runs in the engine's worker
-thread or in the fetching process; knows nothing of caches, names or downloads.
+Invariants: safetensors and GGUF only, never pickle, and no code that comes with a model; beside the weights in their
+final place loading holds a bounded piece of them; everything that transformers or torch raises here becomes one plain
+sentence. Runs in the engine's thread. Knows no names of models and no downloads.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import logging
+import math
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from gpu_node.engine.attention import PagedAttention
-from gpu_node.engine.runner import Runner
+from gpu_node.engine.cache_size import CacheOptions, available_bytes
+from gpu_node.engine.families import refusal
+from gpu_node.engine.layers.recipe import NotCovered
+from gpu_node.engine.layers.stage import layered_stage
+from gpu_node.engine.plain_loading import fitting_slots, load_converted, load_plain
+from gpu_node.engine.products.base import HeldAs, Kernels, Numerics
+from gpu_node.engine.runner import NO_MEMORY_TEXTS, Runner
 from gpu_node.engine.sampler import Sampler
-from gpu_node.engine.stage import PlainStage
+from gpu_node.engine.stage import Stage
+from gpu_node.engine.tokenizers import end_ids, tokenizer_in, tokenizer_of_gguf
 from gpu_node.engine.vocabulary import TokenizerVocabulary
-from gpu_node.errors import ModelError
-from gpu_node.gguf_header import read_gguf_header
+from gpu_node.engine.weights.filling import empty_model, missing_from
+from gpu_node.engine.weights.gguf_source import GgufSource
+from gpu_node.engine.weights.safetensors_source import SafetensorsSource
+from gpu_node.engine.weights.views import Progress, SourceView
+from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError
+from gpu_node.model_folder import ModelFiles, model_files
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+WeightsMode = Literal["auto", "full", "stored", "int8", "int4"]
+LayersMode = Literal["auto", "plain"]
+Source = GgufSource | SafetensorsSource
 
-# Words by which models end a turn. Many checkpoints name only one of theirs as the end.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
-# Vocabularies whose merges were learned with every digit on its own; transformers does not split them by itself.
-SINGLE_DIGIT_VOCABULARIES = ("smollm",)
-# Up to here the weights' way through memory costs more than the product itself, so narrow ones are quicker.
-FEW_ROWS = 8
+# Bytes that a weight takes with its scales.
+HELD_BYTES = {"int8": 1.05, "int4": 0.65}
+
+log = logging.getLogger("gpu_node.engine")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
+    """`weights`: "full" computes with what the files dequantise to, "stored" with a GGUF file's own codes, "int8" and
+    "int4" quantise while reading; "auto" is "stored" for quantised GGUF files, else "full"."""
+
     device: DeviceName = "auto"
-    dtype: DtypeName = "auto"
+    dtype: DtypeName = "auto"  # of weights that are not quantised, and of the cache
     threads: int = 0  # 0: torch decides
     template: str = ""  # instead of the model's own
+    weights: WeightsMode = "auto"
+    kernels: Kernels = "auto"
+    layers: LayersMode = "auto"  # "plain": transformers' own modules even where there are quicker layers
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    progress: Progress | None = None  # called in the loading thread
 
 
-def load_runner(folder: Path, options: LoadOptions) -> Runner:
-    """Must be called in the thread that will run the model: the thread count belongs to it."""
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the options come to on this machine, for these files."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compute: torch.dtype
+    weights: Literal["full", "stored", "int8", "int4"]
+    kernels: Kernels
+
+    @property
+    def numerics(self) -> Numerics:
+        held: HeldAs = self.weights if self.weights in ("int8", "int4") else "given"
+        return Numerics(compute=self.compute, kernels=self.kernels, device=self.device, held_as=held)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    stage: Stage
+    layers: str  # for people: whose layers compute, and why not ours
+    forms: dict[str, int]  # bytes by form of product
+    error: float | None
+
+
+def load_runner(path: Path, options: LoadOptions) -> Runner:
+    """`path` as for `model_files`. Must be called in the thread that will run the model: threads belong to it.
+
+    Raises `ModelError` with one sentence, `DeviceOutOfMemory` when the model or its cache does not fit.
+    """
+    begun = time.perf_counter()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
-    with _quiet_transformers(), _plain_failures(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    device = torch.device(choose_device(options.device))
+    files = model_files(path)
+    with _quiet_transformers(), _plain_failures(path.name):
+        tokenizer = tokenizer_in(files.tokenizer) if files.tokenizer else tokenizer_of_gguf(files.weights)
         tokenizer.chat_template = options.template or tokenizer.chat_template
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=_dtype(options.dtype, device, folder),
-            use_safetensors=True,
-            local_files_only=True,
-        )
-        model = model.to(device).eval()
-        wide = device == "cpu" and multiplies_slowly(model.dtype, torch.backends.cpu.get_cpu_capability())
-        if wide:
-            widen_long_products(model)
-        stage = PlainStage(model, PagedAttention(wide))
-    return Runner(stage, TokenizerVocabulary(tokenizer, end_ids(model, tokenizer)), Sampler())
+        with closing(open_source(files)) as source:
+            choices = choose(options, source, device)
+            check_room(source, choices)
+            loaded = _load(source, choices, options)
+            vocabulary = TokenizerVocabulary(tokenizer, end_ids(tokenizer, source.config, *_generation(files)))
+            summary = _summary(source, choices, loaded, begun)
+    log.info("%s", sentence_of(summary))
+    return Runner(loaded.stage, vocabulary, Sampler(), options.cache, summary)
 
 
-class LongProductLinear(torch.nn.Linear):
-    """Half-precision weights that meet many rows at once are multiplied in single precision."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.shape[:-1].numel() <= FEW_ROWS:
-            return super().forward(input)
-        bias = None if self.bias is None else self.bias.float()
-        return torch.nn.functional.linear(input.float(), self.weight.float(), bias).to(input.dtype)
+def open_source(files: ModelFiles) -> Source:
+    return GgufSource(files.weights) if files.is_gguf else SafetensorsSource(files.weights)
 
 
-def multiplies_slowly(dtype: torch.dtype, capability: str) -> bool:
-    """Without the vector units for them, 16-bit products of matrices take about six times as long as 32-bit ones."""
-    return dtype in (torch.bfloat16, torch.float16) and not capability.startswith("AVX512")
-
-
-def widen_long_products(model: torch.nn.Module) -> None:
-    """Prompts are then read at single-precision speed, while single tokens still cost only half the bytes."""
-    for module in model.modules():
-        if type(module) is torch.nn.Linear:
-            module.__class__ = LongProductLinear
-
-
-def convert_gguf(path: Path, folder: Path) -> None:
-    """Write the model in `path` to `folder` as bfloat16 safetensors with its tokenizer and template."""
-    header = read_gguf_header(path)
-    with _quiet_transformers(), _plain_failures(path):
-        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        if header.pre_tokenizer in SINGLE_DIGIT_VOCABULARIES:
-            backend = tokenizer.backend_tokenizer
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
-        with redirect_stderr(io.StringIO()):  # this one bar heeds no switch
-            model = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-            )
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+def choose(options: LoadOptions, source: Source, device: torch.device) -> Choices:
+    """Raises `ModelError` for a way to hold weights that these files do not offer."""
+    quantised = any(source.is_quantised(name) for name in source.names())
+    weights = options.weights
+    if weights == "auto":
+        weights = "stored" if quantised else "full"
+    if weights == "stored" and not quantised:
+        raise ModelError(f"{source.label} holds no quantised weights that could run as they are stored")
+    dtype = choose_dtype(options.dtype, device, source.stored_dtype)
+    wide = dtype is not torch.float32 and device.type == "cpu" and not computes_halves(dtype)
+    return Choices(device, dtype, torch.float32 if wide else dtype, weights, options.kernels)
 
 
 def choose_device(name: DeviceName) -> str:
@@ -118,30 +141,118 @@ def choose_device(name: DeviceName) -> str:
     return "cpu"
 
 
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends an answer, from all the places where checkpoints say so."""
-    found: set[int] = set()
-    for source in (model.generation_config, model.config, tokenizer):
-        value = getattr(source, "eos_token_id", None)
-        found.update([value] if isinstance(value, int) else value or ())
-    vocabulary = tokenizer.get_vocab()
-    found.update(vocabulary[word] for word in TURN_ENDS if word in vocabulary)
-    return frozenset(found)
-
-
-def _dtype(name: DtypeName, device: str, folder: Path) -> torch.dtype:
-    wanted = name if name != "auto" else _stored_dtype(folder)
-    dtype = getattr(torch, wanted, None)
-    if not isinstance(dtype, torch.dtype):
-        return torch.float32
-    if name == "auto" and device == "cpu" and dtype is torch.float16:
+def choose_dtype(name: DtypeName, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    if name != "auto":
+        named: torch.dtype = getattr(torch, name)
+        return named
+    if stored is torch.float16 and device.type == "cpu":
         return torch.bfloat16  # CPUs compute half precision through slow detours
-    return dtype
+    return stored if stored in (torch.bfloat16, torch.float16) else torch.float32
 
 
-def _stored_dtype(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+def computes_halves(dtype: torch.dtype) -> bool:
+    """Without units of their own for it, CPUs take about six times as long for 16-bit products as for 32-bit ones."""
+    if dtype is not torch.bfloat16:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def check_room(source: Source, choices: Choices) -> None:
+    """Raises `DeviceOutOfMemory` before anything is read: Linux would rather kill the process than refuse memory."""
+    needed = sum(_held_bytes(source, name, choices) for name in source.names())
+    device = choices.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if needed > free:
+        where = "the GPU" if device.type == "cuda" else "memory"
+        raise DeviceOutOfMemory(
+            f"{source.label} does not fit into {where}: it takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+        )
+
+
+def _held_bytes(source: Source, name: str, choices: Choices) -> float:
+    shape = source.shape(name)
+    count = math.prod(shape)
+    if choices.weights == "stored" and source.is_quantised(name):
+        return source.file_bytes(name)
+    if choices.weights in HELD_BYTES and len(shape) == 2:
+        return count * HELD_BYTES[choices.weights]
+    return count * choices.dtype.itemsize
+
+
+def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
+    reason = refusal(source.config)
+    if reason is not None:
+        raise ModelError(f"{source.label} cannot run here: {reason}")
+    attention = PagedAttention(wide=choices.compute is not choices.dtype)
+    view = SourceView(source, choices.dtype, choices.weights == "stored", options.progress)
+    model = empty_model(view.config, choices.dtype, choices.device)
+    slots = fitting_slots(model, view)
+    if slots is None:
+        return _load_converted(model, source, view, choices, attention, options)
+    why = "asked for"
+    if options.layers == "auto":
+        stage = layered_stage(view, choices.numerics, attention)
+        if not isinstance(stage, NotCovered):
+            return Loaded(stage, "own", stage.holding.forms, stage.holding.error)
+        why = stage.reason
+    plain = load_plain(model, slots, view, choices.numerics, attention, options.cache.context)
+    return Loaded(plain.stage, f"transformers' ({why})", plain.forms, plain.error)
+
+
+def _load_converted(
+    model: Any, source: Source, view: SourceView, choices: Choices, attention: PagedAttention, options: LoadOptions
+) -> Loaded:
+    """Names or shapes are not the model's own."""
+    if not isinstance(source, SafetensorsSource):
+        raise ModelError(f"{source.label} cannot be loaded: {missing_from(model, source)}")
+    if choices.weights in HELD_BYTES:
+        raise ModelError(f"{source.label} cannot be quantised while it is read: {missing_from(model, source)}")
+    plain = load_converted(source.folder, view, choices.numerics, attention, options.cache.context)
+    if options.progress is not None:
+        total = sum(source.file_bytes(name) for name in source.names())
+        options.progress(total, total)
+    return Loaded(plain.stage, "transformers' (the files name their weights otherwise)", plain.forms, plain.error)
+
+
+def _generation(files: ModelFiles) -> list[Any]:
+    """A second place where folders say which tokens end an answer."""
+    if files.is_gguf or not (files.weights / "generation_config.json").exists():
+        return []
+    return [GenerationConfig.from_pretrained(files.weights, local_files_only=True)]
+
+
+def _summary(source: Source, choices: Choices, loaded: Loaded, begun: float) -> dict[str, Any]:
+    count = sum(math.prod(source.shape(name)) for name in source.names())
+    return {
+        "model": source.label,
+        "device": str(choices.device),
+        "weights": choices.weights,
+        "dtype": _plain_name(choices.dtype),
+        "compute": _plain_name(choices.compute),
+        "layers": loaded.layers,
+        "forms": dict(loaded.forms),
+        "weight_bytes": loaded.stage.memory_bytes,
+        "bfloat16_bytes": 2 * count,
+        "weight_error": loaded.error,
+        "load_seconds": round(time.perf_counter() - begun, 3),
+    }
+
+
+def sentence_of(summary: dict[str, Any]) -> str:
+    """For the log."""
+    size, plain = summary["weight_bytes"], summary["bfloat16_bytes"]
+    error = summary["weight_error"]
+    return (
+        f"{summary['model']}: weights {summary['weights']}, {size / 1e6:.0f} MB"
+        + f" ({size / max(plain, 1):.0%} of bfloat16)"
+        + (f", {error:.2%} off" if error is not None else "")
+        + f"; {', '.join(summary['forms']) or summary['dtype']}; layers {summary['layers']}"
+        + f"; read in {summary['load_seconds']:.1f} s"
+    )
+
+
+def _plain_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager
@@ -160,13 +271,15 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_failures(path: Path) -> Iterator[None]:
+def _plain_failures(name: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelError(f"{path.name} does not fit into memory") from error
-    except ModelError:
+        raise DeviceOutOfMemory(f"{name} does not fit into memory") from error
+    except NodeError:
         raise
     except Exception as error:  # whatever a foreign file makes of a foreign library
+        if any(text in str(error) for text in NO_MEMORY_TEXTS):
+            raise DeviceOutOfMemory(f"{name} does not fit into memory") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path.name} cannot be loaded: {reason}") from error
+        raise ModelError(f"{name} cannot be loaded: {reason}") from error

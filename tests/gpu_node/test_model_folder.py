@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpu_node.errors import ModelError
-from gpu_node.model_folder import ORIGIN_FILE, describe, sampled_digest, weight_files
+from gpu_node.model_folder import ORIGIN_FILE, describe, model_files, sampled_digest, weight_files
 from tests.fakes.tiny_model import CHAT_TEMPLATE, CONTEXT, write_tiny_model
 
 
@@ -38,12 +38,33 @@ def test_the_digest_is_of_the_content_wherever_it_lies(tiny_folder: Path, tmp_pa
     assert describe(copy).digest != describe(tiny_folder).digest
 
 
-def test_what_the_store_wrote_beside_a_converted_model_counts(tiny_folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(tiny_folder, tmp_path / "converted")
-    origin = {"digest": "d" * 64, "size_bytes": 7, "quantisation": "Q4_1"}
-    (copy / ORIGIN_FILE).write_text(json.dumps(origin))
-    model = describe(copy)
-    assert (model.digest, model.size_bytes, model.quantisation) == ("d" * 64, 7, "Q4_1")
+def test_a_gguf_file_describes_its_model(tiny_folder: Path, tiny_gguf: Path) -> None:
+    model, folder = describe(tiny_gguf), describe(tiny_folder)
+    assert (model.family, model.quantisation, model.format) == ("llama", "F32", "gguf")
+    assert (model.context_length, model.embedding_length) == (CONTEXT, 32)
+    assert model.parameter_count == folder.parameter_count
+    assert model.template == CHAT_TEMPLATE
+    assert {"blk.0.attn_q.weight", "token_embd.weight"} <= {tensor.name for tensor in model.tensors}
+    for key in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "vocab_size"):
+        assert model.config[key] == folder.config[key]
+    assert model.digest == sampled_digest(tiny_gguf)
+    assert model.size_bytes == tiny_gguf.stat().st_size
+
+
+def test_a_folder_of_the_store_leads_to_its_file(tiny_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / ORIGIN_FILE).write_text(json.dumps({"weights": str(tiny_gguf), "digest": "d" * 64}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    files = model_files(tmp_path)
+    assert (files.weights, files.tokenizer, files.is_gguf) == (tiny_gguf, tmp_path, True)
+    model = describe(tmp_path)
+    assert (model.digest, model.quantisation, model.tokenizer["eos_token"]) == ("d" * 64, "F32", "<|im_end|>")
+
+
+def test_files_of_other_kinds_lead_where_they_are(tiny_folder: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+    assert model_files(tiny_folder).weights == tiny_folder
+    assert model_files(tiny_gguf).tokenizer is None
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        model_files(tmp_path)
 
 
 def test_a_sampled_digest_sees_beginning_end_and_size(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fetched, checked and converted once; half-finished things are never used; the second time is quick and offline."""
+"""Fetched, checked and prepared once; half-finished things are never used; the second time is quick and offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpu_node.errors import ModelError, UsageError
-from gpu_node.model_folder import ORIGIN_FILE
+from gpu_node.model_folder import ORIGIN_FILE, model_files
 from gpu_node.model_store import ModelStore, default_cache, file_digest, main
 from gpu_node.progress import Progress
 
@@ -48,7 +48,7 @@ def left_in(cache: Path) -> list[str]:
     return sorted(path.name for path in (cache / "models").iterdir() if not path.name.startswith(".lock"))
 
 
-def test_a_known_model_is_checked_converted_and_remembered(store: ModelStore, tmp_path: Path, tiny_gguf: Path) -> None:
+def test_a_known_model_is_checked_prepared_and_remembered(store: ModelStore, tmp_path: Path, tiny_gguf: Path) -> None:
     source = store.resolve("default")
     assert store.find(source) is None
     folder = store.provide(source)
@@ -58,9 +58,11 @@ def test_a_known_model_is_checked_converted_and_remembered(store: ModelStore, tm
     assert model.template == "{{ messages }}"
     assert (model.licence, model.parameters, model.quantisation) == ("Apache-2.0", {"temperature": 0.2}, "F32")
     assert left_in(tmp_path / "cache") == [folder.name]
+    assert model_files(folder).weights == tmp_path / "models/tiny.gguf", "a file that lies there is not copied"
+    assert not list(folder.glob("*.safetensors"))
 
 
-def test_a_file_of_ones_own_is_converted_once(store: ModelStore, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_a_file_of_ones_own_is_prepared_once(store: ModelStore, tiny_gguf: Path, tmp_path: Path) -> None:
     source = store.resolve(str(tiny_gguf))
     folder = store.provide(source)
     stamp = (folder / ORIGIN_FILE).stat().st_mtime_ns
@@ -73,7 +75,54 @@ def test_a_folder_is_used_where_it_lies(store: ModelStore, tiny_folder: Path) ->
     assert store.provide(store.resolve(str(tiny_folder))) == tiny_folder
 
 
-def test_a_wrong_checksum_is_never_converted(tmp_path: Path, tiny_gguf: Path, log: io.StringIO) -> None:
+def test_a_file_that_has_moved_is_found_again(store: ModelStore, tiny_gguf: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a/m.gguf", tmp_path / "b/m.gguf"
+    for path in (first, second):
+        path.parent.mkdir()
+    shutil.copy(tiny_gguf, first)
+    folder = store.provide(store.resolve(str(first)))
+    first.rename(second)
+    source = store.resolve(str(second))
+    assert store.find(source) is None
+    assert store.provide(source) == folder
+    assert model_files(folder).weights == second
+
+
+@pytest.mark.parametrize("change", ["gone", "shorter", "other"])
+def test_a_file_that_is_no_longer_the_one_that_was_checked_is_not_used(
+    store: ModelStore, tmp_path: Path, change: str
+) -> None:
+    source = store.resolve("tiny")
+    store.provide(source)
+    path = tmp_path / "models/tiny.gguf"
+    data = path.read_bytes()
+    path.write_bytes({"gone": b"", "shorter": data[:-1], "other": data[:-1] + bytes([data[-1] ^ 1])}[change])
+    if change == "gone":
+        path.unlink()
+    assert store.find(source) is None
+
+
+def test_the_folder_of_an_older_version_makes_room(store: ModelStore, tmp_path: Path) -> None:
+    """They held weights that were converted."""
+    folder = store.provide(store.resolve("tiny"))
+    (folder / ORIGIN_FILE).write_text(json.dumps({"file": "tiny.gguf", "digest": "d" * 64}))
+    (folder / "model.safetensors").write_bytes(b"x")
+    assert store.find(store.resolve("tiny")) is None
+    assert store.provide(store.resolve("tiny")) == folder
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_a_file_of_an_unknown_architecture_is_refused_before_anything_is_kept(
+    store: ModelStore, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(tiny_gguf.read_bytes().replace(b"llama", b"lemma"))
+    with pytest.raises(ModelError, match="architecture 'lemma' are not supported; known: gemma2"):
+        store.provide(store.resolve(str(path)))
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_a_wrong_checksum_is_never_used(tmp_path: Path, tiny_gguf: Path, log: io.StringIO) -> None:
     manifest_for(tmp_path / "models", tiny_gguf, sha256="0" * 64)
     store = ModelStore(tmp_path / "cache", tmp_path / "models", Progress(log))
     with pytest.raises(ModelError, match=r"tiny\.gguf is not the file that the manifest names: its SHA-256"):

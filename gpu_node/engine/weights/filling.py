@@ -7,7 +7,7 @@ of their own; a parameter that the source lacks is an error, never a random numb
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,6 @@ from gpu_node.errors import ModelError
 ALIGNMENT = 256
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
-Progress = Callable[[int, int], None]  # bytes of the file done, and in all
-
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -37,9 +35,13 @@ class Slot:
 
     @property
     def group(self) -> str:
-        """Its layer; what belongs to no layer stays with its module."""
-        match = _LAYER.match(self.name)
-        return match[1] if match else self.name.rpartition(".")[0]
+        return group_of(self.name)
+
+
+def group_of(name: str) -> str:
+    """A parameter's layer; what belongs to no layer stays with its module."""
+    match = _LAYER.match(name)
+    return match[1] if match else name.rpartition(".")[0]
 
 
 def empty_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -86,8 +88,8 @@ def unused_in(slots: Collection[Slot], source: WeightSource) -> list[str]:
     return [name for name in source.names() if name not in used]
 
 
-def fill(slots: Collection[Slot], source: WeightSource, dtype: torch.dtype, device: torch.device) -> Iterator[int]:
-    """Yields the bytes of file that each step has taken. Afterwards no slot's parameter is without memory.
+def fill(slots: Collection[Slot], source: WeightSource, dtype: torch.dtype, device: torch.device) -> None:
+    """Afterwards no slot's parameter is without memory.
 
     Raises torch's out-of-memory error, or `ModelError` where the file ends or does not fit.
     """
@@ -95,7 +97,6 @@ def fill(slots: Collection[Slot], source: WeightSource, dtype: torch.dtype, devi
         for slot, view in zip(group, buffer_views([slot.shape for slot in group], dtype, device), strict=True):
             source.read_into(slot.source_name, view)
             slot.module._parameters[slot.own_name] = torch.nn.Parameter(view, requires_grad=False)
-            yield source.file_bytes(slot.source_name)
 
 
 def by_group(slots: Collection[Slot]) -> Mapping[str, list[Slot]]:
@@ -119,34 +120,27 @@ def buffer_views(shapes: Collection[tuple[int, ...]], dtype: torch.dtype, device
 
 def gather_layers(model: Any) -> None:
     """For a model that was filled otherwise: move every layer's parameters into one buffer, one layer at a time."""
-    slots = [
-        Slot(name, model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], name, tuple(parameter.shape))
-        for name, parameter in model.named_parameters()
-    ]
-    seen: dict[int, torch.nn.Parameter] = {}
-    for group in by_group(slots).values():
-        old = [slot.module._parameters[slot.own_name] for slot in group]
-        dtypes = {parameter.dtype for parameter in old if parameter is not None}
-        if len(dtypes) != 1:
-            continue  # a few families keep single tensors in another precision; those layers stay as they are
-        first = old[0]
-        assert first is not None, "a named parameter is there"
-        for slot, parameter, view in zip(
-            group, old, buffer_views([s.shape for s in group], first.dtype, first.device), strict=True
-        ):
-            assert parameter is not None, "a named parameter is there"
-            view.copy_(parameter.detach())
-            seen[id(parameter)] = torch.nn.Parameter(view, requires_grad=False)
-            slot.module._parameters[slot.own_name] = seen[id(parameter)]
-    _tie_again(model, seen)
-
-
-def _tie_again(model: Any, moved: Mapping[int, torch.nn.Parameter]) -> None:
-    """A tied parameter is listed under one of its names only; the others still hold the old one."""
+    places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in moved:
-                module._parameters[name] = moved[id(parameter)]
+        for own_name, parameter in module._parameters.items():
+            if parameter is not None:  # a tied one has several places
+                places.setdefault(id(parameter), []).append((module, own_name))
+    groups: dict[str, list[list[tuple[torch.nn.Module, str]]]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(group_of(name), []).append(places[id(parameter)])
+    for group in groups.values():
+        _gather(group)
+
+
+def _gather(group: list[list[tuple[torch.nn.Module, str]]]) -> None:
+    old = [module.get_parameter(name).detach() for (module, name), *_ in group]
+    if len({tensor.dtype for tensor in old}) != 1:
+        return  # a few families keep single tensors in another precision; those layers stay as they are
+    views = buffer_views([tuple(tensor.shape) for tensor in old], old[0].dtype, old[0].device)
+    for tensor, view, places in zip(old, views, group, strict=True):
+        moved = torch.nn.Parameter(view.copy_(tensor), requires_grad=False)
+        for module, name in places:
+            module._parameters[name] = moved
 
 
 def tie(model: Any) -> None:

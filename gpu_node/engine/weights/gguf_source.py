@@ -69,12 +69,17 @@ class GgufSource:
         for tensor, part in zip(origin.tensors, _parts(origin, target), strict=True):
             self._unpack(tensor, origin, part)
 
-    def quantised(self, name: str) -> QuantisedWeight | None:
+    def is_quantised(self, name: str) -> bool:
         origin = self._origin(name)
         tensor = origin.tensors[0]
         whole = len(origin.tensors) == 1 and len(tensor.shape) == 2 and not origin.offset
-        if not whole or origin.layout == "transposed" or tensor.block.name not in DECODERS:
+        return whole and origin.layout != "transposed" and tensor.block.name in DECODERS
+
+    def quantised(self, name: str) -> QuantisedWeight | None:
+        if not self.is_quantised(name):
             return None
+        origin = self._origin(name)
+        tensor = origin.tensors[0]
         order = file_rows(origin.layout, tensor.shape[0], origin.heads)
         places = torch.arange(tensor.shape[0]) if order is None else torch.argsort(order)
         weight: QuantisedWeight | None = None

@@ -95,6 +95,9 @@ class SafetensorsSource:
         else:
             _convert_into(stored, dtype, target)
 
+    def is_quantised(self, name: str) -> bool:
+        return False
+
     def quantised(self, name: str) -> QuantisedWeight | None:
         return None
 

@@ -49,6 +49,10 @@ class WeightSource(Protocol):
 
     def file_bytes(self, name: str) -> int: ...
 
+    def is_quantised(self, name: str) -> bool:
+        """Whether `quantised` gives something."""
+        ...
+
     def read_into(self, name: str, target: Tensor) -> None:
         """Fill `target`, of any float type and on any device, and of exactly the weight's shape."""
         ...
@@ -77,7 +81,7 @@ class WeightFile:
 
     def read_bytes(self, offset: int, target: Tensor) -> None:
         """Fill `target`, contiguous and on the CPU, from `offset` on."""
-        view = memoryview(target.reshape(-1).view(torch.uint8).numpy())
+        view = memoryview(target.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         while view:
             try:
                 count = os.preadv(self._descriptor, [view], offset)

@@ -1,144 +1,228 @@
-"""What loads, on what, and how the rest is refused in one sentence."""
+"""What loads, in which numbers and with what, and how the rest is refused in one sentence."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import shutil
-import threading
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from gpu_node.engine.cache_size import CacheOptions
 from gpu_node.engine.loader import (
     LoadOptions,
+    check_room,
+    choose,
     choose_device,
-    convert_gguf,
-    end_ids,
+    choose_dtype,
+    computes_halves,
     load_runner,
-    multiplies_slowly,
-    widen_long_products,
+    open_source,
 )
-from gpu_node.engine.sequence import Bounds, GenerationRequest, Message, RawPrompt, SamplingOptions
-from gpu_node.errors import ModelError
-from tests.fakes.tiny_model import CHAT_TEMPLATE, write_tiny_model
+from gpu_node.engine.runner import Runner
+from gpu_node.errors import DeviceOutOfMemory, ModelError
+from gpu_node.model_folder import model_files
+from tests.fakes.greedy_steps import generated
+from tests.fakes.tiny_model import tiny_config, tiny_tokenizer, write_tiny_gguf, write_tiny_model
+from tests.gpu_node.engine.driving import greedy
+from tests.gpu_node.engine.weights.written_gguf import quantising, tiny_model, write_gguf
 
-CPU = LoadOptions(device="cpu")
+CACHE = CacheOptions(block_count=24)
+CPU = LoadOptions(device="cpu", cache=CACHE)
+EXACT = replace(CPU, dtype="float32")
+PROMPT = "the quick brown fox"
 
 
-def greedy(folder: Path, prompt: str) -> tuple[int, ...]:
-    runner = load_runner(folder, LoadOptions(device="cpu", dtype="float32"))
-    request = GenerationRequest(RawPrompt(prompt), SamplingOptions(0.0, repeat_penalty=1.0), Bounds(256, 20))
-    return runner.generate(request, lambda token: None, threading.Event()).context
+def answer(path: Path, options: LoadOptions = EXACT, count: int = 20) -> list[int]:
+    runner = load_runner(path, options)
+    found = greedy(runner, runner.vocabulary.encode(PROMPT), count)
+    runner.close()
+    return found
 
 
-def test_a_gguf_becomes_a_folder_with_the_same_weights_tokenizer_and_template(
-    tiny_gguf: Path, tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def expected(tiny_folder: Path) -> list[int]:
+    """By transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    found = generated(model, AutoTokenizer.from_pretrained(tiny_folder)(PROMPT)["input_ids"], 20)
+    ends = [at for at, token in enumerate(found) if token in (0, 2)]
+    return found[: ends[0] + 1] if ends else found
+
+
+@pytest.mark.parametrize("layers", ["auto", "plain"])
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_greedy_tokens_are_those_of_generate(
+    tiny_folder: Path, tiny_gguf: Path, expected: list[int], form: str, layers: Any
 ) -> None:
-    from safetensors.torch import load_file
-
-    convert_gguf(tiny_gguf, tmp_path)
-    assert capfd.readouterr() == ("", "")
-    converted, original = load_file(tmp_path / "model.safetensors"), load_file(tiny_folder / "model.safetensors")
-    assert converted.keys() == original.keys()
-    for name, tensor in original.items():
-        assert torch.equal(converted[name], tensor.to(torch.bfloat16)), name
-    mine, theirs = load_runner(tmp_path, CPU).vocabulary, load_runner(tiny_folder, CPU).vocabulary
-    for text in ("the quick brown fox", "<|im_start|>user\nzażółć 😀<|im_end|>"):
-        assert mine.encode(text) == theirs.encode(text)
-        assert mine.decode(mine.encode(text)) == theirs.decode(theirs.encode(text))
-    assert (tmp_path / "chat_template.jinja").read_text().strip() == CHAT_TEMPLATE
-    assert load_runner(tmp_path, CPU).dtype == "bfloat16"
+    path = tiny_folder if form == "folder" else tiny_gguf
+    assert answer(path, replace(EXACT, layers=layers)) == expected
 
 
-def test_digits_stand_alone_where_the_vocabulary_learned_them_so(tiny_gguf: Path, tmp_path: Path) -> None:
-    convert_gguf(tiny_gguf, tmp_path)
-    steps = json.loads((tmp_path / "tokenizer.json").read_text())["pre_tokenizer"]["pretokenizers"]
-    assert steps[0] == {"type": "Digits", "individual_digits": True}
+def test_a_gguf_answers_like_the_model_that_transformers_makes_of_it(tmp_path: Path, tiny_folder: Path) -> None:
+    """Quantised, dequantised by transformers' own reader, and no layer of ours on that side."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    path = write_gguf(tiny_model("llama"), "llama", tmp_path / "m.gguf", quantising("Q4_1"))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="m.gguf", dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    source = open_source(model_files(path))
+    for name, parameter in theirs.named_parameters():
+        mine = torch.empty_like(parameter)
+        source.read_into(name, mine)
+        assert torch.equal(mine, parameter), name
+    source.close()
 
 
-def test_sharded_safetensors_are_the_same_model(tiny_folder: Path, tmp_path: Path) -> None:
+def test_sharded_safetensors_are_the_same_model(tiny_folder: Path, tmp_path: Path, expected: list[int]) -> None:
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(tiny_folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
     AutoModelForCausalLM.from_pretrained(tiny_folder).save_pretrained(tmp_path / "m", max_shard_size="30KB")
     assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
-    assert greedy(tmp_path / "m", "the quick") == greedy(tiny_folder, "the quick")
+    assert answer(tmp_path / "m") == expected
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gptneox", "gpt2"])
+def test_checkpoints_that_name_their_weights_otherwise_load_too(family: str, tmp_path: Path) -> None:
+    """Experts one by one, an output layer by an older name, and a model saved without its prefix."""
+    model = tiny_model(family, vocab_size=320, eos_token_id=None)
+    (model.base_model if family == "gpt2" else model).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert config["model_type"]
+    runner = load_runner(tmp_path, EXACT)
+    prompt = [5, 9, 33, 7]
+    found = greedy(runner, prompt, 12)
+    assert found == generated(model, prompt, 12)[: len(found)]
+    assert "transformers'" in runner.summary["layers"]
+    runner.close()
+
+
+def test_every_way_to_hold_weights_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    path = write_tiny_gguf(folder, tmp_path / "wide.gguf")
+    exact = answer(path)
+    sizes: dict[str, int] = {}
+    for layers in ("auto", "plain"):
+        for weights in ("full", "int8", "int4"):
+            runner = load_runner(path, replace(EXACT, weights=weights, layers=layers))  # type: ignore[arg-type]
+            told = runner.summary
+            sizes[f"{layers} {weights}"] = runner.memory_bytes
+            assert told["weights"] == weights
+            assert (told["weight_error"] is None) == (weights == "full")
+            if weights != "full":
+                assert any(weights in form for form in told["forms"]), told["forms"]
+                assert 0.0005 < told["weight_error"] < 0.2
+            runner.close()
+    assert exact
+    assert sizes["auto full"] > 2 * sizes["auto int8"] > 2.4 * sizes["auto int4"]
+    assert sizes["plain full"] > sizes["plain int8"] > sizes["plain int4"]
+
+
+@pytest.mark.parametrize("layers", ["auto", "plain"])
+def test_quantised_files_run_as_they_are_stored(tmp_path: Path, layers: Any) -> None:
+    """Logits lie as near to those of the dequantised weights as the reported error says."""
+    model = tiny_model("llama", hidden_size=64, intermediate_size=128, vocab_size=320, initializer_range=0.1)
+    path = write_gguf(model, "llama", tmp_path / "m.gguf", quantising("Q8_0"))
+    add_tokenizer(tmp_path, path)
+    told = []
+    for weights in ("auto", "full"):
+        runner = load_runner(tmp_path / "store", replace(EXACT, layers=layers, weights=weights))  # type: ignore[arg-type]
+        told.append(runner.summary)
+        runner.close()
+    stored, full = told
+    assert (stored["weights"], full["weights"]) == ("stored", "full")
+    assert any("int8" in form for form in stored["forms"])
+    assert stored["weight_bytes"] < 0.4 * full["weight_bytes"]
+    assert stored["weight_error"] < 0.02
+    assert full["weight_error"] is None
+
+
+def add_tokenizer(folder: Path, gguf: Path) -> None:
+    """A store's folder for a file whose own vocabulary is no real one."""
+    tiny_tokenizer().save_pretrained(folder / "store")
+    (folder / "store/potluck.json").write_text(json.dumps({"weights": str(gguf)}))
+
+
+def test_what_is_not_quantised_cannot_run_as_stored(tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match="no quantised weights"):
+        load_runner(tiny_folder, replace(CPU, weights="stored"))
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
-def test_the_dtype_is_the_one_that_was_asked_for(tiny_folder: Path, name: str) -> None:
-    assert load_runner(tiny_folder, LoadOptions("cpu", name)).dtype == name  # type: ignore[arg-type]
+def test_the_dtype_is_the_one_that_was_asked_for(tiny_folder: Path, name: Any) -> None:
+    runner = load_runner(tiny_folder, replace(CPU, dtype=name))
+    assert runner.dtype == runner.summary["dtype"] == name
+    element = 4 if name == "float32" else 2
+    assert runner.memory_bytes == pytest.approx(element * runner.summary["bfloat16_bytes"] / 2, rel=0.05)
+    runner.close()
 
 
-def test_half_precision_files_run_as_bfloat16_on_a_cpu(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
+def test_the_stored_type_decides_where_nothing_else_does() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_dtype("auto", cpu, torch.float16) is torch.bfloat16, "CPUs have no half precision"
+    assert choose_dtype("auto", cuda, torch.float16) is torch.float16
+    assert choose_dtype("auto", cpu, torch.float32) is torch.float32
+    assert choose_dtype("float16", cpu, torch.float32) is torch.float16
 
-    folder = write_tiny_model(tmp_path / "half")
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).save_pretrained(folder)
-    assert load_runner(folder, CPU).dtype == "bfloat16"
+
+def test_sixteen_bits_are_computed_in_thirty_two_where_the_cpu_has_no_units_for_them(tiny_folder: Path) -> None:
+    source = open_source(model_files(tiny_folder))
+    for name in ("bfloat16", "float16"):
+        choices = choose(replace(CPU, dtype=name), source, torch.device("cpu"))  # type: ignore[arg-type]
+        assert choices.compute is (choices.dtype if computes_halves(choices.dtype) else torch.float32)
+    assert choose(replace(CPU, dtype="bfloat16"), source, torch.device("cuda")).compute is torch.bfloat16
+    source.close()
 
 
-def test_a_runner_knows_where_it_is_and_what_it_weighs(tiny_folder: Path) -> None:
-    runner = load_runner(tiny_folder, CPU)
-    assert runner.device == "cpu"
+def test_a_runner_tells_what_loading_came_to(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "gpu_node.engine"):
+        runner = load_runner(tiny_folder, EXACT)
+    told = runner.summary
+    assert (told["device"], told["layers"], told["compute"]) == ("cpu", "own", "float32")
+    assert told["load_seconds"] > 0
+    assert told["cache_blocks"] == 24
     assert runner.memory_bytes == pytest.approx((tiny_folder / "model.safetensors").stat().st_size, rel=0.1)
+    assert re.search(r"(199|200|201)% of bfloat16", caplog.text)
+    runner.close()
+
+
+@pytest.mark.parametrize("layers", ["auto", "plain"])
+def test_progress_grows_to_the_whole(tiny_folder: Path, layers: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    load_runner(tiny_folder, replace(EXACT, layers=layers, progress=lambda *now: seen.append(now))).close()
+    done = [one for one, _ in seen]
+    assert done == sorted(set(done))
+    assert len(done) > 4
+    assert seen[-1][0] == seen[-1][1]
 
 
 def test_another_template_may_take_the_place_of_the_models_own(tiny_folder: Path) -> None:
-    runner = load_runner(tiny_folder, LoadOptions("cpu", template="{{ messages[0]['content'] }}!"))
+    from gpu_node.engine.sequence import Message
+
+    runner = load_runner(tiny_folder, replace(EXACT, template="{{ messages[0]['content'] }}!"))
     assert runner.vocabulary.render([Message("user", "hi")]) == "hi!"
+    runner.close()
 
 
 def test_threads_are_set_when_asked_for(tiny_folder: Path) -> None:
     before = torch.get_num_threads()
     try:
-        load_runner(tiny_folder, LoadOptions("cpu", threads=3))
+        load_runner(tiny_folder, replace(EXACT, threads=3)).close()
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-
-
-def test_long_products_are_wide_and_short_ones_are_as_they_were() -> None:
-    torch.manual_seed(0)
-    plain = torch.nn.Linear(64, 32).to(torch.bfloat16)
-    wide = torch.nn.Sequential(torch.nn.Linear(64, 32).to(torch.bfloat16))
-    wide[0].load_state_dict(plain.state_dict())
-    widen_long_products(wide)
-    few, many = torch.randn(1, 1, 64).to(torch.bfloat16), torch.randn(1, 50, 64).to(torch.bfloat16)
-    assert torch.equal(wide(few), plain(few))
-    exact = many.float() @ plain.weight.float().T + plain.bias.float()
-    assert torch.equal(wide(many), exact.to(torch.bfloat16))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "capability", "slow"),
-    [
-        (torch.bfloat16, "AVX2", True),
-        (torch.float16, "DEFAULT", True),
-        (torch.bfloat16, "AVX512", False),
-        (torch.float32, "AVX2", False),
-    ],
-)
-def test_only_cpus_without_the_units_for_it_multiply_slowly(dtype: torch.dtype, capability: str, slow: bool) -> None:
-    assert multiplies_slowly(dtype, capability) is slow
-
-
-def test_every_way_to_say_where_an_answer_ends_counts(tiny_folder: Path) -> None:
-    runner = load_runner(tiny_folder, CPU)
-    assert runner.vocabulary.end_ids == {0, 2}  # <|endoftext|> by its name, <|im_end|> by every way
-
-    class Nothing:
-        eos_token_id = None
-
-        def get_vocab(self) -> dict[str, int]:
-            return {"<end_of_turn>": 9, "word": 3}
-
-    class Several:
-        generation_config = type("G", (), {"eos_token_id": [4, 5]})
-        config = type("C", (), {"eos_token_id": 6})
-
-    assert end_ids(Several(), Nothing()) == {4, 5, 6, 9}
 
 
 def test_auto_takes_what_is_there() -> None:
@@ -152,30 +236,136 @@ def test_a_missing_gpu_is_said() -> None:
         choose_device("cuda")
 
 
+def test_a_model_larger_than_memory_is_refused_before_it_is_read() -> None:
+    choices = choose(CPU, HugeAndPlain(), torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(DeviceOutOfMemory, match=r"huge does not fit into memory: it takes \d+\.\d GB and"):
+        check_room(HugeAndPlain(), choices)  # type: ignore[arg-type]
+
+
+class HugeAndPlain:
+    label = "huge"
+    stored_dtype = torch.float32
+
+    def names(self) -> list[str]:
+        return ["w"]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (1 << 24, 1 << 24)
+
+    def is_quantised(self, name: str) -> bool:
+        return False
+
+
 def test_what_cannot_be_loaded_is_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "odd")
-    config = json.loads((tmp_path / "odd/config.json").read_text())
-    (tmp_path / "odd/config.json").write_text(json.dumps({**config, "model_type": "no_such_model"}))
+    change(tmp_path / "odd", model_type="no_such_model")
     with pytest.raises(ModelError, match="odd cannot be loaded") as caught:
         load_runner(tmp_path / "odd", CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_run_is_refused_with_the_reason(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "both-ways")
+    change(tmp_path / "both-ways", is_encoder_decoder=True)
+    with pytest.raises(ModelError, match="both-ways cannot run here: it has an encoder"):
+        load_runner(tmp_path / "both-ways", CPU)
+
+
+def test_weights_that_a_library_quantised_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "awq")
+    change(tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4})
+    with pytest.raises(ModelError, match="awq is quantised by awq, which is not supported"):
+        load_runner(tmp_path / "awq", CPU)
+
+
+def change(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
 def test_broken_weights_are_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "torn")
     weights = tmp_path / "torn/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(ModelError, match="torn cannot be loaded"):
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
         load_runner(tmp_path / "torn", CPU)
+
+
+@pytest.mark.parametrize("layers", ["auto", "plain"])
+def test_weights_that_are_missing_too_many_or_misshapen_are_refused(
+    tiny_folder: Path, tmp_path: Path, layers: Any
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = "model.layers.1.mlp.up_proj.weight"
+    whole = load_file(tiny_folder / "model.safetensors")
+    wrongs = {
+        "missing": {key: value for key, value in whole.items() if key != name},
+        "misshapen": whole | {name: whole[name][:-1].clone()},
+        "surplus": whole | {"model.layers.1.mlp.extra_proj.weight": whole[name].clone()},
+    }
+    for word, tensors in wrongs.items():
+        folder = shutil.copytree(tiny_folder, tmp_path / word)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError):
+            load_runner(folder, replace(EXACT, layers=layers))
+
+
+def test_pickles_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "p", ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="can run any code"):
+        load_runner(folder, CPU)
 
 
 def test_code_that_comes_with_a_model_is_never_run(tiny_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own-code"
     shutil.copytree(tiny_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
-    (folder / "config.json").write_text(json.dumps(config))
+    change(folder, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(ModelError, match="own-code cannot be loaded"):
         load_runner(folder, CPU)
     assert not (tmp_path / "ran").exists()
+
+
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from gpu_node.engine.loader import *
+torch.set_num_threads(1)
+folder, small = Path(sys.argv[1]), Path(sys.argv[2])
+def load(path, layers):
+    return load_runner(path, LoadOptions("cpu", "float32", layers=layers, cache=CacheOptions(block_count=8)))
+def status(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+for layers in ("auto", "plain"):
+    load(small, layers).close()  # libraries are in memory now
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    runner = load(folder, layers)
+    print((status("VmHWM") - before) / runner.memory_bytes)
+    runner.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's memory so")
+def test_loading_holds_no_second_copy(tiny_folder: Path, tmp_path: Path) -> None:
+    """190 MB of weights; the peak of a process of its own, from which nothing can be hidden."""
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path / "large"
+    config = tiny_config(hidden_size=768, intermediate_size=3072, num_hidden_layers=5, num_attention_heads=12)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    command = [sys.executable, "-c", MEASURE, str(folder), str(tiny_folder)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    run = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert run.returncode == 0, run.stderr
+    assert all(0.9 < float(share) < 1.25 for share in run.stdout.split()), run.stdout
+
+
+def test_a_closed_runner_has_given_its_weights_back(tiny_folder: Path) -> None:
+    runner: Runner = load_runner(tiny_folder, EXACT)
+    runner.close()
+    with pytest.raises(AssertionError):
+        assert runner.cache is None

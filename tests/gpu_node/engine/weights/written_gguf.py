@@ -63,7 +63,9 @@ def tiny_model(family: str, **changes: Any) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "ln_" in name or name.endswith("bias"):  # else all ones and zeros: no test of their place
+            if (
+                "norm" in name or "ln_" in name or name.endswith("bias")
+            ):  # else all ones and zeros: no test of their place
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
 
@@ -162,7 +164,10 @@ def _tensors(model: Any, architecture: str) -> list[tuple[str, np.ndarray]]:
         layer = name.split(".")[2] if ".layers." in name or ".h." in name else ""
         if name.endswith("experts.gate_up_proj"):
             gate, up = np.split(values, 2, axis=1)
-            found += [(f"blk.{layer}.ffn_gate_exps.weight", gate.copy()), (f"blk.{layer}.ffn_up_exps.weight", up.copy())]
+            found += [
+                (f"blk.{layer}.ffn_gate_exps.weight", gate.copy()),
+                (f"blk.{layer}.ffn_up_exps.weight", up.copy()),
+            ]
             continue
         if name.endswith("experts.down_proj"):
             found.append((f"blk.{layer}.ffn_down_exps.weight", values))
@@ -180,7 +185,9 @@ def _tensors(model: Any, architecture: str) -> list[tuple[str, np.ndarray]]:
 def _converted(name: str, values: np.ndarray, architecture: str, config: Any) -> np.ndarray:
     if architecture in ("llama", "granite", "smollm3") and ("attn_q." in name or "attn_k." in name):
         heads = config.num_attention_heads if "attn_q." in name else config.num_key_value_heads
-        return values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+        return (
+            values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+        )
     if architecture in ("gemma2", "gemma3") and "norm" in name:
         return values + 1
     if architecture == "gptneox" and "attn_qkv" in name:
