@@ -48,7 +48,7 @@ class Worker:
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS + 1)
         self._lock = threading.Lock()
-        self._closing = False
+        self._closing = self._resting = False  # resting: no thread until somebody asks
         self._thread = self._start(None)
 
     @property
@@ -58,10 +58,8 @@ class Worker:
     def post(self, command: Callable[[], None]) -> None:
         """From any thread. Commands run in order, before the next turn; they must not raise."""
         self._commands.put(command)
-        if not self._thread.is_alive():  # it gave up; whoever asks now finds out in the new one
-            with self._lock:
-                if not self._thread.is_alive() and not self._closing:
-                    self._thread = self._start(None)
+        if self._resting:
+            self._wake()
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
         """Like `post`, for whoever wants to know what came of it."""
@@ -89,6 +87,12 @@ class Worker:
             if time.monotonic() >= until:
                 break
         return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._resting and not self._closing:
+                self._resting = False
+                self._thread = self._start(None)
 
     def _start(self, death: BaseException | None) -> threading.Thread:
         thread = threading.Thread(target=self._run, args=(death,), name=self._name, daemon=True)
@@ -133,3 +137,6 @@ class Worker:
             self._work.give_up(error)
         except BaseException:  # nothing is left that could handle it
             log.exception("giving up failed")
+        self._resting = True
+        if not self._commands.empty():  # somebody asked while it was dying
+            self._wake()

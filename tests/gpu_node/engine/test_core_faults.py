@@ -273,7 +273,7 @@ def test_dying_after_the_answer_was_told_but_before_the_commit_repeats_nothing()
             raise SystemExit("in the middle")
 
     scheduler = desk.core._scheduler
-    desk.core._scheduler = Broken()
+    desk.core._scheduler = Broken()  # type: ignore[assignment]
     desk.run()
     assert desk.core._scheduler.commit == commit
     assert_right(client, "prompt", 12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import pytest
@@ -21,6 +22,7 @@ class ScriptedWork:
         self.revived: list[BaseException] = []
         self.given_up = threading.Event()
         self.fail_to_revive = 0
+        self.on_giving_up: Callable[[], object] = lambda: None
 
     def turn(self) -> float | None:
         self.turns += 1
@@ -34,6 +36,7 @@ class ScriptedWork:
             raise RuntimeError("cannot")
 
     def give_up(self, death: BaseException) -> None:
+        self.on_giving_up()
         self.given_up.set()
 
 
@@ -149,6 +152,15 @@ def test_too_many_deaths_in_short_time_are_final_until_somebody_asks_again() -> 
         assert len(work.revived) == MOST_DEATHS
         assert worker.submit(lambda: 7).result(5) == 7
         assert worker.alive
+
+
+def test_who_asks_while_it_gives_up_is_heard() -> None:
+    work, asked = ScriptedWork(), list[Future[int]]()
+    work.script = [die] * (MOST_DEATHS + 1)
+    work.on_giving_up = lambda: asked.append(worker.submit(lambda: 7))
+    with worker_of(work) as worker:
+        assert work.given_up.wait(5)
+        assert asked[0].result(5) == 7
 
 
 def test_deaths_that_lie_far_apart_are_forgiven() -> None:
