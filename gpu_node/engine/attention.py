@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from gpu_node.engine.batch import Batch
-from gpu_node.engine.kv_pool import KvPool
+from gpu_node.engine.kv_pool import KvPool, Scratch
 
 # Rows with at most so many new tokens (decodes, also with drafts) are computed together.
 FEW_TOKENS = 8
-# One more group costs about as much as reading so many slots in vain (60 us on one AVX2 core, 0.3 us a slot).
-GROUP_SLOTS = 128
+# One more group costs a layer about as much as reading so many numbers of keys and values in vain (100 us on an AVX2
+# core, which reads a slot of 384 numbers in 0.3 us).
+GROUP_ELEMENTS = 1 << 17
 # Scores are computed for so many pairs of head, query and key at once: 64 MB in single precision.
 SCORES_AT_ONCE = 1 << 24
 
@@ -103,14 +104,13 @@ class PagedAttention:
     def __init__(self, wide: bool = False, scores_at_once: int = SCORES_AT_ONCE) -> None:
         self._wide = wide
         self._scores_at_once = scores_at_once
+        self._scratch = Scratch()
 
     def attend(self, query: Tensor, layer: int, batch: Batch, pool: KvPool, terms: AttentionTerms) -> Tensor:
         dtype = torch.float32 if self._wide else query.dtype
         found = query.new_empty(*query.shape[:2], pool.shapes[layer].value_dim)
-        for group in groups_of(batch, terms.window, dtype):
-            key, value = pool.gather(layer, group.tables)
-            key = key[:, :, group.first : group.last].to(dtype)
-            value = value[:, :, group.first : group.last].to(dtype)
+        for group in groups_of(batch, terms.window, dtype, pool.shapes[layer].elements):
+            key, value = self._read(pool, layer, group, dtype)
             asked = query[group.tokens].to(dtype)
             asked = asked.view(group.rows, group.count, key.shape[1], -1, asked.shape[-1]).permute(0, 2, 3, 1, 4)
             if terms.plain:
@@ -119,6 +119,14 @@ class PagedAttention:
                 answer = _slowly(asked, key, value, group, terms, self._scores_at_once)
             found[group.tokens] = answer.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1).to(query.dtype)
         return found
+
+    def _read(self, pool: KvPool, layer: int, group: Group, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of the slots that the group looks at, [rows, kv_heads, slots, dim] each."""
+        scratch = self._scratch if pool.device.type == "cpu" else None
+        parts = [part[:, :, group.first : group.last] for part in pool.gather(layer, group.tables, scratch)]
+        if scratch is None:
+            return parts[0].to(dtype), parts[1].to(dtype)
+        return scratch.named("keys").widened(parts[0], dtype), scratch.named("values").widened(parts[1], dtype)
 
 
 def _slowly(
@@ -168,16 +176,17 @@ def _scored(query: Tensor, mask: Tensor | None, key: Tensor, value: Tensor, term
     return (weights.flatten(2, 3) @ value).view(rows, kv_heads, shared, count, -1)
 
 
-def groups_of(batch: Batch, window: int | None, dtype: torch.dtype) -> Sequence[Group]:
-    """Worked out by the first layer that looks back so far, and kept with the batch."""
-    wanted = ("groups", window, dtype)
+def groups_of(batch: Batch, window: int | None, dtype: torch.dtype, slot_elements: int) -> Sequence[Group]:
+    """Worked out by the first layer that looks back so far, and kept with the batch. `slot_elements`: numbers in a
+    slot's keys and values."""
+    wanted = ("groups", window, dtype, slot_elements)
     if wanted not in batch.plans:
-        batch.plans[wanted] = _groups(batch, window, dtype)
+        batch.plans[wanted] = _groups(batch, window, dtype, GROUP_ELEMENTS // slot_elements)
     found: Sequence[Group] = batch.plans[wanted]
     return found
 
 
-def _groups(batch: Batch, window: int | None, dtype: torch.dtype) -> list[Group]:
+def _groups(batch: Batch, window: int | None, dtype: torch.dtype, waste: int) -> list[Group]:
     few: dict[int, list[int]] = {}
     groups = []
     for row in range(batch.rows):
@@ -188,17 +197,17 @@ def _groups(batch: Batch, window: int | None, dtype: torch.dtype) -> list[Group]
             few.setdefault(count, []).append(row)
     for rows in few.values():
         sizes = [batch.lengths[row] - _first_seen(batch, row, window) for row in rows]
-        groups += [_group(batch, [rows[at] for at in chosen], window, dtype) for chosen in alike(sizes)]
+        groups += [_group(batch, [rows[at] for at in chosen], window, dtype) for chosen in alike(sizes, waste)]
     return groups
 
 
-def alike(sizes: Sequence[int]) -> list[list[int]]:
-    """Indices in groups, so that filling up to each group's largest costs less than more groups would."""
+def alike(sizes: Sequence[int], most_waste: int) -> list[list[int]]:
+    """Indices in groups: filling all of a group up to its largest wastes no more than `most_waste`."""
     groups: list[list[int]] = []
     largest = waste = 0
     for at in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
         waste += largest - sizes[at]
-        if not groups or waste > GROUP_SLOTS:
+        if not groups or waste > most_waste:
             groups.append([])
             largest, waste = sizes[at], 0
         groups[-1].append(at)
@@ -228,14 +237,11 @@ def _group(batch: Batch, rows: Sequence[int], window: int | None, dtype: torch.d
 
 def _tables(batch: Batch, rows: Sequence[int], skipped: Sequence[int], blocks: int) -> Tensor:
     """Past a row's end its own last block is read again: finite numbers that the mask hides."""
-    last = batch.tables.shape[1] - 1
-    parts = []
-    for row, skip in zip(rows, skipped, strict=True):
-        part = batch.tables[row, skip : min(skip + blocks, last + 1)]
-        if part.shape[0] < blocks:
-            part = torch.cat([part, part[-1:].expand(blocks - part.shape[0])])
-        parts.append(part)
-    return torch.stack(parts)
+    if len(rows) == 1:
+        return batch.tables[rows[0], None, skipped[0] : skipped[0] + blocks]
+    device = batch.tables.device
+    places = torch.arange(blocks, device=device) + torch.tensor(skipped, device=device)[:, None]
+    return batch.tables[list(rows)].gather(1, places.clamp_(max=batch.tables.shape[1] - 1))
 
 
 def _tokens(batch: Batch, rows: Sequence[int]) -> slice | Tensor:

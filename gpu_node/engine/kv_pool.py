@@ -7,6 +7,7 @@ are finite, so that a masked product with them stays nothing. Must not know who 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -78,13 +79,14 @@ class KvPool:
         self._keys[layer].index_put_(slots, key.to(self.dtype))
         self._values[layer].index_put_(slots, value.to(self.dtype))
 
-    def gather(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies for `tables` [rows, n]: keys and values as [rows, kv_heads, n * block_tokens, dim]."""
+    def gather(self, layer: int, tables: Tensor, scratch: Scratch | None = None) -> tuple[Tensor, Tensor]:
+        """Copies for `tables` [rows, n]: keys and values as [rows, kv_heads, n * block_tokens, dim], in `scratch` when
+        one is given."""
         shape, offset = self.shapes[layer], self._offsets[layer]
         values_at = offset + shape.kv_heads * shape.key_dim * self.block_tokens
         return (
-            self._gathered(self._keys[layer], offset, tables),
-            self._gathered(self._values[layer], values_at, tables),
+            self._gathered(self._keys[layer], offset, tables, scratch and scratch.named("keys")),
+            self._gathered(self._values[layer], values_at, tables, scratch and scratch.named("values")),
         )
 
     def copy(self, source: int, target: int) -> None:
@@ -103,7 +105,7 @@ class KvPool:
         size = (self.block_count, tokens, shape.kv_heads, dim)
         return self.storage.as_strided(size, (self._offsets[-1], dim, tokens * dim, 1), offset)
 
-    def _gathered(self, view: Tensor, offset: int, tables: Tensor) -> Tensor:
+    def _gathered(self, view: Tensor, offset: int, tables: Tensor, scratch: Scratch | None) -> Tensor:
         """A head's part of a block is one run of memory: where runs are aligned, one gather brings them in order."""
         rows, count = tables.shape
         _, tokens, heads, dim = view.shape
@@ -112,8 +114,40 @@ class KvPool:
             blocks = view.index_select(0, tables.reshape(-1)).view(rows, count, tokens, heads, dim)
             return blocks.permute(0, 3, 1, 2, 4).reshape(rows, heads, count * tokens, dim)
         first = tables[:, None, :] * (self._offsets[-1] // run) + offset // run
-        runs = first + torch.arange(heads, device=tables.device)[:, None]
-        return self.storage.view(-1, run).index_select(0, runs.view(-1)).view(rows, heads, count * tokens, dim)
+        runs = (first + torch.arange(heads, device=tables.device)[:, None]).view(-1)
+        source = self.storage.view(-1, run)
+        if scratch is None:
+            found = source.index_select(0, runs)
+        else:
+            found = scratch.take((runs.shape[0], run), self.dtype)
+            torch.index_select(source, 0, runs, out=found)
+        return found.view(rows, heads, count * tokens, dim)
+
+
+class Scratch:
+    """CPU memory that every layer uses anew: the page faults of fresh memory cost ten times what the copies do.
+
+    What was taken is valid until the same name and dtype are taken again."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._name = ""
+
+    def named(self, name: str) -> Scratch:
+        self._name = name
+        return self
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        count = math.prod(shape)
+        buffer = self._buffers.get((self._name, dtype))
+        if buffer is None or buffer.numel() < count:
+            with torch.inference_mode(False):
+                buffer = self._buffers[self._name, dtype] = torch.empty(count, dtype=dtype)
+        return buffer[:count].view(shape)
+
+    def widened(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """`part` in `dtype`, itself where it is so already."""
+        return part if part.dtype is dtype else self.take(tuple(part.shape), dtype).copy_(part)
 
 
 def _zeros(blocks: int, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:

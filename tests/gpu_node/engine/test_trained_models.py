@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from gpu_node.engine.attention import PagedAttention
 from gpu_node.engine.stage import PlainStage
 from gpu_node.manifest import models_folder
+from gpu_node.model_folder import ORIGIN_FILE
 from gpu_node.model_store import ModelStore, default_cache
 from gpu_node.progress import Progress
 from tests.fakes.greedy_steps import GreedySteps, generated
@@ -67,12 +69,26 @@ def default_folder() -> Path | None:
     default_folder() is None, reason="the default model is not there: python -m gpu_node.model_store fetch default"
 )
 def test_the_default_model_answers_as_generate_does() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = default_folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert folder is not None
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), whole_precision(folder)
     prompts = [tokenizer(text)["input_ids"] for text in ("The capital of France is", "Count: one, two,", "Water")]
     expected = [generated(model, prompt, 16) for prompt in prompts]
     assert len({token for answer in expected for token in answer}) > 12
     assert GreedySteps(PlainStage(model, PagedAttention())).answers(prompts, 16) == expected
+
+
+def whole_precision(folder: Path) -> Any:
+    """The model in single precision, from safetensors in the folder or the GGUF file that its note names."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    note = json.loads((folder / ORIGIN_FILE).read_text())
+    if "weights" not in note:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    path = folder / note["weights"]
+    plain = GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=plain
+    )
