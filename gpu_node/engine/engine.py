@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from gpu_node.engine.core import EngineCore, Job
@@ -86,7 +86,7 @@ class Engine:
         self,
         load: Callable[[], ModelRunner],
         prepare: Callable[[], Awaitable[None]] | None = None,
-        options: EngineOptions = EngineOptions(),  # noqa: B008  frozen
+        options: EngineOptions = EngineOptions(),
         clock: Callable[[], float] = time.monotonic,
         guides: Callable[[ModelRunner], StartGuide] = no_guides,
     ) -> None:

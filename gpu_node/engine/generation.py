@@ -139,7 +139,7 @@ class Generation:
 
 
 def draw_keys(seed: int | None, samples: int) -> list[int]:
-    """The 64-bit keys of a request's samples: of one seed always the same, and the first does not depend on how many."""
+    """The 64-bit keys of a request's samples: of one seed always the same, however many samples there are."""
     if seed is None:
         return [secrets.randbits(64) for _ in range(samples)]
     return [_hashed(seed, number) for number in range(samples)]

@@ -1,4 +1,4 @@
-"""A model runner without torch: its cache is a table of tokens, and what comes next is a function of what it reads there.
+"""A model runner without torch: its cache is a table of tokens, and what comes next depends on what it reads there.
 
 It keeps to the contract of `ModelRunner` strictly: a row's past is read from the blocks that the row names, slot by
 slot, so whoever hands it wrong blocks, skips a copy or shares what is still being written gets other answers, or an
