@@ -82,7 +82,7 @@ class BlockTables:
         """The child goes on from the parent's first `computed` tokens, which it has too, in the same blocks."""
         child.blocks = parent.blocks[: self.blocks_for(computed)]
         self.pool.retain(child.blocks)
-        child.computed = computed
+        child.computed, child.answering = computed, True
         child.published = min(parent.published, computed // self.block_tokens)
 
     def drop(self, state: SequenceState) -> None:

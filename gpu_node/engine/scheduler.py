@@ -72,12 +72,14 @@ class Scheduler:
         assert self._in_flight is None, "the last step has been neither committed nor abandoned"
         self._turn += 1
         able = [state for state in self._people.running if not state.overflows]
-        decodes = [state for state in able if state.pending == 1]
-        prompts = sorted((state for state in able if state.pending > 1), key=lambda state: state.admitted)
+        decodes = [state for state in able if state.decodes]
+        prompts = sorted((state for state in able if not state.decodes), key=lambda state: state.admitted)
         step = StepBuilder(self._turn, self._budget(bool(decodes)), self.limits.block_tokens)
         self._decode(step, decodes, bool(prompts) or bool(len(self._people.line)))
         self._read(step, prompts)
         self._admit(step)
+        self._read_on(step)
+        self._fork(step)
         self._draft(step)
         if not step.shares:
             return None
@@ -190,12 +192,19 @@ class Scheduler:
             decodes = sorted(decodes, key=lambda state: state.turn)
         for state in decodes:
             if step.used < room and state.running and self._make_room(step, state, state.computed + 1):
-                self._share(step, state, 1, decode=True)
+                step.add(state, 1, decode=True)
 
     def _read(self, step: StepBuilder, prompts: list[SequenceState]) -> None:
-        """Prompts as they were admitted; the shortest gets up to half, so that it need not wait for a book."""
-        if len(prompts) > 1 and (shortest := min(prompts, key=lambda state: state.pending)) is not prompts[0]:
+        """Prompts as they were admitted; up to half a step is for a later and shorter one, that need not wait for a
+        book: for the shortest of those that are being read, or for who is admitted next."""
+        if not prompts:
+            return
+        first = prompts[0]
+        shortest = min(prompts, key=lambda state: state.pending)
+        if shortest is not first:
             self._piece(step, shortest, step.left // 2)
+        elif len(prompts) == 1 and len(self._people.line):
+            self._piece(step, first, step.left - step.left // 2)
         for state in prompts:
             if state.turn != step.turn:
                 self._piece(step, state, step.left)
@@ -203,21 +212,32 @@ class Scheduler:
     def _piece(self, step: StepBuilder, state: SequenceState, most: int) -> None:
         tokens = min(state.pending, most)
         if tokens > 0 and state.running and self._make_room(step, state, state.computed + tokens):
-            self._share(step, state, tokens)
+            step.add(state, tokens)
 
     def _admit(self, step: StepBuilder) -> None:
-        while step.left > 0 and self._people.room_to_run > step.forks:
+        unborn = sum(len(state.samples) for state in self._people.running)  # their seats are taken
+        while step.left > 0 and self._people.room_to_run > unborn:
             state = self._people.admit()
             if state is None:
                 return
-            self._share(step, state, min(state.pending, step.left))
+            unborn += len(state.samples)
+            step.add(state, min(state.pending, step.left))
 
-    def _share(self, step: StepBuilder, state: SequenceState, tokens: int, decode: bool = False) -> None:
-        share = step.add(state, tokens, decode)
-        if state.samples and share.last:
-            # Each will write into a block of its own next.
-            blocks = self._people.tables.pool.available - len(self._people.running)
-            step.fork(share, max(0, min(len(state.samples), self._people.room_to_run - step.forks, blocks)))
+    def _read_on(self, step: StepBuilder) -> None:
+        """What nobody was admitted for goes back to those who read."""
+        for share in step.shares:
+            more = min(len(share.state.tokens) - share.end, step.left)
+            if more > 0 and self._make_room(step, share.state, share.end + more):
+                step.extend(share, more)
+
+    def _fork(self, step: StepBuilder) -> None:
+        """Samples whose prompt is read now, as far as there are seats, and a block for each to write to next."""
+        people = self._people
+        room = min(people.room_to_run, people.tables.pool.available - len(people.running))
+        for share in step.shares:
+            if share.state.samples and share.last:
+                share.forks = max(0, min(len(share.state.samples), room))
+                room -= share.forks
 
     def _make_room(self, step: StepBuilder, state: SequenceState, slots: int) -> bool:
         """Those who give way for it are its juniors, and not in this step yet; without any it has to wait itself."""
@@ -276,6 +296,7 @@ class Scheduler:
             for sample in [sample for sample in state.samples if sample.id in forking]:
                 people.fork(state, sample, base)
             people.free_samples(state)
+        state.answering = whole
         state.told = max(state.told, base)
         state.computed = min(base + right, len(state.tokens) - 1)
 

@@ -34,6 +34,7 @@ class SequenceState:
     published: int = 0  # blocks
     told: int = 0  # tokens whose logits or hidden states were given out
     running: bool = False
+    answering: bool = False  # all its tokens were computed once, so that another one is a decode
     gone: bool = False
     awaits: bytes | None = None  # digest of the promised block it is held for
     admitted: int = 0  # the how manieth admission
@@ -60,6 +61,10 @@ class SequenceState:
         return len(self.tokens) - self.computed
 
     @property
+    def decodes(self) -> bool:
+        return self.answering and self.pending == 1
+
+    @property
     def sampled(self) -> bool:
         return self.submission.output == "sample"
 
@@ -78,6 +83,7 @@ class SequenceState:
         """Everything is to be computed again; who held the blocks has released them."""
         self.blocks = []
         self.computed = self.published = self.planned = 0
+        self.answering = False
         self.copy = None
         self.drafted = NOTHING
 

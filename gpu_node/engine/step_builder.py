@@ -37,7 +37,6 @@ class StepBuilder:
     block_tokens: int
     shares: list[Share] = field(default_factory=list)
     used: int = 0
-    forks: int = 0
 
     @property
     def left(self) -> int:
@@ -52,9 +51,11 @@ class StepBuilder:
         self.used += tokens
         return share
 
-    def fork(self, share: Share, count: int) -> None:
-        share.forks = count
-        self.forks += count
+    def extend(self, share: Share, tokens: int) -> None:
+        assert 0 < tokens <= self.left
+        share.tokens += tokens
+        share.state.planned += tokens
+        self.used += tokens
 
     def draft(self, share: Share, proposal: Proposal, price: float) -> None:
         assert len(proposal.drafts) <= self.left and share.last
