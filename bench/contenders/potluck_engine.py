@@ -7,9 +7,10 @@ import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any, cast
 
 from bench.contenders.protocol import Load, Outcome, serve
-from gpu_node.engine.engine import Engine
+from gpu_node.engine.engine import Engine, EngineOptions
 from gpu_node.engine.sequence import Bounds, Done, GenerationRequest, SamplingOptions, Token, TokenPrompt
 from gpu_node.engine.step import ModelRunner
 
@@ -20,22 +21,23 @@ GREEDY = SamplingOptions(temperature=0.0, repeat_penalty=1.0)
 def main(
     path: str, dtype: str, threads: str, weights: str = "full", kernels: str = "auto", speculation: str = "off"
 ) -> None:
-    from gpu_node.engine.engine import EngineOptions
-    from gpu_node.engine.loader import CacheOptions, LoadOptions, load_runner
+    from gpu_node.engine.cache_size import CacheOptions
+    from gpu_node.engine.loader import LoadOptions, load_runner
 
     options = LoadOptions(
         device="cpu",
-        dtype=dtype,
+        dtype=cast(Any, dtype),
         threads=int(threads),
-        weights=weights,
-        kernels=kernels,
-        cache=CacheOptions(context_tokens=CONTEXT),
+        weights=cast(Any, weights),
+        kernels=cast(Any, kernels),
+        cache=CacheOptions(context=CONTEXT),
     )
 
     def load() -> ModelRunner:
         return load_runner(Path(path), options)
 
-    engine = Engine(load, options=EngineOptions(speculation=speculation))
+    drafts = EngineOptions().max_drafts if speculation == "auto" else 0
+    engine = Engine(load, options=EngineOptions(max_drafts=drafts))
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())
     summary = engine.runner.summary if engine.runner else {}
