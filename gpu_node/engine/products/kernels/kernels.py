@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gpu_node.engine.products.kernels import availability
-from gpu_node.engine.products.kernels.attention_code import LONGEST_BLOCK, MOST_SHARING
+from gpu_node.engine.products.kernels.attention_code import LONGEST_BLOCK, MOST_NUMBERS, MOST_SHARING
 from gpu_node.engine.products.kernels.catalogue import QUANTISER, catalogue
 from gpu_node.engine.products.kernels.library import KernelLibrary
 from gpu_node.engine.products.kernels.program import Crew, Operation, Program
@@ -151,6 +151,8 @@ class Kernels:
             raise Unsuitable("keys and values of a cache must be of one kind and shape.")
         if block_tokens % 8 or block_tokens > LONGEST_BLOCK or heads % kv_heads or heads // kv_heads > MOST_SHARING:
             raise Unsuitable(f"no kernel reads blocks of {block_tokens} for {heads} heads on {kv_heads}.")
+        if block_tokens * max(key_dim, value_dim) > MOST_NUMBERS:
+            raise Unsuitable(f"blocks of {block_tokens} with heads of {key_dim} and {value_dim} are too large.")
         for tensor, size in ((q, key_dim), (y, value_dim)):
             check_heads(tensor)
             check(tensor, (tokens, heads, size))
