@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 SIZES = (4, 2)  # tokens that must be alike, longest first; a pair is the least that says anything
 INDEXED_TOKENS = 16_384  # of a prompt, its last: an index takes some 300 bytes a token
+GROWTH = 512  # of them in one go: half a millisecond at most, while others wait for their next token
 MEMORY = 0.9  # of earlier verdicts, at each new one: some ten verdicts count
 PRIOR_JUDGED = 2.0  # the first verdicts weigh against an even chance, so that one miss does not stop a good run
 MIN_PAUSE = 8  # tokens without drafts after they stopped paying, doubled each time up to the longest
@@ -55,7 +56,8 @@ class NgramIndex:
     indexed: int = 0  # runs that end here or earlier are known
 
     def propose(self, tokens: Sequence[int], limit: int) -> Proposal:
-        """Up to `limit` tokens that may come next. Costs the tokens written since the last call."""
+        """Up to `limit` tokens that may come next. Costs the tokens written since the last call; a long prompt is
+        indexed over several calls."""
         self._grow(tokens)
         for size, length in enumerate(SIZES):
             end = self.ends.get(tuple(tokens[-length:])) if len(tokens) > length else None
@@ -65,10 +67,11 @@ class NgramIndex:
 
     def _grow(self, tokens: Sequence[int]) -> None:
         first = max(self.indexed + 1, len(tokens) - INDEXED_TOKENS)
+        stop = min(len(tokens), first + GROWTH)
         for length in SIZES:
-            for end in range(max(first, length), len(tokens)):
+            for end in range(max(first, length), stop):
                 self.ends[tuple(tokens[end - length : end])] = end
-        self.indexed = max(self.indexed, len(tokens) - 1)
+        self.indexed = max(self.indexed, stop - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_node.engine.speculation import (
+    GROWTH,
     INDEXED_TOKENS,
     MAX_PAUSE,
     MIN_PAUSE,
@@ -61,9 +62,12 @@ def test_a_text_too_short_proposes_nothing() -> None:
 
 
 def test_the_index_is_bounded_for_a_long_prompt() -> None:
-    index = NgramIndex()
-    index.propose(list(range(3 * INDEXED_TOKENS)), 4)
-    assert len(index.ends) <= len(SIZES) * INDEXED_TOKENS
+    index, tokens = NgramIndex(), list(range(3 * INDEXED_TOKENS))
+    for _ in range(INDEXED_TOKENS // GROWTH + 2):
+        before = len(index.ends)
+        index.propose(tokens, 4)
+        assert len(index.ends) - before <= len(SIZES) * GROWTH
+    assert len(SIZES) * (INDEXED_TOKENS - 1) <= len(index.ends) <= len(SIZES) * INDEXED_TOKENS
 
 
 def test_the_index_reads_only_what_is_new() -> None:
@@ -76,7 +80,8 @@ def test_the_index_reads_only_what_is_new() -> None:
 
     tokens = Counted(range(5_000))
     index = NgramIndex()
-    index.propose(tokens, 4)
+    for _ in range(5_000 // GROWTH + 1):
+        index.propose(tokens, 4)
     tokens.append(1)
     before = tokens.read
     index.propose(tokens, 4)
