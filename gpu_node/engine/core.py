@@ -14,7 +14,7 @@ from dataclasses import replace
 from gpu_node.engine.generation import Generation, Sample
 from gpu_node.engine.isolation import Computed, compute, told
 from gpu_node.engine.mailbox import Outlet, Result
-from gpu_node.engine.planned import Counts, Limits, Planned
+from gpu_node.engine.planned import Limits, Planned
 from gpu_node.engine.reading import ReadingJob
 from gpu_node.engine.room import StepRoom
 from gpu_node.engine.scheduler import Scheduler
@@ -37,15 +37,12 @@ class EngineCore:
         self.runner, self.counters, self._clock = runner, counters, clock
         self._room = StepRoom(limits.step_tokens)
         self._scheduler = Scheduler(limits)
-        self._counted = self._scheduler.counts()
         self._samples: dict[int, Sample] = {}
         self._readings: dict[int, tuple[ReadingJob, int]] = {}  # sequence: whose, and the number of its text
         self._jobs: dict[Job, set[int]] = {}  # its sequences that have not ended
         self._outlets: set[Outlet] = set()
         self._fresh: set[int] = set()  # sequences that were in no step yet
         self._planned: Planned | None = None  # under way
-        self.gauges = Gauges()
-        self._publish()
 
     # Commands
 
@@ -70,6 +67,25 @@ class EngineCore:
         for job in list(self._jobs):
             self._fail(job, error)
         self._publish()
+
+    def gauges(self) -> Gauges:
+        """From any thread: it reads single numbers, which a step under way may change between one and the next."""
+        counts, limits = self._scheduler.counts(), self._scheduler.limits
+        return Gauges(
+            counts.running,
+            max(counts.waiting, 0),
+            limits.max_running,
+            counts.blocks_used,
+            counts.blocks_free,
+            counts.blocks_cached,
+            limits.block_tokens,
+            min(limits.step_tokens, self._room.cap or limits.step_tokens),
+            counts.prompt_tokens,
+            counts.prefix_hit_tokens,
+            counts.preemptions,
+            counts.drafts,
+            counts.accepted_drafts,
+        )
 
     def turn(self) -> float | None:
         """One step. Seconds after which the next may find something to do; None: only after a command."""
@@ -312,30 +328,10 @@ class EngineCore:
             self._scheduler.rebase(sequence, sample.answer.tokens)
 
     def _publish(self) -> None:
-        """Let the clients hear of it, and whoever looks at the counts."""
+        """Let the clients hear of it."""
         for outlet in list(self._outlets):
             outlet.flush()
             if outlet.dead:
                 self._outlets.discard(outlet)
                 for job in [job for job in self._jobs if job.call.outlet is outlet]:
                     self.cancel(job)
-        self._count(self._scheduler.counts())
-
-    def _count(self, counts: Counts) -> None:
-        before, self._counted, total = self._counted, counts, self.counters
-        total.preemptions += counts.preemptions - before.preemptions
-        total.prompt_tokens += counts.prompt_tokens - before.prompt_tokens
-        total.cached_prompt_tokens += counts.prefix_hit_tokens - before.prefix_hit_tokens
-        total.drafts += counts.drafts - before.drafts
-        total.accepted_drafts += counts.accepted_drafts - before.accepted_drafts
-        limits = self._scheduler.limits
-        self.gauges = Gauges(
-            counts.running,
-            counts.waiting,
-            limits.max_running,
-            counts.blocks_used,
-            counts.blocks_free,
-            counts.blocks_cached,
-            limits.block_tokens,
-            min(limits.step_tokens, self._room.cap or limits.step_tokens),
-        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -98,6 +99,7 @@ class Engine:
         self._guides = GuideShelf(guides)
         self._counters = Counters()
         self._core: EngineCore | None = None  # in the thread
+        self._counting = threading.Lock()  # what is counted moves when a model leaves
         self._runner: ModelRunner | None = None
         self._loading: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
@@ -139,9 +141,10 @@ class Engine:
         return self._clock
 
     def stats(self) -> EngineStats:
-        core = self._core
-        gauges = Gauges(max_running=self._options.max_running) if core is None else core.gauges
-        return self._counters.snapshot(gauges, self._clock())
+        with self._counting:
+            core = self._core
+            gauges = Gauges(max_running=self._options.max_running) if core is None else core.gauges()
+            return self._counters.snapshot(gauges, self._clock())
 
     # Loading and unloading
 
@@ -346,9 +349,12 @@ class Engine:
         return runner
 
     def _detach(self) -> None:
-        core, self._core = self._core, None
+        core = self._core
         if core is not None:
             core.fail_all(NodeStopping())
+            with self._counting:
+                self._core = None
+                self._counters.keep(core.gauges())
             self._guides.clear()  # it knows the runner
             core.runner.close()
 

@@ -95,6 +95,11 @@ class Gauges:
     blocks_cached: int = 0
     block_tokens: int = 0
     step_token_limit: int = 0  # smaller than configured after the device ran out of memory
+    prompt_tokens: int = 0  # this and the following: since the model was loaded
+    cached_prompt_tokens: int = 0
+    preemptions: int = 0
+    drafts: int = 0
+    accepted_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,8 @@ class EngineStats:
 
 @dataclass(slots=True)
 class Counters:
+    """Of the fields that `Gauges` has too, what came before the model was loaded last."""
+
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     output_tokens: int = 0
@@ -156,6 +163,14 @@ class Counters:
         self.last_batch = rows
         self.batch_size.observe(rows)
 
+    def keep(self, gauges: Gauges) -> None:
+        """The model is about to leave: what was counted with it stays."""
+        self.prompt_tokens += gauges.prompt_tokens
+        self.cached_prompt_tokens += gauges.cached_prompt_tokens
+        self.preemptions += gauges.preemptions
+        self.drafts += gauges.drafts
+        self.accepted_drafts += gauges.accepted_drafts
+
     def snapshot(self, gauges: Gauges, now: float) -> EngineStats:
         return EngineStats(
             running=gauges.running,
@@ -165,14 +180,14 @@ class Counters:
             blocks_free=gauges.blocks_free,
             blocks_cached=gauges.blocks_cached,
             block_tokens=gauges.block_tokens,
-            prompt_tokens=self.prompt_tokens,
-            cached_prompt_tokens=self.cached_prompt_tokens,
+            prompt_tokens=self.prompt_tokens + gauges.prompt_tokens,
+            cached_prompt_tokens=self.cached_prompt_tokens + gauges.cached_prompt_tokens,
             output_tokens=self.output_tokens,
             steps=self.steps,
             step_tokens=self.step_tokens,
-            preemptions=self.preemptions,
-            drafts=self.drafts,
-            accepted_drafts=self.accepted_drafts,
+            preemptions=self.preemptions + gauges.preemptions,
+            drafts=self.drafts + gauges.drafts,
+            accepted_drafts=self.accepted_drafts + gauges.accepted_drafts,
             failed=self.failed,
             cancelled=self.cancelled,
             restarts=self.restarts,

@@ -67,6 +67,15 @@ class TokenizerVocabulary:
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer in the format of the tokenizers library; tells the bytes of every token.
+
+        Raises `RequestError` for tokenizers of other makes.
+        """
+        if self._backend is None:
+            raise RequestError("answers cannot be guided with this model: its tokenizer is of an older kind")
+        return str(self._backend.to_str())
+
     def render(self, messages: Sequence[Message]) -> str:
         if not self._tokenizer.chat_template:
             return "\n\n".join(message.content for message in messages)

@@ -152,7 +152,7 @@ class Desk:
 
     @property
     def stats(self) -> EngineStats:
-        return self.counters.snapshot(self.core.gauges, self.now)
+        return self.counters.snapshot(self.core.gauges(), self.now)
 
     def assert_empty(self) -> None:
         """Nobody is left, and every block is back."""

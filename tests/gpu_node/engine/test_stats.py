@@ -47,3 +47,13 @@ def test_a_snapshot_has_counts_and_gauges_and_does_not_change() -> None:
     after = counters.snapshot(Gauges(), now=0.0)
     assert (after.steps, after.step_tokens, after.last_batch) == (2, 45, 5)
     assert after.batch_size.total == 8
+
+
+def test_what_was_counted_with_a_model_stays_when_it_leaves() -> None:
+    counters, gauges = Counters(), Gauges(prompt_tokens=5, cached_prompt_tokens=4, preemptions=3, drafts=2)
+    during = counters.snapshot(gauges, now=0.0)
+    counters.keep(gauges)
+    after = counters.snapshot(Gauges(accepted_drafts=1), now=0.0)
+    for stats in (during, after):
+        assert (stats.prompt_tokens, stats.cached_prompt_tokens, stats.preemptions, stats.drafts) == (5, 4, 3, 2)
+    assert after.accepted_drafts == 1
