@@ -8,6 +8,7 @@ published; between two turns the scheduler's tokens and the answers' are the sam
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -26,8 +27,11 @@ log = logging.getLogger("gpu_node.engine")
 
 Job = Generation | ReadingJob
 
-# A sequence that was in the step each time when the thread died so often is taken for the reason.
+# A request that was in the step each time when the thread died so often is taken for the reason.
 DEATHS_OF_ONE = 3
+# After so many steps one behind the other of which nothing came but errors, it is not the requests: a GPU whose context
+# is broken, for instance, fails whatever it is asked for.
+BARREN_STEPS = 16
 # Of the cache, when even the smallest step does not fit.
 KEPT_SHARE = 0.75
 
@@ -43,6 +47,8 @@ class EngineCore:
         self._outlets: set[Outlet] = set()
         self._fresh: set[int] = set()  # sequences that were in no step yet
         self._planned: Planned | None = None  # under way
+        self._deaths: Counter[Job] = Counter()  # of the thread, while this job was in the step
+        self._barren = 0
 
     # Commands
 
@@ -99,6 +105,8 @@ class EngineCore:
             self._planned = None
         self._publish()
         if planned is not None:
+            if self._barren >= BARREN_STEPS:
+                raise RuntimeError(f"{self._barren} steps one behind the other gave nothing but errors")
             return 0.0
         due = self._scheduler.next_deadline()
         return None if due is None else max(due - now, 0.0)
@@ -125,6 +133,7 @@ class EngineCore:
             self._scheduler.abandon(planned)
             self._make_room(planned, error)
             return
+        self._barren = self._barren + 1 if len(computed.errors) == len(planned.step.rows) else 0
         self.counters.count_step(len(planned.step.rows), planned.step.token_count)
         now = self._clock()
         accepted = self._judge(planned, computed, broken, now)
@@ -257,14 +266,19 @@ class EngineCore:
     def _end(self, job: Job, result: Result) -> None:
         self.counters.done += 1
         self._jobs.pop(job)
+        self._deaths.pop(job, None)
         job.call.tell(result)
 
     def _fail_sequence(self, sequence: int, error: NodeError) -> None:
+        job = self._job_of(sequence)
+        if job is not None:
+            self._fail(job, error)
+
+    def _job_of(self, sequence: int) -> Job | None:
         sample, reading = self._samples.get(sequence), self._readings.get(sequence)
         if sample is not None:
-            self._fail(sample.generation, error)
-        elif reading is not None:
-            self._fail(reading[0], error)
+            return sample.generation
+        return None if reading is None else reading[0]
 
     def _fail(self, job: Job, error: NodeError) -> None:
         self.counters.failed += 1
@@ -272,6 +286,7 @@ class EngineCore:
         job.call.tell(error)
 
     def _drop(self, job: Job) -> None:
+        self._deaths.pop(job, None)
         for sequence in self._jobs.pop(job):
             self._scheduler.cancel(sequence)
             self._samples.pop(sequence, None)
@@ -310,13 +325,9 @@ class EngineCore:
             self._align(sequence, sample)
 
     def _suspect(self, planned: Planned) -> None:
-        for row in planned.step.rows:
-            sample = self._samples.get(row.sequence)
-            if sample is None:
-                continue
-            sample.deaths += 1
-            if sample.deaths >= DEATHS_OF_ONE:
-                self._fail(sample.generation, GenerationFailed("the engine's thread died of this request"))
+        self._deaths.update({job for row in planned.step.rows if (job := self._job_of(row.sequence)) is not None})
+        for job in [job for job, deaths in self._deaths.items() if deaths >= DEATHS_OF_ONE]:
+            self._fail(job, GenerationFailed("the engine's thread died of this request"))
 
     def _align(self, sequence: int, sample: Sample) -> None:
         """The answer is what the client has been told; the scheduler may have died one step behind it."""

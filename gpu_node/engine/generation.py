@@ -47,12 +47,11 @@ class PreparedGeneration:
 class Sample:
     """One sequence that is being answered."""
 
-    __slots__ = ("answer", "deaths", "generation", "key", "sequence", "told_at")
+    __slots__ = ("answer", "generation", "key", "sequence", "told_at")
 
     def __init__(self, generation: Generation, sequence: int, answer: Answer, key: int) -> None:
         self.generation, self.sequence, self.answer, self.key = generation, sequence, answer, key
         self.told_at = 0.0
-        self.deaths = 0  # of the engine's thread while this one was in the step
 
     def pick(self, planned: PlannedPick, history: Sequence[int]) -> Pick:
         """Raises what the guide raises."""

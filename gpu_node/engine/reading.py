@@ -34,13 +34,16 @@ class EmbeddingJob:
         self._tokens = sum(map(len, texts))
         self._lengths = [len(ids) for ids in texts]
         self._sums: list[Any] = [None] * len(texts)
+        self._read = [0] * len(texts)  # rows so far
         self._vectors: list[tuple[float, ...] | None] = [None] * len(texts)
 
     def take(self, number: int, rows: Any, last: bool) -> None:
         """Raises `GenerationFailed` for numbers that are none."""
         part = rows.sum(axis=0, dtype="float64")
+        self._read[number] += int(rows.shape[0])
         self._sums[number] = part if self._sums[number] is None else self._sums[number] + part
         if last:
+            _check(self._read[number], self._lengths[number])
             self._vectors[number] = self._finished(self._sums[number] / self._lengths[number])
             self._sums[number] = None
 
@@ -73,6 +76,7 @@ class InferenceJob:
             last_only=request.last_only,
         )
         self.pending = deque([(0, submission)])
+        self._rows = 1 if request.last_only else len(request.ids)
         self._pieces: list[bytes] = []
         self._shape = (0, 0)
         self._complete = False
@@ -81,6 +85,8 @@ class InferenceJob:
         self._pieces.append(rows.astype("<f4", order="C", copy=False).tobytes())
         self._shape = (self._shape[0] + int(rows.shape[0]), int(rows.shape[1]))
         self._complete = last
+        if last:
+            _check(self._shape[0], self._rows)
 
     def result(self) -> Inference:
         assert self._complete, "rows are missing"
@@ -88,6 +94,12 @@ class InferenceJob:
 
 
 ReadingJob = EmbeddingJob | InferenceJob
+
+
+def _check(rows: int, wanted: int) -> None:
+    """A row that came twice or never would be wrong numbers without any sign of it."""
+    if rows != wanted:
+        raise GenerationFailed(f"{rows} rows were computed of {wanted}")
 
 
 def _submission(ids: tuple[int, ...]) -> Submission:

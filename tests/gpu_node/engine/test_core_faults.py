@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpu_node.engine.core import DEATHS_OF_ONE
+from gpu_node.engine.core import BARREN_STEPS, DEATHS_OF_ONE
 from gpu_node.engine.room import GOOD_STEPS
 from gpu_node.engine.sequence import Bounds, Embeddings, SamplingOptions
 from gpu_node.engine.step import CacheShape, Choice, StepResult
@@ -253,6 +253,43 @@ def test_who_kills_the_thread_again_and_again_is_found_out() -> None:
     assert isinstance(killer.end, GenerationFailed) and "died" in str(killer.end)
     assert desk.stats.restarts == DEATHS_OF_ONE
     assert_right(good, "good", 5)
+
+
+def test_a_reading_that_kills_the_thread_is_found_out_too() -> None:
+    desk = Desk()
+    desk.runner.poison = {ord("!"): lambda: SystemExit("again")}
+    killer = desk.embed("kill!")
+    desk.run()
+    good = desk.ask("good", bounded(5))
+    desk.run()
+    assert isinstance(killer.end, GenerationFailed) and "died" in str(killer.end)
+    assert_right(good, "good", 5)
+    desk.assert_empty()
+
+
+def test_a_device_that_only_fails_is_not_taken_for_bad_requests() -> None:
+    desk = Desk(max_running=1)
+    desk.runner.failures = [RuntimeError("illegal memory access")] * 100
+    clients = [desk.ask(f"q{number}") for number in range(BARREN_STEPS + 3)]
+    desk.run()
+    assert all(isinstance(client.end, GenerationFailed) for client in clients)
+    assert desk.stats.restarts >= 3  # the worker would give up soon
+    desk.runner.failures = []
+    good = desk.ask("good", bounded(5))
+    desk.run()
+    assert_right(good, "good", 5)
+
+
+def test_rows_that_come_twice_or_not_at_all_are_an_error() -> None:
+    class Stuttering(ScriptedRunner):
+        def run(self, step, picks):
+            result = super().run(step, picks)
+            return StepResult(result.choices, {row: rows.repeat(2, axis=0) for row, rows in result.arrays.items()})
+
+    desk = Desk(Stuttering())
+    for client in (desk.embed("some text"), desk.infer("some text")):
+        desk.run()
+        assert isinstance(client.end, GenerationFailed) and "rows" in str(client.end)
 
 
 def test_dying_after_the_answer_was_told_but_before_the_commit_repeats_nothing() -> None:
