@@ -22,7 +22,9 @@ class Limits:
     block_count: int
     max_running: int = 32
     step_tokens: int = 512  # of a step that only reads prompts
-    mixed_step_tokens: int = 64  # of a step that also decodes: answers keep flowing while a long prompt is read
+    mixed_step_tokens: int = (
+        64  # of a step that also decodes, at most step_tokens: answers keep flowing while prompts are read
+    )
     max_waiting: int = 512  # submissions; one more is refused
     max_drafts: int = 8  # of one sequence in one step; 0: never speculate
 

@@ -17,6 +17,8 @@ from gpu_node.engine.sequence_state import RunningSet, SequenceState
 from gpu_node.engine.waiting_line import WaitingLine
 from gpu_node.errors import ContextExceeded, NodeBusy
 
+SWEPT_AT = 64  # deadlines of sequences that have left: fewer are not worth looking for
+
 
 class Population:
     def __init__(self, limits: Limits) -> None:
@@ -48,9 +50,15 @@ class Population:
             sample.parent = first
         self.line.enter(first)
         if submission.deadline is not None:
-            for state in states:
-                heapq.heappush(self._deadlines, (submission.deadline, state.id))
+            self._watch(submission.deadline, states)
         return tuple(state.id for state in states)
+
+    def _watch(self, deadline: float, states: list[SequenceState]) -> None:
+        for state in states:
+            heapq.heappush(self._deadlines, (deadline, state.id))
+        if len(self._deadlines) > SWEPT_AT + 2 * len(self.states):
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self.states]
+            heapq.heapify(self._deadlines)
 
     def _state(self, submission: Submission) -> SequenceState:
         self._ids += 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gpu_node.engine.scheduler import Limits, Planned, Scheduler, Submission
+from gpu_node.engine.step_costs import StepCosts
 from gpu_node.errors import ContextExceeded, DeadlineExceeded, NodeBusy
 from tests.gpu_node.engine.paged_model import Play, Story, answer
 
@@ -352,6 +353,19 @@ def test_the_others_go_on_when_the_first_sample_is_cancelled(steps: int) -> None
     assert all(play.stories[identity].complete for identity in ids[1:])
 
 
+@pytest.mark.parametrize("seats", [1, 2, 3, 8])
+def test_the_others_go_on_when_the_first_is_cancelled_while_they_fork(seats: int) -> None:
+    play = Play(replace(LIMITS, max_running=seats))
+    ids = play.submit(text(10), 5, samples=5)
+    planned = play.plan()
+    assert planned is not None and len(planned.picks) == min(5, seats)
+    play.scheduler.cancel(ids[0])
+    play.play(planned)
+    play.run()
+    play.assert_told()
+    assert all(play.stories[identity].complete for identity in ids[1:])
+
+
 # Logits and hidden states
 
 
@@ -502,6 +516,43 @@ def test_drafts_can_be_switched_off_and_on() -> None:
         pass
     (pick,), (row,) = planned.picks, planned.step.rows
     assert row.output_tokens == 1 + len(pick.drafts) and row.tokens[1:] == pick.drafts
+
+
+def test_a_crowd_writes_without_drafts() -> None:
+    """Each token more costs a share of the step that everybody waits for."""
+    loop = [0, 1, 4, 6, 5, 2, 0, 1, 4, 6, 5, 2]
+    drafts = []
+    for crowd in (1, 12):
+        wide = Limits(4, 400, max_running=16, step_tokens=400, mixed_step_tokens=400, max_drafts=8)
+        play = Play(wide)
+        for first in range(crowd):
+            play.submit([*loop, first % 7, *loop], 60)
+        play.run()
+        full = [planned for planned in play.steps if planned.decodes == crowd]
+        assert len(full) > 10
+        drafts.append(sum(len(pick.drafts) for planned in full for pick in planned.picks))
+    assert drafts[0] > 0 == drafts[1]
+
+
+def test_only_steps_without_prompts_tell_what_a_draft_costs() -> None:
+    play = Play(LIMITS)
+    play.submit(text(5), 9)
+    play.step()
+    assert play.scheduler._costs == StepCosts()
+    play.step()
+    assert play.scheduler._costs == StepCosts().after(1, 0.5)
+    play.submit(text(5, 1), 9)
+    before = play.scheduler._costs
+    play.step()
+    assert play.scheduler._costs == before
+
+
+def test_urgent_ones_do_not_wait_for_the_prefix_of_the_calm() -> None:
+    play = Play(LIMITS)
+    (calm,) = play.submit(text(90), 1)
+    play.step()
+    (urgent,) = play.submit(text(90), 1, priority=1)
+    assert set(parts(play.step())) == {calm, urgent}
 
 
 def test_drafts_stay_within_the_context() -> None:

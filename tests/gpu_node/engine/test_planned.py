@@ -1,0 +1,39 @@
+"""Values that make no sense are a mistake of ours, and are caught where they are made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gpu_node.engine.planned import Limits, Submission
+
+LIMITS = Limits(block_tokens=16, block_count=4)
+SUBMISSION = Submission((1, 2), 8)
+
+
+def test_the_capacity_is_all_slots() -> None:
+    assert LIMITS.capacity_tokens == 64
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_tokens": 0},
+        {"block_count": 0},
+        {"max_running": 0},
+        {"step_tokens": 0},
+        {"mixed_step_tokens": 0},
+        {"max_waiting": -1},
+        {"max_drafts": -1},
+    ],
+)
+def test_limits_let_something_happen(wrong: dict[str, int]) -> None:
+    with pytest.raises(AssertionError):
+        replace(LIMITS, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"ids": ()}, {"max_context": 1}, {"samples": 0}, {"samples": 2, "output": "logits"}])
+def test_a_submission_can_be_answered(wrong: dict) -> None:
+    with pytest.raises(AssertionError):
+        replace(SUBMISSION, **wrong)
