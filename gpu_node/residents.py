@@ -193,10 +193,12 @@ class Residents:
 
     async def _present(self, host: ModelHost, patient: bool) -> None:
         """Returns with the model there and nobody about to unload it; no await between that and using it."""
-        while not host.ready or host.leaving:
+        waited = False  # whoever it was brought in for has it before it leaves again
+        while not host.ready or (host.leaving and not waited):
             if self._stopped:
                 raise NodeStopping()
             task = self._arrivals.get((host, patient)) or self._begin_arrival(host, patient)
+            waited = True
             try:
                 await asyncio.shield(task)
             except asyncio.CancelledError:

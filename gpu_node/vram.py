@@ -85,7 +85,7 @@ def plan_room(account: Account, name: str, needed_bytes: int, holders: Sequence[
             f"{name} needs {gigabytes(needed_bytes)} and {account.device} has {gigabytes(account.budget_bytes)} "
             "to give; a shorter context, a smaller cache or quantised weights need less"
         )
-    missing = needed_bytes - account.release(name).free_bytes
+    missing = needed_bytes - (account.budget_bytes - account.release(name).used_bytes)
     leaving: list[Holder] = []
     order = sorted(holders, key=lambda holder: (not holder.idle, holder.kept, holder.last_used))
     for holder in order:

@@ -132,6 +132,9 @@ class ScriptedEngine:
         except NodeError as error:
             self.state, self.error = "closed" if self._stopping.is_set() else "failed", str(error)
             raise
+        except Exception as error:
+            self.state, self.error = "failed", f"the model cannot be loaded: {error}"
+            raise ModelError(self.error) from error
         self.script.loads += 1
         self.state = "ready"
 

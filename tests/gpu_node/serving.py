@@ -1,4 +1,7 @@
-"""The node's application behind a real HTTP server on a free port of this machine, with scripted models."""
+"""The node's application with scripted models: called directly, or behind a real HTTP server on a free port.
+
+Directly is quicker, and an answer comes in one piece; framing, clients that leave and stopping want the real one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
+from starlette.types import ASGIApp
 
 from gpu_node.api.access import AccessRules, rules_of
 from gpu_node.api.app import build_app
@@ -142,9 +146,13 @@ class Served:
     residents: Residents
     script: Script
     client: httpx.AsyncClient
-    port: int
-    server: Server
     fleet: Fleet
+    port: int = 0
+    server: Server | None = None
+
+    def stop(self) -> None:
+        assert self.server is not None, "only a real server can be stopped"
+        self.server.stop()
 
     @property
     def host(self) -> ModelHost:
@@ -172,6 +180,7 @@ async def serving(
     max_body_bytes: int = 1 << 16,
     loaded: bool = True,
     fleet: Fleet | None = None,
+    real: bool = False,
 ) -> AsyncIterator[Served]:
     fleet = fleet or Fleet()
     if script is not None:
@@ -182,9 +191,10 @@ async def serving(
     service = Service(
         residents, ScriptedCatalog(fleet.models), max_body_bytes, lambda: 0.0, lambda: MACHINE, lambda: (GPU,)
     )
-    async with listening(build_app(service, rules or rules_of((), (), ())), residents.stop) as (client, port, server):
+    app = build_app(service, rules or rules_of((), (), ()))
+    async with listening(app, residents.stop) if real else direct(app) as (client, port, server):
         try:
-            yield Served(residents, fleet.script(NAME), client, port, server, fleet)
+            yield Served(residents, fleet.script(NAME), client, fleet, port, server)
         finally:
             for one in fleet.scripts.values():
                 one.go_on.set()
@@ -193,9 +203,16 @@ async def serving(
 
 
 @asynccontextmanager
-async def listening(app: object, stop: Callable[[], None]) -> AsyncIterator[tuple[httpx.AsyncClient, int, Server]]:
+async def direct(app: ASGIApp) -> AsyncIterator[tuple[httpx.AsyncClient, int, None]]:
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=10) as client:
+        yield client, 0, None
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, stop: Callable[[], None]) -> AsyncIterator[tuple[httpx.AsyncClient, int, Server]]:
     ports: list[int] = []
-    server = Server(app, on_listening=lambda _, port: ports.append(port), on_stop=stop)  # type: ignore[arg-type]
+    server = Server(app, on_listening=lambda _, port: ports.append(port), on_stop=stop)
     with bind("127.0.0.1", 0) as listener:
         task = asyncio.create_task(server.serve([listener]))
         await until_true(lambda: bool(ports) or task.done())

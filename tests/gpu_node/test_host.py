@@ -1,19 +1,16 @@
-"""When the model is in memory, and until when. Time is a number here; nothing waits for real."""
+"""One model: its names, its context, its claim, and how long it stays. Time is a number here."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import pytest
+from dataclasses import replace
 
 from gpu_node.durations import FOREVER
-from gpu_node.engine.engine import Engine
-from gpu_node.errors import ModelError
 from gpu_node.host import LARGEST_DEFAULT_CONTEXT, UNSTATED_CONTEXT, ModelHost
-from gpu_node.model_folder import ModelDescription
-from tests.gpu_node.scripted import ScriptedRunner
+from gpu_node.load_wish import LoadWish
+from gpu_node.model_folder import ModelDescription, Tensor
+from gpu_node.model_source import HubSource
+from gpu_node.vram import Account, Claim
+from tests.gpu_node.serving import WISH, Fleet, Model
 
 
 class Clock:
@@ -23,121 +20,98 @@ class Clock:
         return self.now
 
 
-@asynccontextmanager
-async def host_of(keep_alive: float = 300.0, context: int = 0) -> AsyncIterator[tuple[ModelHost, Clock]]:
-    clock = Clock()
-    host = ModelHost(Engine(ScriptedRunner), ("tiny", "default"), keep_alive, 4, context, clock)
-    try:
-        yield host, clock
-    finally:
-        assert await host.close()
+def description(context: int = 256) -> ModelDescription:
+    return ModelDescription("llama", "d", 1, "F32", context, 8, 0.0, "", {}, {}, (Tensor("w", "F32", (50,)),))
 
 
-async def use(host: ModelHost, keep_alive: float | None = None) -> None:
-    async with host.turn(keep_alive):
-        assert host.engine.state == "ready"
+def host_of(wish: LoadWish = WISH, clock: Clock | None = None, context: int = 256) -> ModelHost:
+    fleet = Fleet([Model("tiny", description=description(context))], clock=clock or Clock())
+    return fleet.build(HubSource("tiny"), wish)
 
 
-async def test_a_turn_loads_and_the_model_stays_for_its_time() -> None:
-    async with host_of() as (host, clock):
-        await use(host)
-        assert host.loaded_once
-        assert host.seconds_left == 300
-        clock.now += 299
-        await host.expire()
-        assert host.engine.state == "ready"
-        clock.now += 1
-        await host.expire()
-        assert host.engine.state == "empty"
-        await use(host)
-        assert host.seconds_left == 300
-
-
-async def test_a_request_may_ask_for_another_time() -> None:
-    async with host_of() as (host, _):
-        await use(host, FOREVER)
-        assert host.seconds_left == FOREVER
-        await use(host, 10)
-        assert host.seconds_left == 10
-        await use(host)
-        assert host.seconds_left == 300
-
-
-async def test_the_timer_itself_unloads() -> None:
-    async with host_of(keep_alive=0.0) as (host, _):
-        await use(host)
-        for _ in range(200):
-            if host.engine.state == "empty":
-                break
-            await asyncio.sleep(0.005)
-        assert host.engine.state == "empty"
-
-
-async def test_an_expiry_behind_a_running_turn_sees_the_new_time() -> None:
-    async with host_of() as (host, clock):
-        await use(host)
-        clock.now += 300
-        async with host.turn():
-            expiry = asyncio.create_task(host.expire())
-            await asyncio.sleep(0)
-        await expiry
-        assert host.engine.state == "ready"
-
-
-async def test_unload_is_at_once_when_free_and_after_the_turn_when_not() -> None:
-    async with host_of() as (host, _):
-        await use(host)
-        await host.unload()
-        assert host.engine.state == "empty"
-        async with host.turn(0.0):
-            await host.unload()
-            assert host.engine.state == "ready"
-        for _ in range(200):
-            if host.engine.state == "empty":
-                break
-            await asyncio.sleep(0.005)
-        assert host.engine.state == "empty"
-
-
-async def test_start_loads_without_taking_the_slot() -> None:
-    async with host_of() as (host, _):
-        await asyncio.gather(host.start(), use(host))
-        assert host.loaded_once
-        assert host.seconds_left == 300
-
-
-async def test_a_failed_load_frees_the_slot() -> None:
-    def fail() -> ScriptedRunner:
-        raise ModelError("no")
-
-    host = ModelHost(Engine(fail), ("tiny",), 300, 4)
-    for _ in range(2):
-        with pytest.raises(ModelError):
-            await use(host)
-    assert not host.slot.busy
-    assert await host.close()
-
-
-def description(context: int) -> ModelDescription:
-    return ModelDescription("llama", "d", 1, "F32", context, 8, 0.0, "", {}, {})
+def test_names() -> None:
+    host = host_of()
+    assert host.name == "tiny"
+    assert host.serves("TINY:latest") and host.serves("default")
+    assert not host.serves("other")
 
 
 async def test_the_context_is_the_models_own_within_bounds() -> None:
-    async with host_of() as (host, _):
-        assert host.context_tokens == UNSTATED_CONTEXT
-        host.description = description(256)
-        assert host.context_tokens == 256
-        host.description = description(10**6)
-        assert host.context_tokens == LARGEST_DEFAULT_CONTEXT
-    async with host_of(context=20_000) as (host, _):
-        host.description = description(10**6)
-        assert host.context_tokens == 20_000
-        host.description = description(512)
-        assert host.context_tokens == 512
+    assert host_of().context_tokens == UNSTATED_CONTEXT, "nothing is known yet"
+    for wish, own, context in (
+        (WISH, 256, 256),
+        (WISH, 10**6, LARGEST_DEFAULT_CONTEXT),
+        (replace(WISH, context=20_000), 10**6, 20_000),
+        (replace(WISH, context=20_000), 512, 512),
+    ):
+        host = host_of(wish, context=own)
+        await host.prepare()
+        assert host.context_tokens == context
+        await host.load(Claim(1, 1))
+        assert host.context_tokens == min(context, 1024 * 16), "what the cache has room for"
 
 
-async def test_names() -> None:
-    async with host_of() as (host, _):
-        assert host.name == "tiny"
-        assert host.serves("TINY:latest") and host.serves("default")
-        assert not host.serves("other")
+async def test_a_load_grants_the_cache_its_size_unless_it_was_given() -> None:
+    for wish, granted in ((LoadWish(), 77), (LoadWish(kv_bytes=5), 5), (LoadWish(kv_blocks=3), 0)):
+        fleet = Fleet([Model("tiny", description=description())])
+        host = fleet.build(HubSource("tiny"), wish)
+        await host.prepare()
+        await host.load(Claim(1, 77))
+        assert [one.kv_bytes for one in fleet.files["tiny"].wishes] == [granted]
+        assert host.ready and host.loaded_once
+        assert host.held == Claim(100, 1024 * 2)
+
+
+async def test_the_claim_is_what_loading_is_thought_to_take() -> None:
+    host = host_of(LoadWish(kv_bytes=5, dtype="float32"))
+    await host.prepare()
+    assert host.claim(Account("cpu", 1000)) == Claim(200, 5)
+
+
+def test_whoever_uses_it_moves_the_end_of_its_stay() -> None:
+    clock = Clock()
+    host = host_of(clock=clock)
+    with host.use():
+        assert (host.running, host.idle) == (1, False)
+    assert (host.running, host.idle, host.seconds_left) == (0, True, 300)
+    clock.now += 299
+    assert host.seconds_left == 1
+    with host.use(10):
+        pass
+    assert host.seconds_left == 10
+    with host.use(FOREVER):
+        pass
+    assert host.kept and host.seconds_left == FOREVER
+
+
+def test_a_model_that_was_dismissed_stays_for_nobodys_wish() -> None:
+    host = host_of()
+    with host.use(600):
+        host.dismiss()
+    assert host.seconds_left == 0
+    host.keep(50)
+    assert host.seconds_left == 50
+    with host.use():
+        pass
+    assert host.seconds_left == 50, "a wish at loading is the rule from then on"
+
+
+def test_one_that_was_loaded_for_somebody_is_not_idle_before_that_one_has_it() -> None:
+    host = host_of()
+    with host.slots.enter():
+        host.fresh = True
+        assert not host.idle
+        with host.use():
+            pass
+        assert host.idle
+    host.fresh = True
+    assert host.idle, "whoever wanted it has left"
+
+
+async def test_states() -> None:
+    host = host_of()
+    assert host.state == "empty"
+    host.activity = "fetching"
+    assert host.state == "loading"
+    host.activity, host.error = "", "the disk is gone"
+    assert (host.state, host.failure) == ("failed", "the disk is gone")

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from gpu_node import __version__
-from gpu_node.engine.sequence import ChatPrompt, Message, RawPrompt
-from tests.gpu_node.scripted import ScriptedRunner
-from tests.gpu_node.serving import NAME, Served, serving, until_true
+from gpu_node.api.access import rules_of
+from gpu_node.engine.sequence import ChatPrompt, JsonGuide, Message, RawPrompt
+from gpu_node.load_wish import LoadWish
+from tests.gpu_node.scripted import Script
+from tests.gpu_node.serving import DESCRIPTION, NAME, SLOTS, Fleet, Served, serving, until_true
 
 USER = {"role": "user", "content": "q"}
 LONG = {"role": "user", "content": "x" * 100}
@@ -21,12 +23,12 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-async def until(event: Any) -> None:
-    assert await asyncio.to_thread(event.wait, 5)
+async def until(event: asyncio.Event) -> None:
+    await asyncio.wait_for(event.wait(), 5)
 
 
 async def test_a_chat_streams_line_by_line_and_ends_with_the_facts() -> None:
-    async with serving() as served:
+    async with serving(real=True) as served:
         reply = await served.post("/api/chat", messages=[USER])
     assert reply.headers["content-type"] == "application/x-ndjson"
     assert reply.headers["transfer-encoding"] == "chunked"
@@ -58,7 +60,7 @@ async def test_generate_gives_the_context_back_but_not_when_raw() -> None:
     assert plain["response"] == raw["response"] == "one two three"
     assert "".join(map(chr, plain["context"])) == "<system>S\n<user>q\n<assistant>one two three"
     assert "context" not in raw
-    first, second = served.runner.requests
+    first, second = served.script.requests
     assert first.prompt == ChatPrompt((Message("system", "S"), Message("user", "q")))
     assert second.prompt == RawPrompt("q")
 
@@ -85,12 +87,12 @@ async def test_a_last_assistant_message_stays_open() -> None:
 
 
 async def test_rendering_needs_no_slot_but_a_loaded_model() -> None:
-    async with serving(ScriptedRunner(hold_at=0), loaded=False) as served:
+    async with serving(Script(hold_at=0), loaded=False) as served:
         first = await served.post("/api/generate", prompt="q", _debug_render_only=True)
         running = asyncio.create_task(served.post("/api/chat", messages=[USER]))
-        await until(served.runner.held)
+        await until(served.script.held)
         second = await served.post("/api/generate", prompt="q", _debug_render_only=True)
-        served.runner.go_on.set()
+        served.script.go_on.set()
         await running
     assert first.json()["_debug_info"] == second.json()["_debug_info"]
     assert first.json()["response"] == ""
@@ -122,7 +124,7 @@ async def test_loading_and_unloading(path: str, body: dict[str, Any], reason: st
     assert (record["done"], record["done_reason"]) == (True, reason)
     assert bool(resident) == (reason == "load")
     assert "eval_count" not in record
-    assert served.runner.requests == []
+    assert served.script.requests == []
 
 
 async def test_keep_alive_decides_how_long_the_model_stays() -> None:
@@ -144,8 +146,9 @@ async def test_keep_alive_decides_how_long_the_model_stays() -> None:
         ("/api/chat", {"messages": "hello"}, 400, 'field "messages" is wrong'),
         ("/api/chat", {"messages": [USER], "options": {"temperature": "hot"}}, 400,
          'option "temperature" must be of type float32'),
-        ("/api/chat", {"messages": [USER], "format": "json"}, 400, "format is not supported by this node yet"),
-        ("/api/generate", {"prompt": "x", "format": {"type": "object"}}, 400, "format is not supported"),
+        ("/api/chat", {"messages": [USER], "format": "yaml"}, 400,
+         'invalid format: "\\"yaml\\""; expected "json" or a valid JSON Schema object'),
+        ("/api/generate", {"prompt": "x", "format": 7}, 400, "invalid format"),
         ("/api/chat", {"messages": [USER], "tools": [{"type": "function"}]}, 400, "does not support tools"),
         ("/api/chat", {"messages": [USER], "think": True}, 400, f'"{NAME}" does not support thinking'),
         ("/api/chat", {"messages": [{**USER, "images": ["aGk="]}]}, 400, "does not support multimodal"),
@@ -153,7 +156,10 @@ async def test_keep_alive_decides_how_long_the_model_stays() -> None:
         ("/api/generate", {"prompt": "x", "suffix": "end"}, 400, "does not support insert"),
         ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}"}, 400, "template is not supported"),
         ("/api/generate", {"prompt": "x", "raw": True, "system": "S"}, 400, "raw mode does not support"),
-        ("/api/generate", {"prompt": "x", "logprobs": True}, 400, "logprobs are not supported"),
+        ("/api/generate", {"prompt": "x", "logprobs": True, "top_logprobs": 21}, 400, "must be between 0 and 20"),
+        ("/api/generate", {"prompt": "x", "top_logprobs": 2}, 400, "needs logprobs"),
+        ("/api/chat", {"messages": [USER], "priority": 1001}, 400, "priority must lie between"),
+        ("/api/chat", {"messages": [USER], "deadline_s": 0}, 400, "deadline_s must be above 0"),
         ("/api/generate", {"prompt": "x", "keep_alive": "soon"}, 400, "keep_alive"),
         ("/api/chat", {"messages": [LONG], "truncate": False, "options": {"num_ctx": 50}}, 400,
          "the input length exceeds the context length"),
@@ -188,7 +194,7 @@ async def test_a_body_beyond_the_limit_is_refused(chunked: bool) -> None:
         for _ in range(20):
             yield b"x" * 1000
 
-    async with serving(max_body_bytes=10_000) as served:
+    async with serving(max_body_bytes=10_000, real=True) as served:
         reply = await served.client.post("/api/chat", content=pieces() if chunked else b"x" * 20_000)
     assert reply.status_code == 413
     assert "10000 bytes" in reply.json()["error"]
@@ -223,10 +229,11 @@ async def test_tags_ps_and_version_tell_what_is_here() -> None:
         (tag,) = (await served.client.get("/api/tags")).json()["models"]
         (loaded,) = (await served.client.get("/api/ps")).json()["models"]
         version = (await served.client.get("/api/version")).json()
-    assert version == {"version": __version__, "potluck": {"continues_assistant": True, "slots": 1}}
+    assert version == {"version": __version__, "potluck": {"continues_assistant": True, "slots": SLOTS}}
     assert tag["digest"] == loaded["digest"] == "d" * 64
     assert (tag["name"], tag["size"], tag["details"]["parameter_size"]) == (NAME, 98_363_007, "134.52M")
-    assert (loaded["size"], loaded["size_vram"], loaded["context_length"]) == (1000, 0, 4096)
+    assert (loaded["size_vram"], loaded["context_length"]) == (0, 4096)
+    assert loaded["size"] == DESCRIPTION.parameter_count * 2 + 1024 * 2, "weights and cache"
 
 
 async def test_show_answers_to_the_older_field_too() -> None:
@@ -244,19 +251,19 @@ async def test_the_models_own_parameters_are_the_defaults() -> None:
     async with serving() as served:
         await served.post("/api/chat", messages=[USER])
         await served.post("/api/chat", messages=[USER], options={"temperature": 0.7, "stop": "x", "top_k": None})
-    first, second = served.runner.requests
+    first, second = served.script.requests
     assert (first.sampling.temperature, first.stop) == (0.2, ("<end>",))
     assert (second.sampling.temperature, second.stop, second.sampling.top_k) == (0.7, ("x",), 40)
 
 
 async def test_nothing_is_sent_before_the_first_token() -> None:
-    async with serving(ScriptedRunner(hold_at=0)) as served:
+    async with serving(Script(hold_at=0), real=True) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(raw_request(served, "/api/chat", messages=[USER]))
-        await until(served.runner.held)
+        await until(served.script.held)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.05)
-        served.runner.go_on.set()
+        served.script.go_on.set()
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
         await writer.wait_closed()
@@ -271,66 +278,74 @@ def raw_request(served: Served, path: str, **body: object) -> bytes:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_stops_the_work_within_one_token(stream: bool) -> None:
-    runner = ScriptedRunner([f"{n} " for n in range(500)], hold_at=3)
-    async with serving(runner) as served:
+    script = Script([f"{n} " for n in range(500)], hold_at=3)
+    async with serving(script, real=True) as served:
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(raw_request(served, "/api/chat", messages=[USER], stream=stream))
-        await until(runner.held)
+        await until(script.held)
         writer.close()
         await writer.wait_closed()
-        await until(runner.ended)
         await served.until_free()
-        assert runner.told == 3
-        runner.hold_at = None
+        assert script.told == 3
+        script.hold_at = None
         assert (await served.post("/api/chat", messages=[USER])).status_code == 200
 
 
 async def test_a_client_that_leaves_the_queue_is_never_served() -> None:
-    runner = ScriptedRunner(hold_at=0)
-    async with serving(runner) as served:
-        running = asyncio.create_task(served.post("/api/chat", messages=[USER]))
-        await until(runner.held)
+    script = Script(hold_at=0)
+    async with serving(script, real=True) as served:
+        running = [asyncio.create_task(served.post("/api/chat", messages=[USER])) for _ in range(SLOTS)]
+        await until_true(lambda: script.running == SLOTS)
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(raw_request(served, "/api/chat", messages=[USER]))
-        await until_true(lambda: served.host.slot.waiting == 1)
+        await until_true(lambda: script.waiting == 1)
         writer.close()
         await writer.wait_closed()
-        await until_true(lambda: served.host.slot.waiting == 0)
-        runner.go_on.set()
-        assert (await running).status_code == 200
-    assert len(runner.requests) == 1
+        await until_true(lambda: script.waiting == 0)
+        script.go_on.set()
+        assert [(await task).status_code for task in running] == [200] * SLOTS
+    assert script.told == SLOTS * 3
 
 
-async def test_requests_wait_their_turn_and_one_too_many_is_refused() -> None:
-    runner = ScriptedRunner(hold_at=0)
-    async with serving(runner, max_waiting=1) as served:
-        first = asyncio.create_task(served.post("/api/chat", messages=[USER]))
-        await until(runner.held)
-        second = asyncio.create_task(served.post("/api/generate", prompt="second"))
-        await until_true(lambda: served.host.slot.waiting == 1)
+async def test_requests_run_together_and_one_too_many_is_refused() -> None:
+    script = Script(hold_at=0)
+    async with serving(script, fleet=Fleet(max_waiting=1)) as served:
+        tasks = [asyncio.create_task(served.post("/api/chat", messages=[USER])) for _ in range(SLOTS + 1)]
+        await until_true(lambda: script.running == SLOTS and script.waiting == 1)
         refused = await served.post("/api/chat", messages=[USER])
         health = (await served.client.get("/health")).json()
-        runner.go_on.set()
-        assert [(await task).status_code for task in (first, second)] == [200, 200]
+        script.go_on.set()
+        assert [(await task).status_code for task in tasks] == [200] * (SLOTS + 1)
     assert refused.status_code == 503
     assert refused.json()["error"] == "server busy, please try again.  maximum pending requests exceeded"
-    assert (health["in_flight"], health["waiting"]) == (1, 1)
+    assert (health["in_flight"], health["waiting"], health["slots"]) == (SLOTS + 1, 1, SLOTS)
+
+
+async def test_thirty_two_clients_at_once_each_get_their_own_answer() -> None:
+    script = Script([f"{n} " for n in range(20)])
+    async with serving(script, fleet=Fleet(wish=LoadWish(max_running=32, kv_bytes=100))) as served:
+        bodies = [{"messages": [{**USER, "content": "q" * n}], "stream": bool(n % 2)} for n in range(32)]
+        replies = await asyncio.gather(*(served.post("/api/chat", **body) for body in bodies))
+    last = [lines(reply.text)[-1] for reply in replies]
+    assert [one["prompt_eval_count"] for one in last] == [len("<user>\n<assistant>") + n for n in range(32)]
+    assert script.most > 4, "they ran side by side"
+    assert not served.host.slots.busy
 
 
 async def test_the_slot_is_free_before_the_client_sees_the_end() -> None:
-    async with serving() as served:
+    async with serving(real=True) as served:
         busy: list[bool] = []
         async with served.client.stream("POST", "/api/chat", json={"model": NAME, "messages": [USER]}) as reply:
             async for line in reply.aiter_lines():
                 if json.loads(line)["done"]:
-                    busy.append(served.host.slot.busy)
+                    busy.append(served.host.slots.busy)
     assert busy == [False]
 
 
 async def test_a_failure_in_the_middle_is_the_last_line_of_a_whole_body() -> None:
-    runner = ScriptedRunner()
-    runner.fail_at = 2
-    async with serving(runner) as served:
+    script = Script()
+    script.fail_at = 2
+    async with serving(script) as served:
         streamed = await served.post("/api/chat", messages=[USER])
         whole = await served.post("/api/chat", messages=[USER], stream=False)
     assert streamed.status_code == 200
@@ -341,27 +356,74 @@ async def test_a_failure_in_the_middle_is_the_last_line_of_a_whole_body() -> Non
 
 
 async def test_a_failure_before_the_first_token_has_its_status() -> None:
-    runner = ScriptedRunner()
-    runner.fail_at = 0
-    async with serving(runner) as served:
+    script = Script()
+    script.fail_at = 0
+    async with serving(script) as served:
         reply = await served.post("/api/chat", messages=[USER])
     assert (reply.status_code, list(reply.json())) == (500, ["error"])
 
 
 async def test_a_stop_ends_running_streams_with_an_error_line_and_waiting_requests_with_503() -> None:
-    runner = ScriptedRunner(hold_at=1)
-    async with serving(runner) as served:
-        running = asyncio.create_task(served.post("/api/chat", messages=[USER]))
-        await until(runner.held)
+    script = Script(hold_at=1)
+    async with serving(script, real=True) as served:
+        running = [asyncio.create_task(served.post("/api/chat", messages=[USER])) for _ in range(SLOTS)]
+        await until_true(lambda: script.told == SLOTS)
         waiting = asyncio.create_task(served.post("/api/chat", messages=[USER]))
-        await until_true(lambda: served.host.slot.waiting == 1)
-        served.server.stop()
-        streamed, refused = await running, await waiting
-    assert lines(streamed.text)[-1] == {"error": "the node is shutting down"}
+        await until_true(lambda: script.waiting == 1)
+        served.stop()
+        streamed, refused = [await task for task in running], await waiting
+    assert [lines(reply.text)[-1] for reply in streamed] == [{"error": "the node is shutting down"}] * SLOTS
     assert refused.status_code == 503
 
 
 async def test_characters_outside_ascii_come_as_they_are() -> None:
-    async with serving(ScriptedRunner(["zażółć ", "😀 ", "漢字"])) as served:
+    async with serving(Script(["zażółć ", "😀 ", "漢字"])) as served:
         reply = await served.post("/api/chat", messages=[USER])
     assert "".join(record["message"]["content"] for record in lines(reply.text)) == "zażółć 😀 漢字"
+
+
+@pytest.mark.parametrize(
+    ("format", "schema"), [("json", '{"type": "object"}'), ({"type": "array"}, '{"type":"array"}'), ("", None)]
+)
+async def test_a_form_reaches_the_engine(format: Any, schema: str | None) -> None:
+    async with serving() as served:
+        await served.post("/api/chat", messages=[USER], format=format)
+        await served.post("/api/generate", prompt="q", format=format)
+    guides = [request.sampling.guide for request in served.script.requests]
+    assert guides == [JsonGuide(schema) if schema else None] * 2
+
+
+async def test_log_probabilities_have_ollamas_shape() -> None:
+    async with serving(Script(["ab"])) as served:
+        whole = (await served.post("/api/generate", prompt="q", logprobs=True, top_logprobs=1, stream=False)).json()
+        plain = (await served.post("/api/generate", prompt="q", logprobs=True, stream=False)).json()
+        streamed = lines((await served.post("/api/chat", messages=[USER], logprobs=True, top_logprobs=1)).text)
+    top = [{"token": "a", "logprob": -1.0, "bytes": [97]}]
+    assert (
+        whole["logprobs"]
+        == streamed[0]["logprobs"]
+        == [
+            {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": top},
+            {"token": "b", "logprob": -0.5, "bytes": [98], "top_logprobs": top},
+        ]
+    )
+    assert plain["logprobs"][0] == {"token": "a", "logprob": -0.5, "bytes": [97]}
+    assert "logprobs" not in streamed[-1]
+
+
+async def test_urgency_and_caller_reach_the_engine() -> None:
+    keys = rules_of(("anna:one", "ben:two"), (), ())
+    async with serving(rules=keys) as served:
+        headers = {"X-API-Key": "two"}
+        body = {"model": NAME, "messages": [USER], "priority": 5, "deadline_s": 30}
+        await served.client.post("/api/chat", json=body, headers=headers)
+    (request,) = served.script.requests
+    assert (request.priority, request.deadline, request.caller, request.cache_salt) == (5, 30.0, "ben", "ben")
+
+
+@pytest.mark.parametrize("keys", [(), ("anna:one",)])
+async def test_cached_prompts_are_shared_where_there_is_nobody_to_hide_them_from(keys: tuple[str, ...]) -> None:
+    async with serving(rules=rules_of(keys, (), ())) as served:
+        await served.client.post("/api/chat", json={"model": NAME, "messages": [USER]}, headers={"X-API-Key": "one"})
+    (request,) = served.script.requests
+    assert (request.caller, request.cache_salt) == ("anna" if keys else "127.0.0.1", "")

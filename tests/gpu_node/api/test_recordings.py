@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.gpu_node.serving import Served, serving
+from tests.gpu_node.serving import NAME, Fleet, Model, Served, serving
 
 RECORDINGS = Path(__file__).parents[2] / "recordings" / "0.24"
 DIFFERENT = {
     "chat-bad-option-type": "the client's mistake is 400 here, not 500",
-    "chat-bad-format": "format is refused, with 400",
-    "chat-schema": "format is refused",
-    "generate-json": "format is refused",
-    "generate-logprobs": "logprobs are refused",
+    "chat-bad-format": "the client's mistake is 400 here, not 500",
     "chat-bad-image": "images are refused before they are decoded",
     "chat-image-no-vision": "images are refused instead of ignored",
 }
@@ -28,6 +25,11 @@ CASES = sorted(
     for path in RECORDINGS.glob("*.json")
     if not path.stem.startswith(("fault-", "v1-")) and path.stem not in DIFFERENT
 )
+OPENAI_CASES = [
+    "v1-chat-whole", "v1-chat-stream", "v1-chat-stream-usage", "v1-chat-continued", "v1-completions",
+    "v1-completions-stream", "v1-embeddings", "v1-model", "v1-models", "v1-model-unknown", "v1-chat-unknown-model",
+    "v1-chat-no-messages", "v1-chat-bad-json",
+]  # fmt: skip
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def body_of(recording: dict[str, Any]) -> str:
 @pytest.mark.parametrize("name", CASES)
 async def test_the_answer_has_the_status_fields_and_framing_of_the_recording(name: str) -> None:
     recording = recorded(name)
-    async with serving(loaded=name != "ps-empty") as served:
+    async with serving(loaded=name != "ps-empty", real="chunks" in recording["response"]) as served:
         reply = await answered(served, recording["request"])
     response = recording["response"]
     assert reply.status_code == int(response["status_line"].split()[1])
@@ -124,3 +126,34 @@ async def test_a_wrong_option_has_ollamas_words_and_an_honest_status() -> None:
     async with serving() as served:
         reply = await answered(served, recording["request"])
     assert (reply.status_code, reply.text) == (400, body_of(recording))
+
+
+async def test_a_wrong_format_has_ollamas_words_and_an_honest_status() -> None:
+    recording = recorded("chat-bad-format")
+    async with serving() as served:
+        reply = await answered(served, recording["request"])
+    assert (reply.status_code, reply.text) == (400, body_of(recording))
+
+
+@pytest.mark.parametrize("name", OPENAI_CASES)
+async def test_the_openai_dialect_has_every_field_that_ollamas_has(name: str) -> None:
+    recording = recorded(name)
+    async with serving(fleet=Fleet(models=[Model(NAME)])) as served:
+        reply = await answered(served, recording["request"])
+    response = recording["response"]
+    assert reply.status_code == int(response["status_line"].split()[1])
+    theirs, mine = body_of(recording), reply.text
+    if theirs.startswith("data: "):
+        assert mine.endswith("data: [DONE]\n\n")
+        theirs, mine = (text.split("\n\n")[0].removeprefix("data: ") for text in (theirs, mine))
+    missing = paths(json.loads(theirs)) - paths(json.loads(mine))
+    assert not missing, missing
+
+
+def paths(value: Any, here: str = "") -> set[str]:
+    """Every name in an object, with what it lies in; of lists the first entry."""
+    if isinstance(value, dict):
+        return {here}.union(*(paths(part, f"{here}.{name}") for name, part in value.items()))
+    if isinstance(value, list) and value:
+        return paths(value[0], f"{here}[]")
+    return {here}
