@@ -2,8 +2,8 @@
 
     python -m gpu_node.model_store fetch default
 
-A GGUF file stays as it is: a fetched one lies in the folder, any other where its owner put it, and beside the note of
-where it is the folder holds its tokenizer, which takes seconds to build. Invariants: a folder in the cache is whole,
+A GGUF file stays as it is: a fetched one lies in the folder, any other where its owner put it, and the folder holds a
+note of where it is; later also its tokenizer, which takes seconds to build. Invariants: a folder in the cache is whole,
 since it is renamed into place last; one process at a time works on a model (a lock that dies with its holder); a file
 whose hash is wrong is never used.
 """
@@ -138,11 +138,9 @@ class ModelStore:
         """Everything the folder needs; the note comes last, since it makes a folder whole."""
         header = read_gguf_header(gguf)
         architecture_of(header)  # refused here already, before anything is kept
+        if "tokenizer.ggml.tokens" not in header.counts:
+            raise ModelError(f"{gguf.name} holds no tokenizer")
         folder.mkdir()
-        with self._progress.elapsed(f"reading the vocabulary of {gguf.name}, once"):
-            from gpu_node.engine.tokenizers import keep_tokenizer  # transformers takes seconds to import
-
-            keep_tokenizer(gguf, folder)
         fetched = gguf.is_relative_to(folder.parent)
         if fetched:
             os.rename(gguf, folder / gguf.name)

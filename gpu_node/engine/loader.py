@@ -30,7 +30,7 @@ from gpu_node.engine.products.base import HeldAs, Kernels, Numerics
 from gpu_node.engine.runner import NO_MEMORY_TEXTS, Runner
 from gpu_node.engine.sampler import Sampler
 from gpu_node.engine.stage import Stage
-from gpu_node.engine.tokenizers import end_ids, tokenizer_in, tokenizer_of_gguf
+from gpu_node.engine.tokenizers import end_ids, tokenizer_of
 from gpu_node.engine.vocabulary import TokenizerVocabulary
 from gpu_node.engine.weights.filling import empty_model, missing_from
 from gpu_node.engine.weights.gguf_source import GgufSource
@@ -102,7 +102,7 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
     device = torch.device(choose_device(options.device))
     files = model_files(path)
     with _quiet_transformers(), _plain_failures(path.name):
-        tokenizer = tokenizer_in(files.tokenizer) if files.tokenizer else tokenizer_of_gguf(files.weights)
+        tokenizer = tokenizer_of(files)
         tokenizer.chat_template = options.template or tokenizer.chat_template
         with closing(open_source(files)) as source:
             choices = choose(options, source, device)

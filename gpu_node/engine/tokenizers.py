@@ -1,4 +1,4 @@
-"""Tokenizers: from a model's folder, or built from what a GGUF file says and then kept in a folder.
+"""Tokenizers: from a model's folder, or built from what a GGUF file says and then kept in the store's folder for it.
 
 Invariant: a tokenizer that was built gives the ids that llama.cpp gives for the same file. Knows no weights; must not
 import torch itself.
@@ -6,6 +6,9 @@ import torch itself.
 
 from __future__ import annotations
 
+import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from transformers import AutoTokenizer, TokenizersBackend
 
 from gpu_node.errors import ModelError
 from gpu_node.gguf_header import GgufHeader, read_gguf_header
+from gpu_node.model_folder import ModelFiles
 
 # Words by which models end a turn. Many checkpoints name only one of theirs as the end.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
 # Vocabularies whose merges were learned with every digit on its own; transformers does not split them by itself.
 SINGLE_DIGIT_VOCABULARIES = ("smollm",)
+TOKENIZER_FILE = "tokenizer.json"
 ARRAYS = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "scores", "token_type"))
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
@@ -44,9 +49,24 @@ def tokenizer_of_gguf(path: Path) -> Any:
     return tokenizer
 
 
-def keep_tokenizer(path: Path, folder: Path) -> None:
-    """Build the tokenizer of the GGUF file at `path` and write it to `folder`, from where it loads at once."""
-    tokenizer_of_gguf(path).save_pretrained(folder)
+def tokenizer_of(files: ModelFiles) -> Any:
+    """Builds one at most once for a folder of the store. Raises as the two above do."""
+    if not files.is_gguf or (files.tokenizer is not None and (files.tokenizer / TOKENIZER_FILE).exists()):
+        assert files.tokenizer is not None, "a folder of safetensors holds its tokenizer"
+        return tokenizer_in(files.tokenizer)
+    tokenizer = tokenizer_of_gguf(files.weights)
+    if files.tokenizer is not None:
+        with suppress(OSError):  # a cache that cannot be written costs the same seconds again, no more
+            _keep(tokenizer, files.tokenizer)
+    return tokenizer
+
+
+def _keep(tokenizer: Any, folder: Path) -> None:
+    """The file by which it is found comes last, so that a process that is killed leaves none or a whole one."""
+    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=folder) as partial:
+        tokenizer.save_pretrained(partial)
+        for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == TOKENIZER_FILE):
+            os.replace(path, folder / path.name)
 
 
 def end_ids(tokenizer: Any, *configs: Any) -> frozenset[int]:
