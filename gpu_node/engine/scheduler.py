@@ -282,7 +282,7 @@ class Scheduler:
         """What became of one row: its tokens are computed, drafts judged, samples forked, full blocks published."""
         taken = accepted.get(state.id, ())
         if not state.planned:  # it lost its blocks while the step ran
-            state.tokens.extend(taken)
+            self._go_on(state, taken)
             return
         people = self._people
         people.tables.copied(state)

@@ -79,6 +79,22 @@ def test_a_preempted_sequence_drops_its_blocks() -> None:
     assert (state.blocks, state.computed, state.published) == ([], 0, 0)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_a_preemption_while_the_step_runs_loses_no_token(samples: int) -> None:
+    play = Play(LIMITS)
+    play.submit(text(4, 1), 20)
+    play.submit(text(10), 8, samples=samples)
+    for _ in range(3):
+        planned = play.plan()
+        assert planned is not None
+        play.scheduler.preempt_youngest()
+        play.play(planned)
+        play.assert_told()
+    assert sum(len(story.written) for story in play.stories.values()) >= 3 + samples
+    play.run()
+    play.assert_told()
+
+
 def test_preemption_that_finds_its_blocks_taken_reads_everything_again() -> None:
     play = Play(replace(LIMITS, block_count=12))
     play.submit(text(4), 40)

@@ -64,11 +64,17 @@ class StoryMachine(RuleBasedStateMachine):
                 self.play.step()
 
     @precondition(lambda self: self.play.scheduler.busy)
-    @rule(keeps=st.lists(st.integers(0, 3), min_size=1, max_size=8), leaves=st.lists(WHICH, max_size=2))
-    def a_step_with_trouble(self, keeps: list[int], leaves: list[int]) -> None:
-        """Some are cancelled while it runs, some answers are cut, some fail."""
+    @rule(
+        keeps=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+        leaves=st.lists(WHICH, max_size=2),
+        preempted=st.integers(0, 2),
+    )
+    def a_step_with_trouble(self, keeps: list[int], leaves: list[int], preempted: int) -> None:
+        """Some are preempted or cancelled while it runs, some answers are cut, some fail."""
         planned = self.play.plan()
         assert planned is not None
+        for _ in range(preempted):
+            self.play.scheduler.preempt_youngest()
         for which in leaves:
             self.cancel(which)
         turn = iter(keeps * 10)
