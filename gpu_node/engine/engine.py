@@ -19,6 +19,7 @@ from typing import Literal
 
 from gpu_node.engine.core import EngineCore, Job
 from gpu_node.engine.generation import Generation
+from gpu_node.engine.guide import guides_of
 from gpu_node.engine.mailbox import Call, Outlet
 from gpu_node.engine.planned import Limits
 from gpu_node.engine.preparation import (
@@ -26,7 +27,6 @@ from gpu_node.engine.preparation import (
     GuideShelf,
     StartGuide,
     check_inference,
-    no_guides,
     prepare_generation,
     prepare_texts,
 )
@@ -89,7 +89,7 @@ class Engine:
         prepare: Callable[[], Awaitable[None]] | None = None,
         options: EngineOptions = EngineOptions(),
         clock: Callable[[], float] = time.monotonic,
-        guides: Callable[[ModelRunner], StartGuide] = no_guides,
+        guides: Callable[[ModelRunner], StartGuide] = guides_of,
     ) -> None:
         """`prepare` is awaited before `load` runs in the engine's thread (fetching, converting).
 

@@ -27,15 +27,6 @@ FLOAT_BYTES = 4
 StartGuide = Callable[[Guide], GuideState]
 
 
-def no_guides(runner: ModelRunner) -> StartGuide:
-    """For engines without guided output."""
-
-    def refuse(guide: Guide) -> GuideState:
-        raise RequestError("answers cannot be guided here")
-
-    return refuse
-
-
 class GuideShelf:
     """What guides need to know of a vocabulary is worked out once a model, by the first request that wants it."""
 
