@@ -7,7 +7,7 @@ both travel on to the logits. Addresses are 64-bit integers; nothing is checked 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -119,9 +119,12 @@ class Emitter:
         self.builder.ret_void()
         return str(self.module)
 
+    @property
+    def arguments_address(self) -> Value:
+        return Value(self, self.builder.ptrtoint(self.function.args[0], I64))
+
     def argument(self, index: int) -> Value:
-        address = Value(self, self.builder.ptrtoint(self.function.args[0], I64))
-        return self.load(address + 8 * index, I64)
+        return self.load(self.arguments_address + 8 * index, I64)
 
     def arguments(self, count: int) -> tuple[Value, ...]:
         return tuple(self.argument(index) for index in range(count))
@@ -277,11 +280,37 @@ class Emitter:
         with self.builder.if_then(condition.raw):
             yield
 
-    def invoke(self, kernel: Value, arguments: Value) -> None:
-        """Another kernel by its address, for the same part."""
+    @contextmanager
+    def forever(self) -> Iterator[Callable[[Value], None]]:
+        """Until what it gives is called with a condition that holds."""
+        head, after = (self.function.append_basic_block(name) for name in ("again", "left"))
+
+        def leave(condition: Value) -> None:
+            rest = self.function.append_basic_block("stayed")
+            self.builder.cbranch(condition.raw, after, rest)
+            self.builder.position_at_end(rest)
+
+        self.builder.branch(head)
+        self.builder.position_at_end(head)
+        yield leave
+        self.builder.branch(head)
+        self.builder.position_at_end(after)
+
+    def peek(self, address: Value) -> Value:
+        """A counter that other threads increase, and all that they wrote before they did."""
+        pointer = self.builder.inttoptr(address.raw, POINTER)
+        return Value(self, self.builder.load_atomic(pointer, "acquire", 8, typ=I64))
+
+    def increase(self, address: Value) -> Value:
+        """By one, telling other threads what was written before; what it was."""
+        pointer = self.builder.inttoptr(address.raw, POINTER)
+        return Value(self, self.builder.atomic_rmw("add", pointer, self.integer(1).raw, "acq_rel"))
+
+    def invoke(self, kernel: Value, arguments: Value, part: Value, parts: Value) -> None:
+        """Another kernel by its address."""
         callee = self.builder.inttoptr(kernel.raw, self.function.function_type.as_pointer())
         passed = self.builder.inttoptr(arguments.raw, POINTER)
-        self.builder.call(callee, [passed, self.part.raw, self.parts.raw])
+        self.builder.call(callee, [passed, part.raw, parts.raw])
 
     def relax(self, is_x86: bool) -> None:
         """Tells the processor that a loop only waits."""

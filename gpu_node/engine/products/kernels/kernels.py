@@ -38,6 +38,10 @@ from gpu_node.engine.products.kernels.tensors import (
 )
 from gpu_node.engine.products.kernels.weights import GROUP, KernelWeight, Unsuitable
 
+# What a thread takes at a time lasts some microseconds: less is lost in taking it, more leaves others without.
+PIECE_BYTES = 1 << 16
+PIECE_NUMBERS = 1 << 13
+
 
 class Kernels:
     """Safe to use from several threads; programs on several threads wait for each other."""
@@ -69,7 +73,9 @@ class Kernels:
         result = (x.shape[0], y.data_ptr(), y.stride(0), address(weight.bias), int(adds))
         if not weight.quantised:
             first = (weight.data.data_ptr(), weight.rows, weight.columns, x.data_ptr(), x.stride(0))
-            return (Operation(weight.kernel, (*first, *result), (weight, x, y), weight.bytes),)
+            return (
+                Operation(weight.kernel, (*first, *result), (weight, x, y), weight.bytes // PIECE_BYTES, weight.bytes),
+            )
         groups = weight.columns // GROUP
         rounded = torch.empty(x.shape[0], weight.columns, dtype=torch.int8)
         factors = torch.empty(2, x.shape[0], groups)
@@ -78,8 +84,8 @@ class Kernels:
         matrix = (weight.data.data_ptr(), weight.rows, groups)
         kept = (weight, rounded, factors, y)
         return (
-            Operation(QUANTISER, (*source, *written), (x, rounded, factors)),
-            Operation(weight.kernel, (*matrix, *written, *result), kept, weight.bytes),
+            Operation(QUANTISER, (*source, *written), (x, rounded, factors), x.numel() // PIECE_NUMBERS),
+            Operation(weight.kernel, (*matrix, *written, *result), kept, weight.bytes // PIECE_BYTES, weight.bytes),
         )
 
     def normalise(
@@ -96,7 +102,7 @@ class Kernels:
             check(tensor, (rows, columns))
         source = (x.data_ptr(), x.stride(0), rows, columns, weight.data_ptr(), float_bits(epsilon))
         result = (y.data_ptr(), y.stride(0), address(delta), 0 if delta is None else delta.stride(0))
-        return (Operation("norm", (*source, *result), (x, weight, y, delta)),)
+        return (Operation("norm", (*source, *result), (x, weight, y, delta), rows * columns // PIECE_NUMBERS),)
 
     def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Operation, ...]:
         """`x` [tokens, heads, size] in place; `cosines`, `sines` [tokens, half]: number i turns with number i + half.
@@ -113,7 +119,7 @@ class Kernels:
             raise Unsuitable(f"{2 * half} rotated numbers do not fit into heads of {size}.")
         tables = (cosines.data_ptr(), sines.data_ptr(), cosines.stride(0))
         arguments = (x.data_ptr(), x.stride(0), tokens, heads, size, half, *tables)
-        return (Operation("rotate", arguments, (x, cosines, sines)),)
+        return (Operation("rotate", arguments, (x, cosines, sines), tokens * heads * size // PIECE_NUMBERS),)
 
     def store(self, x: Tensor, pool: Tensor, blocks: Tensor, places: Tensor) -> tuple[Operation, ...]:
         """`x` [tokens, kv_heads, size] into `pool` [blocks, block_tokens, kv_heads, size] at int64 (block, place)."""
@@ -126,7 +132,11 @@ class Kernels:
             check(index, (tokens,), torch.int64)
         source = (x.data_ptr(), x.stride(0), tokens, heads, size)
         target = (pool.data_ptr(), *pool.stride()[:3], blocks.data_ptr(), places.data_ptr())
-        return (Operation(f"store_{kind}", (*source, *target), (x, pool, blocks, places)),)
+        return (
+            Operation(
+                f"store_{kind}", (*source, *target), (x, pool, blocks, places), tokens * heads * size // PIECE_NUMBERS
+            ),
+        )
 
     def gate(self, gates: Tensor, ups: Tensor, y: Tensor, activation: Activation = "silu") -> tuple[Operation, ...]:
         """y = activation(gates) * ups, all [rows, columns]; y may be one of the others, those halves of one product."""
@@ -136,7 +146,7 @@ class Kernels:
             check(tensor, (rows, columns))
         source = (gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0))
         arguments = (*source, rows, columns, y.data_ptr(), y.stride(0))
-        return (Operation(f"gate_{activation}", arguments, (gates, ups, y)),)
+        return (Operation(f"gate_{activation}", arguments, (gates, ups, y), rows * columns // PIECE_NUMBERS),)
 
     def attend(self, q: Tensor, paged: Paged, look: Look, y: Tensor) -> tuple[Operation, ...]:
         """`q` [tokens, heads, key_dim] over the cache -> `y` [tokens, heads, value_dim], which is overwritten.
@@ -168,7 +178,7 @@ class Kernels:
         sizes = (kv_heads, heads // kv_heads, key_dim, value_dim)
         how = (float_bits(look.scale), float_bits(look.cap), look.window or NO_WINDOW, address(look.sinks))
         arguments = (*source, *tables, *keys, *values, *sizes, *how, y.data_ptr(), y.stride(0))
-        return (Operation(f"attend_{kind}", arguments, (q, paged, look, y)),)
+        return (Operation(f"attend_{kind}", arguments, (q, paged, look, y), tokens * kv_heads),)
 
 
 def open_kernels(folder: Path | None = None, threads: int = 1) -> Kernels | None:

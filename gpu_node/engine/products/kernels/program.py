@@ -1,9 +1,9 @@
 """Operations in a row as one call into compiled code, on one thread or on several.
 
 An operation is a kernel with its arguments: addresses of tensors that it keeps alive, whose contents may change between
-runs. A program of many costs one call; its threads split every operation and meet after each. Helper threads sleep on a
-lock between programs and never spin there; within a program they wait for each other for microseconds, and give their
-core away when that takes longer. Invariant: one program of a crew runs at a time. Must not know what kernels compute.
+runs. A program of many costs one call. Threads take pieces of operations, one at a time, in order: a helper that comes
+late or loses its core holds up nothing but the piece in its hands. Helpers sleep on a lock between programs; within one
+they look for microseconds before they give their core away. Must not know what kernels compute.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpu_node.engine.products.kernels.availability import Target
-from gpu_node.engine.products.kernels.emitter import I64, POINTER, Emitter, Value
+from gpu_node.engine.products.kernels.emitter import I64, Emitter, Value, Variable
 from gpu_node.engine.products.kernels.library import KernelLibrary
 
 INTERPRETER = "run_program"
 # So often a waiting thread looks before it offers its core to others: some ten microseconds.
-LOOKS = 4000
-# Waking a helper and meeting it again costs some 30 us; below so many bytes read it would take longer than it saves.
-WORTH_SPLITTING_BYTES = 4 << 20
+LOOKS = 2000
+# Waking helpers takes some 20 us; a program that reads less than this is over before they have done much.
+WORTH_SPLITTING_BYTES = 1 << 20
+# More pieces than threads, so that a slow thread takes fewer; each piece costs two atomic additions.
+PIECES_PER_THREAD = 4
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -31,6 +34,7 @@ class Operation:
     kernel: str
     arguments: tuple[int, ...]
     keeps: tuple[object, ...] = field(default=(), repr=False)  # whatever owns the memory that the arguments name
+    pieces: int = 1  # as many as may be worked on at once, and are worth it
     reads_bytes: int = 0  # about; by this it is judged whether threads pay
 
 
@@ -41,112 +45,127 @@ class Crew:
         self.threads = threads
         self._busy = threading.Lock()
         self._wakes = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._call: tuple[Program, ctypes.Array[ctypes.c_int64]] | None = None
+        self._turn: Turn | None = None
         self._helpers = [
-            threading.Thread(target=self._help, args=(part,), name=f"kernels-{part}", daemon=True)
-            for part in range(1, threads)
+            threading.Thread(target=self._help, args=(wake,), name=f"kernels-{number}", daemon=True)
+            for number, wake in enumerate(self._wakes, start=1)
         ]
         for helper in self._helpers:
             helper.start()
 
-    def run(self, program: Program) -> None:
+    def run(self, turn: Turn) -> None:
         with self._busy:
-            arguments = program.next_turn(self.threads)
-            self._call = (program, arguments)
+            self._turn = turn
             for wake in self._wakes:
                 wake.release()
-            program.enter(arguments, 0, self.threads)
+            turn.work(waits=True)
 
     def close(self) -> None:
-        """Helpers end. Idempotent; nothing may run any more."""
+        """Helpers end. Idempotent; afterwards callers work alone."""
         with self._busy:
-            self._call = None
+            self._turn = None
             for wake in self._wakes:
                 wake.release()
             for helper in self._helpers:
                 helper.join()
-            self._wakes, self._helpers, self.threads = [], [], 1
+            self._wakes, self._helpers = [], []
 
-    def _help(self, part: int) -> None:
-        wake, threads = self._wakes[part - 1], self.threads
+    def _help(self, wake: threading.Semaphore) -> None:
         while True:
             wake.acquire()
-            call = self._call
-            if call is None:
+            turn = self._turn
+            if turn is None:
                 return
-            call[0].enter(call[1], part, threads)
-            del call  # a sleeping helper keeps no model alive
+            turn.work(waits=False)
+            del turn  # a sleeping helper keeps no model alive
+
+
+class Turn:
+    """One run of a program. It has counters of its own, so whoever comes late finds nothing left to disturb."""
+
+    __slots__ = ("_arguments", "_entry", "_program")
+
+    def __init__(self, program: Program, entry: Any, table: int, operations: int) -> None:
+        self._program = program  # keeps what the table names alive
+        self._entry = entry
+        self._arguments = (ctypes.c_int64 * 4)(table, operations, 0, 0)  # pieces taken, pieces done
+
+    def work(self, waits: bool) -> None:
+        """Takes pieces until none is left; then, if it is to wait, until all are done."""
+        self._entry(self._arguments, 1 if waits else 0, 1)
 
 
 class Program:
-    """Not to be run by two threads at a time; with a crew that is seen to."""
+    """May be run by several threads only if they share the crew that it was made with."""
 
     def __init__(self, library: KernelLibrary, operations: Sequence[Operation], crew: Crew | None = None) -> None:
         """Compiles what is missing. `crew` None: the calling thread does everything."""
         self._operations = tuple(operations)
+        self._crew = crew if crew is not None and self._is_worth_splitting() else None
+        most = 1 if self._crew is None else self._crew.threads * PIECES_PER_THREAD
         self._arguments = [(ctypes.c_int64 * len(one.arguments))(*one.arguments) for one in operations]
-        table = [
-            number
-            for one, arguments in zip(operations, self._arguments, strict=True)
-            for number in (library.address(one.kernel), ctypes.addressof(arguments))
-        ]
-        self._table = (ctypes.c_int64 * len(table))(*table)
-        self._meeting = ctypes.c_int64(0)  # how often a thread has ended an operation, over all runs
-        self._ended = 0
+        table, first = [], 0
+        for one, arguments in zip(operations, self._arguments, strict=True):
+            table += [library.address(one.kernel), ctypes.addressof(arguments), first]
+            first += max(1, min(one.pieces, most))
+        self._table = (ctypes.c_int64 * (len(table) + 3))(*table, 0, 0, first)
         self._entry = _Entry(library.address(INTERPRETER))
-        self._alone = self._turn(0)
-        self._crew = crew if crew is not None and crew.threads > 1 and self._is_worth_splitting() else None
 
     def run(self) -> None:
         """Computes; the interpreter's lock is free meanwhile."""
+        turn = Turn(self, self._entry, ctypes.addressof(self._table), len(self._operations))
         if self._crew is None:
-            self._entry(self._alone, 0, 1)
+            turn.work(waits=True)
         else:
-            self._crew.run(self)
-
-    def next_turn(self, threads: int) -> ctypes.Array[ctypes.c_int64]:
-        """Arguments of one run by so many threads. A late thread of the run before never waits for this one's."""
-        turn = self._turn(self._ended)
-        self._ended += threads * len(self._operations)
-        return turn
-
-    def enter(self, arguments: ctypes.Array[ctypes.c_int64], part: int, parts: int) -> None:
-        self._entry(arguments, part, parts)
-
-    def _turn(self, ended: int) -> ctypes.Array[ctypes.c_int64]:
-        meeting = ctypes.addressof(self._meeting)
-        return (ctypes.c_int64 * 4)(ctypes.addressof(self._table), len(self._operations), meeting, ended)
+            self._crew.run(turn)
 
     def _is_worth_splitting(self) -> bool:
         return sum(one.reads_bytes for one in self._operations) >= WORTH_SPLITTING_BYTES
 
 
+RECORD_BYTES = 24  # of the table: kernel, its arguments, number of its first piece; a last record ends the pieces
+
+
 def write_interpreter(name: str, target: Target) -> str:
-    """Arguments: table of (kernel, its arguments), how many, address of the meeting counter, its value before."""
+    """Arguments: table, how many operations, pieces taken, pieces done; `part` says whether to wait for the end.
+
+    Pieces are numbered over all operations. One is taken only when the operations before its own are done.
+    """
     e = Emitter(name, target.triple)
-    table, count, meeting, ended = e.arguments(4)
-    with e.loop(0, count) as index:
-        kernel = e.load(table + index * 16, I64)
-        arguments = e.load(table + index * 16 + 8, I64)
-        e.invoke(kernel, arguments)
-        with e.when(e.integer(1) < e.parts):
-            _meet(e, meeting, ended + (index + 1) * e.parts, target)
+    table, count, _, _ = e.arguments(4)
+    counters = e.arguments_address + 16
+    total = e.load(table + count * RECORD_BYTES + 16, I64)
+    record = e.variable(table)
+    with e.forever() as leave:
+        number = e.peek(counters)
+        leave(number >= total)
+        _advance(e, record, number)
+        _wait(e, counters + 8, e.load(record.get() + 16, I64), target)
+        number = e.increase(counters)
+        leave(number >= total)
+        _advance(e, record, number)
+        first, end = (e.load(record.get() + at, I64) for at in (16, 16 + RECORD_BYTES))
+        _wait(e, counters + 8, first, target)
+        kernel, arguments = (e.load(record.get() + at, I64) for at in (0, 8))
+        e.invoke(kernel, arguments, number - first, end - first)
+        e.increase(counters + 8)
+    with e.when(e.integer(0) < e.part):
+        _wait(e, counters + 8, total, target)
     return e.finish()
 
 
-def _meet(e: Emitter, meeting: Value, all_ended: Value, target: Target) -> None:
-    pointer = e.builder.inttoptr(meeting.raw, POINTER)
-    e.builder.atomic_rmw("add", pointer, e.integer(1).raw, "acq_rel")
+def _advance(e: Emitter, record: Variable, number: Value) -> None:
+    """To the record of the operation that the piece belongs to."""
+    with e.forever() as leave:
+        leave(e.load(record.get() + 16 + RECORD_BYTES, I64) > number)
+        record.set(record.get() + RECORD_BYTES)
+
+
+def _wait(e: Emitter, counter: Value, wanted: Value, target: Target) -> None:
     looks = e.variable(e.integer(0))
-    head, wait, after = (e.function.append_basic_block(name) for name in ("look", "wait", "met"))
-    e.builder.branch(head)
-    e.builder.position_at_end(head)
-    seen = Value(e, e.builder.load_atomic(pointer, "acquire", 8, typ=I64))
-    e.builder.cbranch((seen < all_ended).raw, wait, after)
-    e.builder.position_at_end(wait)
-    e.relax("x86" in target.triple)
-    looks.set(looks.get() + 1)
-    with e.when(looks.get() > LOOKS):
-        e.give_way()
-    e.builder.branch(head)
-    e.builder.position_at_end(after)
+    with e.forever() as leave:
+        leave(e.peek(counter) >= wanted)
+        e.relax("x86" in target.triple)
+        looks.set(looks.get() + 1)
+        with e.when(looks.get() > LOOKS):
+            e.give_way()
