@@ -94,13 +94,12 @@ class Layer:
         return asked[:, : recipe.heads]
 
     def _prepared(self, hidden: Tensor, norm: Tensor | None) -> Tensor:
-        return hidden if norm is None else normalised(hidden, norm, self._recipe.epsilon)
+        return hidden if norm is None else normalised(hidden, norm, self._recipe.residual_epsilon)
 
     def _added(self, hidden: Tensor, product: Product, x: Tensor, norm: Tensor | None) -> Tensor:
-        scale = self._recipe.scales.residual
         if norm is None:
-            return product.add_to(hidden, x, scale)
-        return hidden.add_(normalised(product(x), norm, self._recipe.epsilon), alpha=scale)
+            return product.add_to(hidden, x)
+        return hidden.add_(normalised(product(x), norm, self._recipe.epsilon))
 
 
 def _normalise_all(qkv: Tensor, recipe: Recipe, query_norm: Tensor, key_norm: Tensor) -> None:

@@ -75,7 +75,6 @@ class Scales:
 
     attention: float
     embedding: float = 1.0
-    residual: float = 1.0  # of what each half of a layer adds
     logits: float = 1.0
 
 
@@ -89,6 +88,9 @@ class Caps:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
+    """Where a family scales what a layer adds by r (Granite), the residual is kept divided by r instead: norms do not
+    see the difference but for their epsilon, and everything in between is as Llama's."""
+
     family: Family
     hidden_size: int
     vocabulary_size: int
@@ -96,6 +98,7 @@ class Recipe:
     kv_heads: int
     head_dim: int
     epsilon: float
+    residual_epsilon: float  # of norms over the residual: epsilon / r^2
     activation: Activation
     windows: tuple[int | None, ...]  # one a layer: slots that it sees, its own included
     turns: tuple[str | None, ...]  # one a layer: which table of angles; None: positions are not told
@@ -152,12 +155,17 @@ def recipe_of(config: Any) -> Recipe | NotCovered:
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=head_dim,
         epsilon=config.rms_norm_eps,
+        residual_epsilon=config.rms_norm_eps / _residual(config) ** 2,
         activation=ACTIVATIONS[_activation(config)],
         windows=_windows(config),
         turns=_turns(config),
         scales=_scales(config, family, head_dim),
         caps=Caps(getattr(config, "attn_logit_softcapping", None), getattr(config, "final_logit_softcapping", None)),
     )
+
+
+def _residual(config: Any) -> float:
+    return float(getattr(config, "residual_multiplier", 1.0))
 
 
 def _refusal(config: Any) -> str:
@@ -167,6 +175,8 @@ def _refusal(config: Any) -> str:
         return "Own layers do not read weights that were quantised by a library for transformers."
     if getattr(config, "use_bidirectional_attention", None):
         return "Own layers look back only, and this model looks both ways."
+    if not _residual(config):
+        return "Own layers cannot leave out what layers add."
     moving = sorted({kind for kind in rotary_kinds(config) if kind in MOVING_ROTARY})
     if moving:
         return f"Own layers do not know rotary angles that change with the length ({', '.join(moving)})."
@@ -213,7 +223,6 @@ def _scales(config: Any, family: Family, head_dim: int) -> Scales:
     embedding = config.hidden_size**0.5 if family.gemma else getattr(config, "embedding_multiplier", 1.0)
     return Scales(
         attention=float(attention),
-        embedding=float(embedding),
-        residual=float(getattr(config, "residual_multiplier", 1.0)),
+        embedding=float(embedding) / _residual(config),
         logits=1.0 / float(getattr(config, "logits_scaling", 1.0)),
     )

@@ -7,11 +7,15 @@ family of models multiplies, nor where weights come from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gpu_node.engine.products.kernels.kernels import Kernels as CompiledKernels
 
 Kernels = Literal["auto", "torch", "numba"]
 HeldAs = Literal["given", "int8", "int4"]
@@ -27,11 +31,13 @@ class Numerics:
     """In which numbers products compute, and with whose kernels."""
 
     compute: torch.dtype = torch.float32  # of activations
-    kernels: Kernels = "auto"  # "auto": compiled ones where they are installed, else torch's
+    kernels: Kernels = "auto"  # "auto": compiled ones where they can be had, "numba": those or none, else torch's
     device: torch.device = CPU
     held_as: HeldAs = "given"  # 16 and 32-bit weights are quantised to this when they are loaded
     # Few rows may be rounded to 16 bits on their way in and out where that is quicker; never for logits, which tie.
     may_round: bool = True
+    kernel_folder: Path | None = None  # where compiled kernels are kept between starts
+    compiled: CompiledKernels | None = field(default=None, compare=False, repr=False)  # see `with_kernels`
 
 
 class Product(Protocol):

@@ -8,20 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gpu_node.engine.products.base import Lookup, Numerics, Product, QuantisedWeight, joined
+from gpu_node.engine.products.compiled import CompiledProduct
 from gpu_node.engine.products.dense import DenseProduct, TableLookup
 from gpu_node.engine.products.int4 import Int4Product, fits_int4
 from gpu_node.engine.products.int8 import Int8Product
-from gpu_node.engine.products.quantise import quantised_int4, quantised_int8
+from gpu_node.engine.products.kernels.availability import available, reason
+from gpu_node.engine.products.kernels.weights import Unsuitable, dense_weight, packed_weight
+from gpu_node.engine.products.quantise import INT8_GROUP, quantised_int4, quantised_int8
 from gpu_node.engine.products.quantised_lookup import QuantisedLookup
 from gpu_node.engine.products.stacked import StackedProduct
 from gpu_node.engine.products.wide import WideProduct
+from gpu_node.errors import ModelError
+
+if TYPE_CHECKING:
+    from gpu_node.engine.products.kernels.kernels import Kernels
 
 HALVES = (torch.bfloat16, torch.float16)
+
+
+def with_kernels(numerics: Numerics) -> Numerics:
+    """With compiled kernels open, where they are wanted and can be had; whoever asks closes them.
+
+    Raises `ModelError` when they are insisted on and cannot be had."""
+    if numerics.kernels == "torch" or numerics.compiled is not None:
+        return numerics
+    usable = numerics.device.type == "cpu" and numerics.compute is torch.float32
+    if usable and available():
+        from gpu_node.engine.products.kernels.kernels import open_kernels  # llvmlite is optional
+
+        return replace(numerics, compiled=open_kernels(numerics.kernel_folder, torch.get_num_threads()))
+    if numerics.kernels == "numba":
+        raise ModelError(f"compiled kernels are not to be had: {reason() or 'they compute on CPUs in float32 only.'}")
+    return numerics
 
 
 def product_of(weight: Tensor | QuantisedWeight, bias: Tensor | None, numerics: Numerics) -> Product:
@@ -29,13 +53,12 @@ def product_of(weight: Tensor | QuantisedWeight, bias: Tensor | None, numerics: 
     if isinstance(weight, Tensor):
         weight = held(weight, numerics)
     bias = None if bias is None else bias.to(numerics.compute)
-    if isinstance(weight, QuantisedWeight):
-        return _quantised_product(weight, bias, numerics)
-    if weight.dtype is numerics.compute:
-        return DenseProduct(weight, bias)
-    if weight.dtype in HALVES and numerics.compute is torch.float32:
-        return WideProduct(weight, bias, may_round=numerics.may_round)
-    return DenseProduct(weight.to(numerics.compute), bias)
+    if numerics.compiled is None or numerics.compute is not torch.float32:
+        return _torch_product(weight, bias, numerics)
+    try:
+        return _compiled_product(weight, bias, numerics.compiled, numerics)
+    except Unsuitable:
+        return _torch_product(weight, bias, numerics)
 
 
 def product_of_parts(parts: Sequence[Tensor | QuantisedWeight], bias: Tensor | None, numerics: Numerics) -> Product:
@@ -73,10 +96,31 @@ def held(weight: Tensor, numerics: Numerics) -> Tensor | QuantisedWeight:
     """The weight in the form that the settings ask for."""
     rows, columns = weight.shape
     if numerics.held_as == "int8":
-        return quantised_int8(weight)
+        return quantised_int8(
+            weight, INT8_GROUP if numerics.compiled is not None and columns % INT8_GROUP == 0 else None
+        )
     if numerics.held_as == "int4" and columns % 32 == 0 and rows % 16 == 0:
         return quantised_int4(weight)
-    return quantised_int8(weight) if numerics.held_as == "int4" else weight
+    return held(weight, replace(numerics, held_as="int8")) if numerics.held_as == "int4" else weight
+
+
+def _compiled_product(
+    weight: Tensor | QuantisedWeight, bias: Tensor | None, kernels: Kernels, numerics: Numerics
+) -> Product:
+    if isinstance(weight, QuantisedWeight):
+        return CompiledProduct(packed_weight(weight, bias), kernels, None)
+    many = _torch_product(weight, bias, replace(numerics, may_round=False))
+    return CompiledProduct(dense_weight(weight, bias), kernels, many)
+
+
+def _torch_product(weight: Tensor | QuantisedWeight, bias: Tensor | None, numerics: Numerics) -> Product:
+    if isinstance(weight, QuantisedWeight):
+        return _quantised_product(weight, bias, numerics)
+    if weight.dtype is numerics.compute:
+        return DenseProduct(weight, bias)
+    if weight.dtype in HALVES and numerics.compute is torch.float32:
+        return WideProduct(weight, bias, may_round=numerics.may_round)
+    return DenseProduct(weight.to(numerics.compute), bias)
 
 
 def _quantised_product(weight: QuantisedWeight, bias: Tensor | None, numerics: Numerics) -> Product:

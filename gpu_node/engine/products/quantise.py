@@ -15,8 +15,10 @@ from torch import Tensor
 from gpu_node.engine.products.base import Product, QuantisedWeight, pack_nibbles, row_tiles
 
 INT4_GROUP = 32
+INT8_GROUP = 32  # of kernels that know groups; torch's wants one scale a row
 # Shares of a group's full range: cutting off its ends often costs less than coarser steps for all the rest.
 RANGES = (1.0, 0.94, 0.88, 0.82)
+SMALLEST = 6e-8  # the least positive half: a scale for groups of equal numbers
 PROBES = 8  # random vectors that an error is measured with
 PROBE_SEED = 0x9E3779B97F4A7C15  # not a seed that a random weight may have been drawn with: they must not be alike
 
@@ -30,15 +32,15 @@ def quantised_int4(weight: Tensor, group: int = INT4_GROUP) -> QuantisedWeight:
     return QuantisedWeight(torch.cat(codes), scales, minima, group, 4, (rows, columns))
 
 
-def quantised_int8(weight: Tensor) -> QuantisedWeight:
-    """`weight` [rows, columns] floating -> 8-bit codes with one scale a row."""
+def quantised_int8(weight: Tensor, group: int | None = None) -> QuantisedWeight:
+    """`weight` [rows, columns] floating -> 8-bit codes with a scale for every group, or one a row."""
     rows, columns = weight.shape
-    return _by_row(weight[tile].float() for tile in row_tiles(rows, columns))
+    return _int8((weight[tile].float() for tile in row_tiles(rows, columns)), group or columns)
 
 
 def quantised_rows(weight: QuantisedWeight) -> QuantisedWeight:
     """Any quantised weight -> 8-bit codes with one scale a row."""
-    return _by_row(weight.select(tile).dequantised() for tile in row_tiles(*weight.shape))
+    return _int8((weight.select(tile).dequantised() for tile in row_tiles(*weight.shape)), weight.shape[1])
 
 
 def measure_error(
@@ -58,14 +60,17 @@ def measure_error(
     return math.sqrt(difference / max(size, 1e-30))
 
 
-def _by_row(tiles: Iterable[Tensor]) -> QuantisedWeight:
+def _int8(tiles: Iterable[Tensor], group: int) -> QuantisedWeight:
     codes, scales = [], []
     for tile in tiles:
-        scale = tile.abs().amax(dim=1, keepdim=True).div_(127).clamp_min_(1e-12)
-        codes.append(tile.div(scale).round_().to(torch.int8))
-        scales.append(scale)
+        groups = tile.view(tile.shape[0], -1, group)
+        scale = groups.abs().amax(dim=2).div_(127).clamp_min_(SMALLEST)
+        if group == INT8_GROUP:
+            scale = scale.half().float()  # two bytes each: as in GGUF's Q8_0
+        codes.append(groups.div(scale.unsqueeze(2)).round_().clamp_(-127, 127).to(torch.int8).view(tile.shape))
+        scales.append(scale.half() if group == INT8_GROUP else scale)
     whole = torch.cat(codes)
-    return QuantisedWeight(whole, torch.cat(scales), None, whole.shape[1], 8, (whole.shape[0], whole.shape[1]))
+    return QuantisedWeight(whole, torch.cat(scales), None, group, 8, (whole.shape[0], whole.shape[1]))
 
 
 def _int4_tile(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +90,7 @@ def _int4_tile(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rounded(groups: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scales = ((high - low) / 15).clamp_min(6e-8).half()  # the least positive half: a group of equal numbers
+    scales = ((high - low) / 15).clamp_min(SMALLEST).half()
     minima = low.half()
     codes = (groups - minima.float().unsqueeze(2)).div_(scales.float().unsqueeze(2)).round_().clamp_(0, 15)
     return codes.to(torch.uint8), scales, minima

@@ -54,8 +54,9 @@ def test_tables_by_layer_type():
 
 
 def test_multipliers_of_granite():
-    scales = covered("granite").scales
-    assert (scales.attention, scales.embedding, scales.residual, scales.logits) == (0.2, 3.0, 0.7, 0.5)
+    recipe = covered("granite")
+    assert (recipe.scales.attention, recipe.scales.embedding, recipe.scales.logits) == (0.2, 3.0 / 0.7, 0.5)
+    assert recipe.residual_epsilon == recipe.epsilon / 0.7**2
 
 
 def test_names_of_fused_and_separate_matrices():
