@@ -1,7 +1,8 @@
 """How many blocks the key-value cache has: from the memory that is really free, or as told.
 
-Pure but for the probes at the end. Invariant: what is asked for explicitly is given or refused, never changed; what is
-chosen here leaves the larger part of a CPU's memory to others. Must not know models beyond the size of a block.
+Pure but for reading what Linux tells. Invariant: what is asked for explicitly is given or refused, never changed; what
+is chosen here leaves the larger part of a CPU's memory to others. Must not know torch, nor models beyond the size of a
+block.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from gpu_node.errors import DeviceOutOfMemory
 
@@ -50,15 +49,16 @@ def block_count(options: CacheOptions, block_bytes: int, room_bytes: int, limit_
     return count
 
 
-def room(device: torch.device) -> tuple[int, int]:
-    """`room_bytes` and `limit_bytes` of a device, weights already in their place."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        left = max(free - max(int(total * CUDA_RESERVE_SHARE), CUDA_RESERVE_BYTES), 0)
-        return left, left
+def cpu_room() -> tuple[int, int]:
+    """`room_bytes` and `limit_bytes` where weights and cache share the machine's memory with others."""
     available = available_bytes()
     return int(available * CPU_SHARE), int(available * CPU_LIMIT)
+
+
+def cuda_room(free_bytes: int, total_bytes: int) -> tuple[int, int]:
+    """`room_bytes` and `limit_bytes` of a GPU, the weights already in their place."""
+    left = max(free_bytes - max(int(total_bytes * CUDA_RESERVE_SHARE), CUDA_RESERVE_BYTES), 0)
+    return left, left
 
 
 def available_bytes(root: Path = Path("/")) -> int:

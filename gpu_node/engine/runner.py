@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gpu_node.engine.batch import batch_of
-from gpu_node.engine.cache_size import CacheOptions, block_count, room
+from gpu_node.engine.cache_size import CacheOptions, block_count, cpu_room, cuda_room
 from gpu_node.engine.kv_pool import KvPool, token_bytes
 from gpu_node.engine.stage import Stage
 from gpu_node.engine.step import CacheShape, Choice, Output, Pick, Row, Step, StepResult
@@ -70,7 +70,7 @@ class Runner:
         self.vocabulary = vocabulary
         self._block_bytes = token_bytes(stage.layer_shapes, stage.dtype) * self._options.block_tokens
         self._pool: KvPool | None = None
-        self._take_cache(block_count(self._options, self._block_bytes, *room(stage.device)))
+        self._take_cache(block_count(self._options, self._block_bytes, *_room(stage.device)))
 
     @property
     def device(self) -> str:
@@ -148,6 +148,13 @@ class Runner:
 
     def _new_pool(self, count: int) -> KvPool:
         return KvPool(self._stage.layer_shapes, self._options.block_tokens, count, self._dtype, self._device)
+
+
+def _room(device: torch.device) -> tuple[int, int]:
+    if device.type != "cuda":
+        return cpu_room()
+    torch.cuda.empty_cache()
+    return cuda_room(*torch.cuda.mem_get_info(device))
 
 
 def _places(rows: Sequence[Row], indices: Sequence[int]) -> dict[int, int]:

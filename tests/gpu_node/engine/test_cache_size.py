@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from gpu_node.engine.cache_size import CacheOptions, available_bytes, block_count, room
+from gpu_node.engine.cache_size import CacheOptions, available_bytes, block_count, cpu_room, cuda_room
 from gpu_node.errors import DeviceOutOfMemory
 
 GIB = 1 << 30
@@ -39,8 +38,14 @@ def test_no_room_is_said(options: CacheOptions) -> None:
 
 
 def test_a_cpu_lends_a_modest_share() -> None:
-    usual, most = room(torch.device("cpu"))
+    usual, most = cpu_room()
     assert 0 < usual < most <= available_bytes() * 0.6
+
+
+def test_a_gpu_keeps_a_reserve_for_steps() -> None:
+    assert cuda_room(20 * GIB, 25 * GIB) == (18 * GIB, 18 * GIB)
+    assert cuda_room(4 * GIB, 4 * GIB) == (3 * GIB + GIB // 2, 3 * GIB + GIB // 2)
+    assert cuda_room(GIB // 4, 4 * GIB) == (0, 0)
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
