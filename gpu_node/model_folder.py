@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_node.engine.weights.gguf_config import config_values
 from gpu_node.errors import ModelError
+from gpu_node.gguf_config import config_values
 from gpu_node.gguf_header import read_gguf_header
 
 # Written by the store: which GGUF file the folder is for, and what it was when the store looked.

@@ -26,8 +26,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gpu_node.engine.weights.gguf_config import architecture_of
 from gpu_node.errors import ModelError, NodeError, UsageError
+from gpu_node.gguf_config import architecture_of
 from gpu_node.gguf_header import read_gguf_header
 from gpu_node.libraries import require_libraries, share_the_cpu
 from gpu_node.manifest import models_folder, read_manifest

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpu_node.engine.weights.gguf_config import FACTOR_TENSORS, Architecture, architecture_of
 from gpu_node.errors import ModelError
+from gpu_node.gguf_config import FACTOR_TENSORS, Architecture, architecture_of
 from gpu_node.gguf_header import GgufHeader, GgufTensor
 
 Layout = Literal["plain", "pairs", "thirds", "transposed"]

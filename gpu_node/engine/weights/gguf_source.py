@@ -16,10 +16,10 @@ from transformers import AutoConfig
 
 from gpu_node.engine.products.base import QuantisedWeight
 from gpu_node.engine.weights.gguf_blocks import DECODERS, decoded, numbers
-from gpu_node.engine.weights.gguf_config import FACTOR_TENSORS, config_values
 from gpu_node.engine.weights.gguf_names import Layout, Origin, origins
 from gpu_node.engine.weights.source import WeightFile, check_target, rows_a_piece
 from gpu_node.errors import ModelError
+from gpu_node.gguf_config import FACTOR_TENSORS, config_values
 from gpu_node.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpu_node.engine.weights.gguf_config import ARCHITECTURES, architecture_of, config_values, llama3_scaling
 from gpu_node.errors import ModelError
+from gpu_node.gguf_config import ARCHITECTURES, architecture_of, config_values, llama3_scaling
 from gpu_node.gguf_header import GgufHeader, GgufTensor
 
 SIZES = {
