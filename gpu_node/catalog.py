@@ -63,7 +63,10 @@ class Catalog:
 
     def sources(self) -> list[ModelSource]:
         every = [self._configured, *map(KnownSource, self._store.manifest.models), *self._side_loaded()]
-        return list({canonical(source.name): source for source in reversed(every)}.values())[::-1]
+        found: dict[str, ModelSource] = {}
+        for source in every:
+            found.setdefault(canonical(source.name), source)
+        return list(found.values())
 
     def entries(self) -> list[Entry]:
         return [Entry(source.name, source, self.describe(source)) for source in self.sources()]

@@ -73,6 +73,10 @@ class HostedEngine(Protocol):
     async def close(self, timeout_seconds: float = 5.0) -> bool: ...
 
 
+# Called in the engine's thread with the bytes that are read and those that will be.
+Progress = Callable[[int, int], None]
+
+
 class ModelFiles(Protocol):
     """Where the model comes from."""
 
@@ -80,7 +84,7 @@ class ModelFiles(Protocol):
         """Fetch what is missing and read what it is. May take minutes; any number of calls."""
         ...
 
-    def load(self, description: ModelDescription, wish: LoadWish) -> ModelRunner:
+    def load(self, description: ModelDescription, wish: LoadWish, progress: Progress) -> ModelRunner:
         """In the engine's thread. `wish` names the cache's size."""
         ...
 
@@ -113,6 +117,7 @@ class ModelHost:
         self.leaving = False
         self.fresh = False  # loaded for somebody who has not taken it yet
         self.activity = ""  # what a loading is doing just now
+        self.read_bytes = self.total_bytes = 0  # of the weights, while they are loaded
         self.error = ""
         self.last_used = stay.clock()
         self._keep_alive = stay.keep_alive_seconds
@@ -215,4 +220,8 @@ class ModelHost:
 
     def _load(self) -> ModelRunner:
         assert self.description is not None, "prepared before"
-        return self._files.load(self.description, self._granted)
+        self.read_bytes = self.total_bytes = 0
+        return self._files.load(self.description, self._granted, self._progressed)
+
+    def _progressed(self, done: int, total: int) -> None:
+        self.read_bytes, self.total_bytes = done, total

@@ -15,6 +15,8 @@ from pathlib import Path
 
 NVML_LIBRARY = "libnvidia-ml.so.1"
 NAME_BYTES = 96
+MEMORY_FILE = Path("/proc/meminfo")
+CONTAINER_LIMITS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +123,20 @@ def _text(function: ctypes._NamedFuncPointer, handle: ctypes.c_void_p) -> str:
     return buffer.value.decode(errors="replace") if function(handle, buffer, NAME_BYTES) == 0 else ""
 
 
-def _memory(path: Path = Path("/proc/meminfo")) -> tuple[int, int]:
-    """Total and available bytes; where the kernel does not tell what is available, half of all."""
+def _memory(told: Path = MEMORY_FILE, limits: Path = CONTAINER_LIMITS) -> tuple[int, int]:
+    """Total and available bytes, within what this container may use; untold, half of all is taken for available."""
     try:
-        lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+        lines = dict(line.split(":", 1) for line in told.read_text().splitlines() if ":" in line)
         total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-        return total, available
     except (OSError, KeyError, ValueError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total, total // 2
+        available = total // 2
+    try:
+        limit = int((limits / "memory.max").read_text())
+        used = int((limits / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit
+        return total, available
+    return min(total, limit), min(available, max(limit - used, 0))
 
 
 def _processor(path: Path = Path("/proc/cpuinfo")) -> str:

@@ -85,6 +85,11 @@ class NodeMetrics:
     def count_response(self, path: str, status: int) -> None:
         self._responses.labels(path if path in self._routes else "other", str(status)).inc()
 
+    def families(self) -> Iterator[Metric]:
+        """Everything that is told under our own name."""
+        yield from self.collect()
+        yield from self._responses.collect()
+
     def exposition(self) -> bytes:
         return generate_latest(self._registry)
 

@@ -20,6 +20,7 @@ from gpu_node.api.app import build_app
 from gpu_node.api.service import Service
 from gpu_node.catalog import Catalog
 from gpu_node.engine.engine import Engine, EngineOptions
+from gpu_node.engine.guide import guides_of
 from gpu_node.engine.step import ModelRunner
 from gpu_node.errors import NodeError, NodeStopping, NoRoom
 from gpu_node.host import ModelHost, Stay
@@ -104,7 +105,7 @@ class Node:
             names = tuple(name for name in names if name != "default")
 
         def engine(load: Callable[[], ModelRunner], wish: LoadWish) -> Engine:
-            return Engine(load, options=engine_options(wish, settings.max_queue))
+            return Engine(load, options=engine_options(wish, settings.max_queue), guides=guides_of)
 
         provision = Provision(self._store, source, asked, settings.cache)
         return ModelHost(names, provision, engine, wish, Stay(settings.keep_alive, settings.max_queue))

@@ -11,6 +11,7 @@ from pathlib import Path
 from gpu_node.engine.step import ModelRunner
 from gpu_node.errors import ModelError
 from gpu_node.fetching import fetch_in_child
+from gpu_node.host import LARGEST_DEFAULT_CONTEXT, UNSTATED_CONTEXT, Progress
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription
 from gpu_node.model_source import ModelSource
@@ -33,10 +34,27 @@ class Provision:
         self._folder = folder
         return await asyncio.to_thread(self._store.describe, self._source, folder)
 
-    def load(self, description: ModelDescription, wish: LoadWish) -> ModelRunner:
+    def load(self, description: ModelDescription, wish: LoadWish, progress: Progress) -> ModelRunner:
         """In the engine's thread: importing torch takes seconds."""
+        from gpu_node.engine.cache_size import CacheOptions
         from gpu_node.engine.loader import LoadOptions, load_runner
 
         assert self._folder is not None, "prepared before"
-        options = LoadOptions(wish.device, wish.dtype, wish.threads, description.template)
+        cache = CacheOptions(
+            block_tokens=wish.block_tokens,
+            block_count=wish.kv_blocks or None,
+            size_bytes=wish.kv_bytes or None,
+            max_running=wish.max_running,
+            context=min(wish.context or LARGEST_DEFAULT_CONTEXT, description.context_length or UNSTATED_CONTEXT),
+        )
+        options = LoadOptions(
+            device=wish.device,
+            dtype=wish.dtype,
+            threads=wish.threads,
+            template=description.template,
+            weights=wish.weights,
+            kernels=wish.kernels,
+            cache=cache,
+            progress=progress,
+        )
         return load_runner(self._folder, options)

@@ -19,6 +19,8 @@ USABLE_SHARE = 0.9
 CONTEXTS_WANTED = 8
 # Of what is left beside the weights: a CPU's memory is everybody's, a GPU's is there for this.
 CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}
+# Everything else that a description calls its quantisation is one, and computes as it is stored.
+PLAIN_DTYPES = frozenset({"", "UNKNOWN", "F64", "F32", "F16", "BF16", "FLOAT32", "FLOAT16", "BFLOAT16"})
 BITS_OF_WEIGHTS = {"int8": 8.5, "int4": 4.75}  # with their scales
 
 
@@ -141,7 +143,8 @@ def needed(size: ModelSize, wish: LoadWish, context_tokens: int, account: Accoun
 
 
 def weights_bytes(size: ModelSize, wish: LoadWish) -> int:
-    if wish.weights == "stored" and size.stored_bytes:
+    quantised = size.stored_dtype.upper() not in PLAIN_DTYPES
+    if (wish.weights == "stored" or (wish.weights == "auto" and quantised)) and size.stored_bytes:
         return size.stored_bytes
     if wish.weights in BITS_OF_WEIGHTS:
         return int(size.parameters * BITS_OF_WEIGHTS[wish.weights] / 8)

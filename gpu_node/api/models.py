@@ -174,7 +174,10 @@ class _Loading:
         host = self._host
         activity = host.activity if host is not None else ""
         elapsed = round(time.perf_counter() - self._begun, 1)
-        return {"model": self._name, "status": activity or "waiting", "elapsed_seconds": elapsed}
+        record: Record = {"model": self._name, "status": activity or "waiting", "elapsed_seconds": elapsed}
+        if host is not None and host.activity == "loading" and host.total_bytes:
+            record |= {"completed": host.read_bytes, "total": host.total_bytes}
+        return record
 
 
 def wish_of(body: LoadBody, usual: LoadWish, has_gpu: Callable[[], bool]) -> LoadWish:

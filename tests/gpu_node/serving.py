@@ -18,7 +18,7 @@ from gpu_node.api.app import build_app
 from gpu_node.api.service import Service
 from gpu_node.catalog import Entry
 from gpu_node.engine.step import ModelRunner
-from gpu_node.host import HostedEngine, ModelFiles, ModelHost, Stay
+from gpu_node.host import HostedEngine, ModelFiles, ModelHost, Progress, Stay
 from gpu_node.inventory import Gpu, Machine
 from gpu_node.listening import Server, bind
 from gpu_node.load_wish import LoadWish
@@ -65,9 +65,10 @@ class Files:
             raise self.error
         return self.description
 
-    def load(self, description: ModelDescription, wish: LoadWish) -> ModelRunner:
+    def load(self, description: ModelDescription, wish: LoadWish, progress: Progress) -> ModelRunner:
         assert description is self.description
         self.wishes.append(wish)
+        progress(7, 10)
         return self.runner(wish)
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from gpu_node.__main__ import parser
 from gpu_node.api.app import build_app
+from gpu_node.api.models import LoadBody
+from gpu_node.api.openai_fields import ChatCompletionBody, CompletionBody, EmbeddingsBody
 from gpu_node.api.schemas import OPTION_KINDS
 from gpu_node.manifest import KnownModel
+from gpu_node.metrics import NodeMetrics
 from gpu_node.settings import KEYS_NAME, PREFIX, NodeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +35,8 @@ def test_every_default_is_the_one_in_the_code() -> None:
 
 def test_every_route_is_documented() -> None:
     source = Path(build_app.__code__.co_filename).read_text()
-    routes = re.findall(r'"(/[a-z/]*)": \("(GET|POST)"', source)
-    assert len(routes) == 12
+    routes = re.findall(r'"(/[a-z0-9/{}]*)": \("(GET|POST)"', source)
+    assert len(routes) == 28
     for path, method in routes:
         assert f"`{method} {path}`" in PAGE
 
@@ -48,3 +51,21 @@ def test_every_field_of_the_manifest_is_documented() -> None:
     for name in KnownModel.model_fields:
         if name != "description":
             assert f"`{name}`" in MODELS_PAGE, name
+
+
+def test_every_field_of_the_openai_dialect_is_mentioned() -> None:
+    for body in (ChatCompletionBody, CompletionBody, EmbeddingsBody):
+        for name in body.model_fields:
+            assert f"`{name}`" in PAGE, name
+
+
+def test_every_option_of_a_loading_is_mentioned() -> None:
+    for name in LoadBody.model_fields:
+        assert f"`{name}`" in PAGE, name
+
+
+def test_every_metric_is_documented_and_nothing_else() -> None:
+    metrics = NodeMetrics(lambda: (), lambda: (), ())
+    endings = {"counter": "_total", "info": "_info"}
+    names = {family.name + endings.get(family.type, "") for family in metrics.families()}
+    assert set(re.findall(r"`(potluck_node_[a-z_]+)`", PAGE)) == names

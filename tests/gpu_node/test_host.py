@@ -60,6 +60,7 @@ async def test_a_load_grants_the_cache_its_size_unless_it_was_given() -> None:
         assert [one.kv_bytes for one in fleet.files["tiny"].wishes] == [granted]
         assert host.ready and host.loaded_once
         assert host.held == Claim(100, 1024 * 2)
+        assert (host.read_bytes, host.total_bytes) == (7, 10)
 
 
 async def test_the_claim_is_what_loading_is_thought_to_take() -> None:

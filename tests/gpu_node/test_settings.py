@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from gpu_node.errors import UsageError
+from gpu_node.load_wish import LoadWish
 from gpu_node.settings import NodeSettings, read_settings
 
 
@@ -27,6 +28,10 @@ def test_every_setting_comes_from_the_environment() -> None:
         "POTLUCK_NODE_KEEP_ALIVE": "-1", "POTLUCK_NODE_CACHE": "/c", "POTLUCK_NODE_MAX_QUEUE": "3",
         "POTLUCK_NODE_MAX_BODY_BYTES": "2048", "POTLUCK_NODE_ALLOWED_HOSTS": "a, b",
         "POTLUCK_NODE_ALLOWED_ORIGINS": "o",
+        "POTLUCK_NODE_WEIGHTS": "int8", "POTLUCK_NODE_KERNELS": "torch", "POTLUCK_NODE_SPECULATION": "off",
+        "POTLUCK_NODE_MEMORY": "8GB", "POTLUCK_NODE_KV_MEMORY": "512MiB", "POTLUCK_NODE_KV_BLOCKS": "9",
+        "POTLUCK_NODE_BLOCK_TOKENS": "32", "POTLUCK_NODE_MAX_RUNNING": "5", "POTLUCK_NODE_STEP_TOKENS": "100",
+        "POTLUCK_NODE_MIXED_STEP_TOKENS": "50",
         "POTLUCK_NODE_EXIT_WITH_PARENT": "true", "POTLUCK_NODE_ANNOUNCE_PORT": "1", "POTLUCK_API_KEYS": "anna:k1,k2",
     }  # fmt: skip
     assert {f"POTLUCK_NODE_{name.upper()}" for name in NodeSettings.model_fields} - set(environ) == {
@@ -39,6 +44,8 @@ def test_every_setting_comes_from_the_environment() -> None:
     assert (settings.cache, settings.max_queue, settings.max_body_bytes) == (Path("/c"), 3, 2048)
     assert (settings.allowed_hosts, settings.allowed_origins) == (("a", "b"), ("o",))
     assert settings.exit_with_parent and settings.announce_port
+    assert settings.memory == 8 * 10**9
+    assert settings.wish == LoadWish("cpu", "float32", "int8", "torch", 2, 512, 32, 512 << 20, 9, 5, 100, 50, "off")
     assert settings.api_keys == ("anna:k1", "k2")
 
 
@@ -70,6 +77,10 @@ def test_an_unknown_name_is_told_with_the_nearest(name: str) -> None:
         ({"POTLUCK_NODE_PORT": "70000"}, {}, "POTLUCK_NODE_PORT"),
         ({}, {"port": "many"}, "--port"),
         ({}, {"device": "tpu"}, "--device"),
+        ({"POTLUCK_NODE_BLOCK_TOKENS": "7"}, {}, "a block has one of 8, 16, 32, 64, 128, 256 slots"),
+        ({}, {"memory": "much"}, '--memory: "much" is no size'),
+        ({}, {"max_running": "0"}, "--max-running"),
+        ({"POTLUCK_NODE_WEIGHTS": "int2"}, {}, "POTLUCK_NODE_WEIGHTS"),
         ({}, {"keep_alive": "soon"}, "--keep-alive: \"soon\" is no duration"),
         ({"POTLUCK_API_KEYS": "anna:"}, {}, "POTLUCK_API_KEYS"),
     ],

@@ -99,12 +99,19 @@ def test_who_leaves_makes_enough_room_and_nobody_leaves_for_nothing(
         (LoadWish(), 270_000_000),
         (LoadWish(dtype="float32"), 540_000_000),
         (LoadWish(weights="stored"), 98_000_000),
+        (LoadWish(weights="full"), 270_000_000),
         (LoadWish(weights="int8"), 143_437_500),
         (LoadWish(weights="int4"), 80_156_250),
     ],
 )
 def test_weights_are_guessed_by_how_they_are_held(wish: LoadWish, size: int) -> None:
     assert weights_bytes(SMALL, wish) == size
+
+
+def test_quantised_files_are_held_as_they_are_unless_something_else_is_asked_for() -> None:
+    quantised = ModelSize(135_000_000, 98_000_000, LLAMA, "Q4_1")
+    assert weights_bytes(quantised, LoadWish()) == 98_000_000
+    assert weights_bytes(quantised, LoadWish(weights="full")) == 270_000_000
 
 
 @pytest.mark.parametrize(

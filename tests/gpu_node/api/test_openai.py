@@ -162,9 +162,7 @@ async def test_every_option_arrives() -> None:
     assert (sampling.repeat_penalty, sampling.seed, sampling.logit_bias) == (1.3, 9, ((65, -100.0), (66, 2.5)))
     assert (bounds.max_tokens, bounds.min_tokens, bounds.ignore_end, bounds.context_tokens) == (7, 2, True, 100)
     assert (bounds.truncate, bounds.shift, first.stop) == (False, False, ("a",))
-    assert (plain.sampling.temperature, plain.sampling.top_p, plain.sampling.top_k) == (0.2, 1.0, 0), (
-        "model's, OpenAI's"
-    )
+    assert (plain.sampling.temperature, plain.sampling.top_p, plain.sampling.top_k) == (0.2, 1.0, 0)
     assert (plain.bounds.max_tokens, plain.stop) == (16, ("<end>",))
     assert (talk.bounds.max_tokens, talk.sampling.greedy, talk.sampling.top_k) == (5, True, 0)
 
