@@ -6,6 +6,7 @@ callers multiply with torch. Invariant: importing this module never imports llvm
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import sys
@@ -31,9 +32,13 @@ def available() -> bool:
 
 
 def reason() -> str:
-    """Empty when kernels can be compiled."""
+    """Empty when kernels can be compiled. The first call loads llvmlite: 0.1 s."""
     if importlib.util.find_spec("llvmlite") is None:
         return "llvmlite is not installed."
+    try:
+        importlib.import_module("llvmlite.binding")
+    except (ImportError, OSError) as error:  # made for another Python or another system
+        return f"llvmlite cannot be loaded: {error}"
     if platform.machine().lower() not in PROCESSORS:
         return f"there are no kernels for {platform.machine()} processors."
     if sys.byteorder != "little" or sys.maxsize < 1 << 32:

@@ -13,6 +13,7 @@ contents between runs. All activations are float32. Must not know models.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from gpu_node.engine.products.kernels import availability
 from gpu_node.engine.products.kernels.attention_code import LONGEST_BLOCK, MOST_NUMBERS, MOST_SHARING
 from gpu_node.engine.products.kernels.catalogue import QUANTISER, catalogue
 from gpu_node.engine.products.kernels.library import KernelLibrary
-from gpu_node.engine.products.kernels.program import Crew, Operation, Program
+from gpu_node.engine.products.kernels.program import INTERPRETER, Crew, Operation, Program
+from gpu_node.engine.products.kernels.proof import proven
 from gpu_node.engine.products.kernels.small_code import Activation
 from gpu_node.engine.products.kernels.tensors import (
     NO_WINDOW,
@@ -38,13 +40,15 @@ from gpu_node.engine.products.kernels.tensors import (
 )
 from gpu_node.engine.products.kernels.weights import GROUP, KernelWeight, Unsuitable
 
+logger = logging.getLogger(__name__)
+
 # What a thread takes at a time lasts some microseconds: less is lost in taking it, more leaves others without.
 PIECE_BYTES = 1 << 16
 PIECE_NUMBERS = 1 << 13
 
 
 class Kernels:
-    """Safe to use from several threads; programs on several threads wait for each other."""
+    """Safe to use from several threads: several engines may share one."""
 
     def __init__(self, library: KernelLibrary, threads: int = 1) -> None:
         self.library = library
@@ -185,4 +189,10 @@ def open_kernels(folder: Path | None = None, threads: int = 1) -> Kernels | None
     """`folder`: where compiled code is kept between starts. None where kernels cannot be compiled."""
     if not availability.available():
         return None
-    return Kernels(KernelLibrary(catalogue(), folder), threads)
+    try:
+        library = KernelLibrary(catalogue(), folder)
+        library.address(INTERPRETER)
+        return Kernels(proven(library, lambda target: KernelLibrary(catalogue(), folder, target)), threads)
+    except (ImportError, OSError, RuntimeError) as error:  # an installation that is broken, or made for other machines
+        logger.warning("kernels cannot be compiled here, torch multiplies: %s", error)
+        return None

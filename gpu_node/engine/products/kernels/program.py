@@ -39,7 +39,7 @@ class Operation:
 
 
 class Crew:
-    """`threads - 1` helpers and the thread that calls. Programs of several callers wait for each other."""
+    """`threads - 1` helpers and the thread that calls. A caller that finds the helpers busy works alone."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -54,11 +54,16 @@ class Crew:
             helper.start()
 
     def run(self, turn: Turn) -> None:
-        with self._busy:
+        if not self._busy.acquire(blocking=False):
+            turn.work(waits=True)
+            return
+        try:
             self._turn = turn
             for wake in self._wakes:
                 wake.release()
             turn.work(waits=True)
+        finally:
+            self._busy.release()
 
     def close(self) -> None:
         """Helpers end. Idempotent; afterwards callers work alone."""
@@ -96,7 +101,7 @@ class Turn:
 
 
 class Program:
-    """May be run by several threads only if they share the crew that it was made with."""
+    """Not to be run by two threads at a time: its tensors are what it works on."""
 
     def __init__(self, library: KernelLibrary, operations: Sequence[Operation], crew: Crew | None = None) -> None:
         """Compiles what is missing. `crew` None: the calling thread does everything."""
