@@ -51,7 +51,7 @@ class Sample:
 
     def __init__(self, generation: Generation, sequence: int, answer: Answer, key: int) -> None:
         self.generation, self.sequence, self.answer, self.key = generation, sequence, answer, key
-        self.told_at = 0.0
+        self.told_at: float | None = None
 
     def pick(self, planned: PlannedPick, history: Sequence[int]) -> Pick:
         """Raises what the guide raises."""
@@ -80,10 +80,10 @@ class Sample:
     def _measure(self, tokens: int, now: float, counters: Counters) -> None:
         counters.output_tokens += tokens
         counters.output_rate.add(now, tokens)
-        if self.told_at:
-            counters.between_tokens.observe((now - self.told_at) / max(tokens, 1), tokens)
-        else:
+        if self.told_at is None:
             self.generation.note_first(now, counters)
+        else:
+            counters.between_tokens.observe((now - self.told_at) / max(tokens, 1), tokens)
         self.told_at = now
 
 

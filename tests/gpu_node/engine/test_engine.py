@@ -489,9 +489,12 @@ async def test_an_idle_engine_takes_no_turns() -> None:
             turns.append(1)
             return take()
 
-        setattr(engine._core, "turn", counted)  # noqa: B010  an object of ours, watched
+        def watch() -> None:
+            setattr(engine._core, "turn", counted)  # noqa: B010  an object of ours, watched
+
+        await asyncio.wrap_future(engine._worker.submit(watch))
         await asyncio.sleep(0.05)
-        assert turns == []
+        assert turns == [1]  # after the command, and no other
 
 
 async def test_stopping_ends_running_and_waiting_requests_with_an_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,8 @@ REQUEST = GenerationRequest(RawPrompt("x" * 100), SamplingOptions(), Bounds(1000
 
 
 def prepared(request: GenerationRequest):
-    return prepare_generation(request, RUNNER, BOUND, lambda guide: guide, arrived=7.0)
+    start: Any = lambda guide: guide  # noqa: E731
+    return prepare_generation(request, RUNNER, BOUND, start, arrived=7.0)
 
 
 def test_no_context_is_longer_than_the_cache() -> None:

@@ -22,10 +22,13 @@ class ScriptedWork:
         self.revived: list[BaseException] = []
         self.given_up = threading.Event()
         self.fail_to_revive = 0
+        self.second_turn = threading.Event()
         self.on_giving_up: Callable[[], object] = lambda: None
 
     def turn(self) -> float | None:
         self.turns += 1
+        if self.turns == 2:
+            self.second_turn.set()
         self.idents.append(threading.get_ident())
         return self.script.pop(0)() if self.script else None
 
@@ -89,16 +92,14 @@ def test_closing_says_when_a_job_does_not_end() -> None:
     assert worker.close(5)
 
 
-def test_turns_follow_each_other_until_there_is_nothing_to_do_and_then_none_runs() -> None:
-    work = ScriptedWork()
+def test_turns_follow_each_other_until_there_is_nothing_to_do_and_then_only_commands_bring_one() -> None:
+    work, idle = ScriptedWork(), threading.Event()
+    work.script = [lambda: 0.0] * 10 + [lambda: idle.set()]
     with worker_of(work) as worker:
-        worker.submit(lambda: work.script.extend([lambda: 0.0] * 10)).result(5)
-        worker.submit(lambda: None).result(5)
-        worker.submit(lambda: None).result(5)
-        turns = worker.submit(lambda: work.turns).result(5)
-        assert work.script == [] or turns <= 15
-        settled = worker.submit(lambda: work.turns).result(5)
-        assert worker.submit(lambda: work.turns).result(5) <= settled + 1  # only commands wake it
+        assert idle.wait(5)
+        assert work.turns == 11
+        for commands in range(1, 4):
+            assert worker.submit(lambda: work.turns).result(5) <= 10 + commands
 
 
 def test_a_command_ends_the_waiting_between_turns() -> None:
@@ -113,11 +114,9 @@ def test_a_thread_that_dies_is_replaced_and_the_new_one_revives_first() -> None:
     work = ScriptedWork()
     work.script = [die, lambda: None]
     with worker_of(work) as worker:
-        assert worker.submit(lambda: 7).result(5) == 7
-        worker.submit(lambda: None).result(5)
-        assert worker.alive
+        assert work.second_turn.wait(5)
+        assert worker.alive and worker.submit(lambda: 7).result(5) == 7
     assert [type(death) for death in work.revived] == [SystemExit]
-    assert len(set(work.idents)) >= 1 and work.turns >= 2
 
 
 def test_commands_that_wait_survive_the_death() -> None:
@@ -133,6 +132,7 @@ def test_commands_that_wait_survive_the_death() -> None:
         gate.set()
         for future in futures:
             future.result(5)
+        assert work.second_turn.wait(5)
     assert ran == [0, 1, 2] and len(work.revived) == 1
 
 
@@ -140,6 +140,7 @@ def test_dying_while_reviving_counts_too() -> None:
     work = ScriptedWork()
     work.script, work.fail_to_revive = [die], 2
     with worker_of(work) as worker:
+        assert work.second_turn.wait(5)
         assert worker.submit(lambda: 7).result(5) == 7
     assert len(work.revived) == 3
 
