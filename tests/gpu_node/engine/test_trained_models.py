@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from gpu_node.engine.attention import PagedAttention
+from gpu_node.engine.cache_size import CacheOptions
+from gpu_node.engine.loader import LoadOptions, load_runner
 from gpu_node.engine.stage import PlainStage
 from gpu_node.manifest import models_folder
-from gpu_node.model_folder import ORIGIN_FILE
 from gpu_node.model_store import ModelStore, default_cache
 from gpu_node.progress import Progress
 from tests.fakes.greedy_steps import GreedySteps, generated
@@ -27,7 +26,8 @@ BEGINNINGS = [
     "The cat",
     "One day, a girl named Lily went to the park with her mom",
 ]
-COUNT = 40
+COUNT = 30
+COUNT_OF_DEFAULT = 12
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def stories(story_file: Path) -> Iterator[tuple[Any, list[list[int]], list[list[
 def test_it_tells_stories(story_file: Path, stories: tuple[Any, list[list[int]], list[list[int]]]) -> None:
     words, (_, prompts, answers) = StoryWords.of(story_file), stories
     assert words.decode(prompts[0] + answers[0]).startswith(" Once upon a time, there was a little girl named Lily.")
-    assert len({token for answer in answers for token in answer}) > 50
+    assert len({token for answer in answers for token in answer}) > 40
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -69,26 +69,16 @@ def default_folder() -> Path | None:
     default_folder() is None, reason="the default model is not there: python -m gpu_node.model_store fetch default"
 )
 def test_the_default_model_answers_as_generate_does() -> None:
-    from transformers import AutoTokenizer
-
+    """In single precision, by transformers' own modules over our pages, then by the same modules alone."""
     folder = default_folder()
     assert folder is not None
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), whole_precision(folder)
-    prompts = [tokenizer(text)["input_ids"] for text in ("The capital of France is", "Count: one, two,", "Water")]
-    expected = [generated(model, prompt, 16) for prompt in prompts]
-    assert len({token for answer in expected for token in answer}) > 12
-    assert GreedySteps(PlainStage(model, PagedAttention())).answers(prompts, 16) == expected
-
-
-def whole_precision(folder: Path) -> Any:
-    """The model in single precision, from safetensors in the folder or the GGUF file that its note names."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    note = json.loads((folder / ORIGIN_FILE).read_text())
-    if "weights" not in note:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    path = folder / note["weights"]
-    plain = GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=plain
-    )
+    options = LoadOptions("cpu", "float32", weights="full", layers="plain", cache=CacheOptions(block_count=1))
+    runner = load_runner(folder, options)
+    stage: Any = runner._stage
+    assert isinstance(stage, PlainStage)
+    prompts = [runner.vocabulary.encode(text) for text in ("The capital of France is", "Count: one, two,", "Water")]
+    found = GreedySteps(stage).answers(prompts, COUNT_OF_DEFAULT)
+    model: Any = stage._model
+    model.set_attn_implementation("sdpa")
+    assert len({token for answer in found for token in answer}) > 10
+    assert found == [generated(model, prompt, COUNT_OF_DEFAULT) for prompt in prompts]
