@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gpu_node.engine.products.kernels.kernels import Kernels
     from gpu_node.engine.products.kernels.program import Operation, Program
 
+# Programs for so many tokens are made at once: each takes some ten milliseconds, which an answer would wait for.
+READY_TOKENS = 8
+
 
 class CompiledLayers:
     def __init__(
@@ -35,7 +38,8 @@ class CompiledLayers:
         self._recipe, self._layers, self._norm = recipe, layers, norm
         self._kernels, self._pool, self._room = kernels, pool, room
         self._programs: dict[int, Program] = {}
-        self._program(1)
+        for tokens in range(1, READY_TOKENS + 1):
+            self._program(tokens)
 
     def run(self, tokens: int) -> Tensor:
         """The first `tokens` of the workspace's hidden states go through all layers and the last norm.

@@ -20,6 +20,7 @@ from gpu_node.engine.products.int4 import Int4Product, fits_int4
 from gpu_node.engine.products.int8 import Int8Product
 from gpu_node.engine.products.kernels.availability import available, reason
 from gpu_node.engine.products.kernels.weights import Unsuitable, dense_weight, packed_weight
+from gpu_node.engine.products.panel_lookup import PanelLookup
 from gpu_node.engine.products.quantise import INT8_GROUP, quantised_int4, quantised_int8
 from gpu_node.engine.products.quantised_lookup import QuantisedLookup
 from gpu_node.engine.products.stacked import StackedProduct
@@ -38,14 +39,14 @@ def with_kernels(numerics: Numerics) -> Numerics:
     Raises `ModelError` when they are insisted on and cannot be had."""
     if numerics.kernels == "torch" or numerics.compiled is not None:
         return numerics
-    usable = numerics.device.type == "cpu" and numerics.compute is torch.float32
-    if usable and available():
+    opened = None
+    if numerics.device.type == "cpu" and numerics.compute is torch.float32 and available():
         from gpu_node.engine.products.kernels.kernels import open_kernels  # llvmlite is optional
 
-        return replace(numerics, compiled=open_kernels(numerics.kernel_folder, torch.get_num_threads()))
-    if numerics.kernels == "numba":
+        opened = open_kernels(numerics.kernel_folder, torch.get_num_threads())
+    if opened is None and numerics.kernels == "numba":
         raise ModelError(f"compiled kernels are not to be had: {reason() or 'they compute on CPUs in float32 only.'}")
-    return numerics
+    return numerics if opened is None else replace(numerics, compiled=opened)
 
 
 def product_of(weight: Tensor | QuantisedWeight, bias: Tensor | None, numerics: Numerics) -> Product:
@@ -84,9 +85,10 @@ def tied(table: Tensor | QuantisedWeight, numerics: Numerics) -> tuple[Lookup, P
     """Embedding and output layer that share one weight, which is held once where the product allows it."""
     exact = replace(numerics, may_round=False)
     if isinstance(table, Tensor):
-        # The table itself is looked up as it was: quantising the output alone costs no more memory than a copy would.
         table = held(table, numerics)
     product = product_of(table, None, exact)
+    if isinstance(product, CompiledProduct) and product.weight.quantised:
+        return PanelLookup(product.weight), product
     if isinstance(product, Int8Product):
         table = product.weight
     return lookup_of(table, numerics), product
