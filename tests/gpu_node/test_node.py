@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -61,10 +62,11 @@ def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = write_tiny_model(tmp_path / "Tiny-Llama", max_position_embeddings=2048, eos_token_id=0)
-    with running(model, tmp_path) as (process, event), client_of(event) as client:
+    small = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "4MB"}
+    with running(model, tmp_path, **small) as (process, event), client_of(event) as client:
         assert event == {"event": "listening", "host": "127.0.0.1", "port": event["port"], "model": "tiny-llama"}
         early = client.get("/api/version").json()  # listening begins at once
-        assert early["potluck"] == {"continues_assistant": True, "slots": 1}
+        assert early["potluck"] == {"continues_assistant": True, "slots": 4}
         body = {"model": "tiny-llama", "prompt": "the quick", "stream": False, "options": {"num_predict": 4}}
         answer = client.post("/api/generate", json=body).json()
         assert (answer["eval_count"], answer["done_reason"]) == (4, "length")
@@ -81,6 +83,46 @@ def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line
     assert out == "", "one line on stdout and no more"
     assert "Traceback" not in err
     assert "tiny-llama is loaded" in err
+
+
+def test_the_whole_api_on_a_real_model(tiny_folder: Path, tmp_path: Path) -> None:
+    small = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_BLOCKS": "64", "POTLUCK_NODE_MEMORY": "1GB"}
+    with running(tiny_folder, tmp_path, **small) as (process, event), client_of(event) as client:
+        name = str(event["model"])
+        greedy = {"model": name, "temperature": 0, "max_tokens": 8}
+
+        def asked(path: str, **body: object) -> httpx.Response:
+            reply = client.post(path, json={**greedy, **body})
+            assert reply.status_code == 200, reply.text
+            return reply
+
+        texts = [f"the quick {word}" for word in ("brown", "fox", "jumps", "over", "lazy", "dog")]
+        alone = [asked("/v1/completions", prompt=text).json()["choices"][0]["text"] for text in texts]
+        together = asked("/v1/batch/completions", prompts=texts).json()
+        assert [result["choices"][0]["text"] for result in together["results"]] == alone
+        choices = asked(
+            "/v1/completions", prompt=texts[0], n=3, temperature=1, seed=5, logprobs=2, ignore_eos=True
+        ).json()["choices"]
+        assert [len(choice["logprobs"]["tokens"]) for choice in choices] == [8] * 3
+        guided = asked("/v1/completions", prompt="a", regex="[ab]{3}c").json()["choices"][0]["text"]
+        assert re.fullmatch("[ab]{3}c", guided)
+        infer = client.post("/api/infer", json={"model": name, "ids": [3, 4, 5], "last_only": True})
+        rows, columns = int(infer.headers["x-potluck-rows"]), int(infer.headers["x-potluck-columns"])
+        assert len(infer.content) == 4 * rows * columns and (rows, columns) == (1, 320)
+        by_text = client.post("/v1/embeddings", json={"model": name, "input": "the quick"}).json()
+        context = client.post(
+            "/api/generate",
+            json={"model": name, "prompt": "the quick", "raw": True, "options": {"num_predict": 1}, "stream": False},
+        ).json()
+        assert by_text["usage"]["prompt_tokens"] == context["prompt_eval_count"]
+        assert sum(value * value for value in by_text["data"][0]["embedding"]) == pytest.approx(1, abs=1e-4)
+        counted = client.get("/metrics").text
+        assert f'potluck_node_model_loaded{{model="{name}"}} 1.0' in counted
+        loaded = client.post("/api/models/load", json={"model": name, "weights": "int8", "context": 64}).json()
+        assert (loaded["status"], loaded["context_length"], loaded["summary"]["weights"]) == ("success", 64, "int8")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
 
 
 def test_ctrl_c_during_the_load_ends_it_cleanly(tiny_folder: Path, tmp_path: Path) -> None:
