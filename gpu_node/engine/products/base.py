@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from gpu_node.engine.products.kernels.kernels import Kernels as CompiledKernels
 
 Kernels = Literal["auto", "torch", "numba"]
 HeldAs = Literal["given", "int8", "int4"]
@@ -37,7 +34,8 @@ class Numerics:
     # Few rows may be rounded to 16 bits on their way in and out where that is quicker; never for logits, which tie.
     may_round: bool = True
     kernel_folder: Path | None = None  # where compiled kernels are kept between starts
-    compiled: CompiledKernels | None = field(default=None, compare=False, repr=False)  # see `with_kernels`
+    # Open `kernels.Kernels`, see `choice.with_kernels`; any type here, since kernels know this module.
+    compiled: Any = field(default=None, compare=False, repr=False)
 
 
 class Product(Protocol):
