@@ -1,7 +1,8 @@
 """Weights from a folder of safetensors, in one file or in many with an index.
 
-Invariants: headers are checked against their files before anything is allocated; weights of the target's own type on
-the CPU are read into it without a copy. Never opens a pickle. Format: https://github.com/huggingface/safetensors.
+Experts that lie one by one are offered as the stacks that models compute with. Invariants: headers are checked against
+their files before anything is allocated; weights of the target's own type on the CPU are read into it without a copy.
+Never opens a pickle. Format: https://github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from gpu_node.engine.products.base import QuantisedWeight
+from gpu_node.engine.weights.safetensors_names import renamed, stacks_of
 from gpu_node.engine.weights.source import STAGING_BYTES, WeightFile, check_target
 from gpu_node.errors import ModelError
 from gpu_node.model_folder import MAX_HEADER_BYTES, weight_files
@@ -54,6 +56,11 @@ class SafetensorsSource:
         except BaseException:
             self.close()
             raise
+        self._stacks = stacks_of(self._tensors)
+        own = renamed(self._tensors)
+        parts = {part for stack in self._stacks.values() for expert in stack.experts for part in expert}
+        hidden = parts | set(own.values())
+        self._own = {**{name: name for name in self._tensors if name not in hidden}, **own}
 
     @property
     def config(self) -> Any:
@@ -73,19 +80,39 @@ class SafetensorsSource:
         return named if isinstance(named, torch.dtype) else torch.float32
 
     def names(self) -> Collection[str]:
-        return self._tensors.keys()
+        return [*self._own, *self._stacks]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensor(name).shape
+        stack = self._stacks.get(name)
+        if stack is None:
+            return self._tensor(name).shape
+        first = [self._tensors[part].shape for part in stack.experts[0]]
+        return (len(stack.experts), sum(shape[0] for shape in first), *first[0][1:])
 
     def dtype(self, name: str) -> str:
-        return self._tensor(name).dtype
+        stack = self._stacks.get(name)
+        return self._tensor(name).dtype if stack is None else self._tensors[stack.experts[0][0]].dtype
 
     def file_bytes(self, name: str) -> int:
-        return self._tensor(name).size_bytes
+        stack = self._stacks.get(name)
+        if stack is None:
+            return self._tensor(name).size_bytes
+        return sum(self._tensors[part].size_bytes for expert in stack.experts for part in expert)
 
     def read_into(self, name: str, target: Tensor) -> None:
-        stored = self._tensor(name)
+        check_target(self.label, name, self.shape(name), target)
+        stack = self._stacks.get(name)
+        if stack is None:
+            self._read(name, self._tensor(name), target)
+            return
+        for expert, matrix in zip(stack.experts, target, strict=True):
+            at = 0
+            for part in expert:
+                stored = self._tensors[part]
+                self._read(part, stored, matrix[at : at + stored.shape[0]])
+                at += stored.shape[0]
+
+    def _read(self, name: str, stored: StoredTensor, target: Tensor) -> None:
         check_target(self.label, name, stored.shape, target)
         dtype = DTYPES.get(stored.dtype)
         if dtype is None:
@@ -106,7 +133,7 @@ class SafetensorsSource:
             file.close()
 
     def _tensor(self, name: str) -> StoredTensor:
-        found = self._tensors.get(name)
+        found = self._tensors.get(self._own.get(name, ""))
         if found is None:
             raise ModelError(f"{self.label} holds no weight {name}")
         return found

@@ -36,7 +36,7 @@ from tests.gpu_node.engine.driving import greedy
 from tests.gpu_node.engine.weights.written_gguf import quantising, tiny_model, write_gguf
 
 CACHE = CacheOptions(block_count=24)
-CPU = LoadOptions(device="cpu", cache=CACHE)
+CPU = LoadOptions(device="cpu", kernels="torch", cache=CACHE)  # compiling takes longer than these tests
 EXACT = replace(CPU, dtype="float32")
 PROMPT = "the quick brown fox"
 
@@ -98,14 +98,60 @@ def test_checkpoints_that_name_their_weights_otherwise_load_too(family: str, tmp
     """Experts one by one, an output layer by an older name, and a model saved without its prefix."""
     model = tiny_model(family, vocab_size=320, eos_token_id=None)
     (model.base_model if family == "gpt2" else model).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    tiny_tokenizer().save_pretrained(tmp_path)
-    assert config["model_type"]
-    runner = load_runner(tmp_path, EXACT)
+    check_against_generate(tmp_path, model, "transformers' (There are no own layers")
+
+
+def test_a_checkpoint_that_only_transformers_can_read_loads_too(tmp_path: Path) -> None:
+    """Its router has another name in the files, which we do not know; its layers still lie in one buffer each."""
+    from safetensors.torch import save_file
+    from transformers import PhimoeConfig, PhimoeForCausalLM
+
+    own = {"num_local_experts": 4, "num_experts_per_tok": 2, "eos_token_id": None, "rope_parameters": None}
+    torch.manual_seed(0)
+    model = PhimoeForCausalLM(PhimoeConfig(**{**tiny_config().to_dict(), **own})).eval()
+    model.config.save_pretrained(tmp_path)
+    save_file(as_published(model.state_dict()), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    check_against_generate(tmp_path, model, "transformers' (the files name their weights otherwise)")
+    with pytest.raises(ModelError, match="cannot be quantised while it is read: it holds no weight"):
+        load_runner(tmp_path, replace(EXACT, weights="int8"))
+    forget(tmp_path, "model.layers.0.block_sparse_moe.gate.weight")
+    with pytest.raises(ModelError, match="does not fit its own configuration: missing keys"):
+        load_runner(tmp_path, EXACT)
+
+
+def as_published(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts one by one, and the router by its first name."""
+    found = {}
+    for name, tensor in weights.items():
+        place, _, last = name.partition(".mlp.")
+        if last == "experts.gate_up_proj":
+            for expert, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                found[f"{place}.block_sparse_moe.experts.{expert}.w1.weight"] = gate.clone()
+                found[f"{place}.block_sparse_moe.experts.{expert}.w3.weight"] = up.clone()
+        elif last == "experts.down_proj":
+            for expert, down in enumerate(tensor):
+                found[f"{place}.block_sparse_moe.experts.{expert}.w2.weight"] = down.clone()
+        else:
+            found[f"{place}.block_sparse_moe.gate.weight" if last == "router.weight" else name] = tensor.clone()
+    return found
+
+
+def forget(folder: Path, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def check_against_generate(folder: Path, model: Any, layers: str) -> None:
+    tiny_tokenizer().save_pretrained(folder)
+    runner = load_runner(folder, EXACT)
     prompt = [5, 9, 33, 7]
     found = greedy(runner, prompt, 12)
     assert found == generated(model, prompt, 12)[: len(found)]
-    assert "transformers'" in runner.summary["layers"]
+    assert runner.summary["layers"].startswith(layers)
     runner.close()
 
 

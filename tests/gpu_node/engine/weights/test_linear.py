@@ -74,7 +74,7 @@ def test_a_layers_unquantised_matrices_share_a_buffer(tmp_path: Path) -> None:
     source = GgufSource(write_gguf(tiny_model("qwen2"), "qwen2", tmp_path / "m.gguf"))
     model, _ = loaded(source, EXACT, torch.bfloat16)
     for layer in model.model.layers:
-        products = [module.product for module in layer.modules() if isinstance(module, ProductLinear)]
+        products: list[Any] = [module.product for module in layer.modules() if isinstance(module, ProductLinear)]
         assert len(products) == 7
         assert len({product._weight.untyped_storage().data_ptr() for product in products}) == 1
     source.close()

@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gpu_node.engine.weights import safetensors_source
 from gpu_node.engine.weights.safetensors_source import SafetensorsSource, read_tensors
-from gpu_node.engine.weights.source import WeightFile
+from gpu_node.engine.weights.source import STAGING_BYTES, WeightFile
 from gpu_node.errors import ModelError
 from tests.fakes.tiny_model import tiny_config
 
@@ -52,12 +51,33 @@ def test_rows_of_a_larger_buffer_and_columns_may_be_targets(tmp_path: Path) -> N
 
 
 def test_pieces_join_without_a_seam(tmp_path: Path) -> None:
-    count = safetensors_source.STAGING_BYTES // 2 + 12_345
+    count = STAGING_BYTES // 2 + 12_345
     weight = torch.randn(count).bfloat16()
     source = source_of(tmp_path, {"w": weight})
     target = torch.empty(count)
     source.read_into("w", target)
     assert torch.equal(target, weight.float())
+    source.close()
+
+
+def test_experts_are_offered_as_stacks(tmp_path: Path) -> None:
+    parts = {
+        f"model.layers.0.mlp.experts.{expert}.{part}_proj.weight": torch.randn((8, 6) if part == "down" else (6, 8))
+        for expert in range(3)
+        for part in ("gate", "up", "down")
+    }
+    source = source_of(tmp_path, parts)
+    place = "model.layers.0.mlp.experts"
+    assert sorted(source.names()) == [f"{place}.down_proj", f"{place}.gate_up_proj"]
+    both, down = torch.empty(3, 12, 8), torch.empty(3, 8, 6)
+    source.read_into(f"{place}.gate_up_proj", both)
+    source.read_into(f"{place}.down_proj", down)
+    for expert in range(3):
+        gate, up = parts[f"{place}.{expert}.gate_proj.weight"], parts[f"{place}.{expert}.up_proj.weight"]
+        assert torch.equal(both[expert], torch.cat([gate, up]))
+        assert torch.equal(down[expert], parts[f"{place}.{expert}.down_proj.weight"])
+    assert source.file_bytes(f"{place}.gate_up_proj") == both.nbytes
+    assert source.dtype(f"{place}.down_proj") == "F32"
     source.close()
 
 
