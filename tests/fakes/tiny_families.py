@@ -45,7 +45,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": SLIDING},
     ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
-    "gemma2": ("Gemma2ForCausalLM", {"sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {"sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.5},
+    ),
     "gemma3": (
         "Gemma3ForCausalLM",
         {"sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8, "layer_types": SLIDING},

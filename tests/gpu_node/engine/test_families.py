@@ -103,7 +103,7 @@ def test_terms_are_the_models_own() -> None:
         with torch.inference_mode():
             model(given, use_cache=False)
     capped, scaled, sunk = heard[0], heard[3], heard[6]
-    assert capped.soft_cap == 50.0 and capped.scale == 8**-0.5 and capped.sinks is None
+    assert capped.soft_cap == 1.5 and capped.scale == 8**-0.5 and capped.sinks is None
     assert scaled.scale == 0.2 and scaled.plain
     assert sunk.sinks is not None and sunk.sinks.shape == (4,)
 
