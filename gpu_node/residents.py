@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Protocol
+from typing import Any, Protocol
 
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError, NodeStopping, NoRoom, RequestError
 from gpu_node.host import ModelHost
@@ -320,13 +320,14 @@ class Residents:
             self._release(host)
         await self._forget()
 
-    async def _forget(self) -> None:
+    async def _forget(self, but: ModelHost | None = None) -> None:
         """Close what is neither loaded nor wanted: each has a thread."""
         for host in self.hosts:
-            if host is self.main or host.engine.runner or host.slots.busy or self._arriving(host):
+            if host in (self.main, but) or host.engine.runner or host.slots.busy or self._arriving(host):
                 continue
-            del self._hosts[canonical(host.name)]
-            await host.engine.close()
+            if self._hosts.get(canonical(host.name)) is host:
+                del self._hosts[canonical(host.name)]
+                await host.engine.close()
 
     def _known(self, name: str) -> ModelHost | None:
         return next((host for host in self.hosts if host.serves(name)), None)
@@ -337,6 +338,7 @@ class Residents:
             if len(self._hosts) >= MOST_HOSTS:
                 raise NoRoom(f"{len(self._hosts)} models are already loaded or being loaded")
             host = self._hosts[canonical(source.name)] = self._build(source, wish)
+            self._begin(self._forget(but=host), "close what nobody wants")
         return host
 
     def _now_idle(self, host: ModelHost) -> None:
@@ -347,7 +349,10 @@ class Residents:
             self._timers[host] = loop.call_later(host.seconds_left, self._begin_departure, host)
 
     def _begin_departure(self, host: ModelHost) -> None:
-        task = asyncio.get_running_loop().create_task(self.expire(host), name=f"unload {host.name}")
+        self._begin(self.expire(host), f"unload {host.name}")
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._departures.add(task)
         task.add_done_callback(self._departures.discard)
 

@@ -26,7 +26,7 @@ def guide_of_format(value: Any) -> Guide | None:
     if value == "json":
         return JsonGuide()
     if not isinstance(value, dict):
-        shown = json.dumps(json.dumps(value))
+        shown = json.dumps(_json_text(value, "format"))
         raise RequestError(f'invalid format: {shown}; expected "json" or a valid JSON Schema object', field="format")
     return _of_schema(value, "format")
 
@@ -82,7 +82,14 @@ def one_guide(guides: Mapping[str, Guide | None]) -> Guide | None:
 
 
 def _of_schema(schema: Mapping[str, Any], field: str) -> Guide:
-    text = orjson.dumps(schema).decode()
+    text = _json_text(schema, field)
     if len(text) > LARGEST_GUIDE:
         raise RequestError(f"the schema in {field} is larger than {LARGEST_GUIDE} characters", field=field)
     return JsonGuide(text)
+
+
+def _json_text(value: Any, field: str) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError as error:  # what was read from JSON can only be nested too deeply to be written again
+        raise RequestError(f"{field} is nested too deeply", field=field) from error

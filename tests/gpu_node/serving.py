@@ -84,7 +84,8 @@ class Model:
     def described(self) -> ModelDescription:
         if self.description is not DESCRIPTION or self.name == NAME:
             return self.description
-        return replace(self.description, tensors=(Tensor("w", "BF16", (self.parameters,)),), parameters={})
+        tensors = (Tensor("w", "BF16", (self.parameters,)),)
+        return replace(self.description, tensors=tensors, parameters={}, size_bytes=self.parameters * 2)
 
 
 class ScriptedCatalog:

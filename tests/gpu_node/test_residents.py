@@ -318,3 +318,13 @@ async def test_a_stop_ends_those_who_wait_for_a_model() -> None:
             await waiting
         with pytest.raises(NodeStopping):
             await use(residents, "b")
+
+
+async def test_models_that_were_only_looked_at_do_not_pile_up() -> None:
+    async with residents_of(fleet_of()) as residents:
+        for name in "bcbc":
+            residents.find(name)
+            await asyncio.sleep(0)
+        await until_true(lambda: len(residents.hosts) <= 2)
+        await use(residents, "b")
+        assert loaded(residents) == ["b"]

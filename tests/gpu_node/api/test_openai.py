@@ -210,6 +210,8 @@ async def test_forms(body: dict[str, Any], guide: Any) -> None:
         ("chat/completions", {"response_format": {"type": "xml"}}, 400, "response_format", "must be text"),
         ("chat/completions", {"response_format": {"type": "json_schema"}}, 400, "response_format", "be an object"),
         ("chat/completions", {"regex": "a", "guided_choice": ["b"]}, 400, "guided_choice", "only one of"),
+        ("chat/completions", {"guided_json": '{"a":' * 300 + "1" + "}" * 300}, 400, "guided_json", "too deeply"),
+        ("chat/completions", {"guided_json": "{"}, 400, "guided_json", "is no JSON"),
         ("chat/completions", {"regex": ""}, 400, "regex", "must have 1 to"),
         ("chat/completions", {"continue_final_message": True}, 400, "continue_final_message", "last message"),
         ("chat/completions", {"add_generation_prompt": False}, 400, "add_generation_prompt", "last message"),
