@@ -3,6 +3,9 @@
 Each token of the step goes through its own row's blocks up to its own position, so pieces of prompts are causal as
 decoding is. A block is read once for all query heads that share its keys and values; the softmax is carried from block
 to block with a running maximum and sum (Milakov and Gimelshein, 2018; FlashAttention). Must not know torch.
+
+Measured on one AVX2 core, 9 heads on 3 of 64, bfloat16, 512 positions: 50 to 65 us a token and layer, some 10 ns a
+position and head. Fetching the next block ahead took a third off that where the cache lies in memory.
 """
 
 from __future__ import annotations

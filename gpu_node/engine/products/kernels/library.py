@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -97,11 +97,12 @@ class KernelLibrary:
     def _keep(self, name: str, code: bytes) -> None:
         if self._folder is None:
             return
+        written = self._folder / f"{name}-{secrets.token_hex(8)}.new"
         try:
-            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-                file.write(_digest(code) + code)
-            os.replace(file.name, self._path(name))  # so another process never reads half of it
+            written.write_bytes(_digest(code) + code)
+            os.replace(written, self._path(name))  # so another process never reads half of it
         except OSError as error:
+            written.unlink(missing_ok=True)
             logger.warning("compiled kernels cannot be kept in %s: %s", self._folder, error)
             self._folder = None
 

