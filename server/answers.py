@@ -46,12 +46,13 @@ def answer_key(request: AskRequest, model: ModelKey | None, generation: int = 0)
     `generation` counts the changes of the fleet's models: a model that was pulled anew answers anew.
     """
     fields = {name: value for name, value in request.fields.items() if name not in IRRELEVANT_FIELDS}
+    form = orjson.dumps(fields.pop("format", None), default=dict)  # an answer has its properties in the schema's order
     spelled = orjson.dumps(
         [generation, request.operation, model, request.messages, request.prompt, dict(request.options), fields],
         option=orjson.OPT_SORT_KEYS,
         default=dict,
     )
-    return sha256(spelled).digest()
+    return sha256(form + b"\n" + spelled).digest()
 
 
 class SharedAnswer:

@@ -17,8 +17,8 @@ from server.workload import told_tokens
 
 Way = Literal["chat", "raw", "replay"]
 ENDLESS = (-1, -2)  # Ollama's num_predict: no end, and until the context is full
-# fields under which an answer cannot be cut and glued: a grammar would begin anew, the rest is not text alone
-REPLAY_ONLY_FIELDS = ("format", "images", "tools", "think", "suffix", "logprobs")
+# fields under which an answer cannot be cut and glued: what they ask for is not text alone
+REPLAY_ONLY_FIELDS = ("images", "tools", "think", "suffix", "logprobs")
 # Beginnings of text that tokenizers add on their own; some renderings spell them out as well.
 BEGINNINGS = (
     "<bos>",
@@ -72,7 +72,9 @@ def ways(request: AskRequest, node: Node, told: Told) -> tuple[Way, ...]:
     replay: tuple[Way, ...] = ("replay",) if request.options.get("temperature") == 0 else ()
     if told.other_than_text:
         return ()
-    if told.thoughts or any(request.fields.get(name) for name in REPLAY_ONLY_FIELDS) or _has_images(request):
+    if told.thoughts or _is_guided(request) or any(request.fields.get(name) for name in REPLAY_ONLY_FIELDS):
+        return replay
+    if _has_images(request):
         return replay
     if node.spec.kind == "openai":
         open_end: tuple[Way, ...] = ("chat",) if node.spec.continues_final_message else ()
@@ -87,6 +89,14 @@ def ways(request: AskRequest, node: Node, told: Told) -> tuple[Way, ...]:
     if report is not None and report.renders:
         return ("chat", "raw", *replay) if request.operation == "chat" else ("raw", *replay)
     return replay
+
+
+def _is_guided(request: AskRequest) -> bool:
+    """Whether a grammar holds the answer: a node that goes on begins the grammar anew, in the middle of the text.
+
+    The empty schema is one too: it lets any JSON through, and nothing else.
+    """
+    return request.fields.get("format") not in (None, "")
 
 
 def _has_images(request: AskRequest) -> bool:

@@ -53,6 +53,8 @@ def completion_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[A
     fields: dict[str, Any] = {}
     if values.get("suffix"):
         fields["suffix"] = values["suffix"]
+    if values.get("response_format") is not None:
+        fields["format"] = values["response_format"]
     if values.get("logprobs") is not None:
         fields.update(logprobs=True, top_logprobs=values["logprobs"])
     requests = []

@@ -190,6 +190,7 @@ COMPLETION_FIELDS: Mapping[str, Check] = {
     "suffix": text,
     "echo": flag,
     "best_of": integer(1, MOST_CHOICES),
+    "response_format": _response_format,  # not OpenAI's here, but vLLM's
     "logprobs": _top_logprobs_of_completion,
 }
 EMBEDDING_FIELDS: Mapping[str, Check] = {

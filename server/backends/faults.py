@@ -7,7 +7,7 @@ counts as a broken node, so that others serve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -20,7 +20,15 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_ERROR_CHARS = 2000
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a node that wishes to be left alone for longer is asked again all the same
 # How Ollama begins and ends the texts of its 500s that are about the request.
-CLIENT_MISTAKES = (('option "', "must be of type"), ("invalid format:", ""), ("invalid options:", ""))
+CLIENT_MISTAKES = (
+    ('option "', "must be of type"),
+    ("invalid format:", ""),
+    ("invalid JSON schema in format", ""),
+    ("invalid options:", ""),
+)
+# By these words a server says that it cannot hold an answer to a form. GPU nodes say so too, in words of their own.
+FORM_WORDS = ("response_format", "schema", "grammar", "guided", "structured output", "cannot be followed")
+NODE_FORM_WORDS = ("cannot be followed", "cannot be guided")
 BUSY = (429, 503)
 WRONG_KEY = (401, 403, 407)
 TIMED_OUT = 408  # the node lost patience while reading: nothing is wrong with the request
@@ -49,6 +57,13 @@ def error_of_line(address: str, error: Any, *, first: bool) -> NodeError:
     if first and is_client_mistake(text):
         return NodeRefused(text, 400)
     return NodeBroken(f"{address} failed: {text}")
+
+
+def about_form(error: NodeError, words: Sequence[str]) -> NodeError:
+    """The refusal of a request for a form: not every node follows every schema, so another one may take it."""
+    if isinstance(error, NodeRefused) and any(word in error.message.lower() for word in words):
+        return NodeIncapable(error.message, error.status)
+    return error
 
 
 def is_client_mistake(text: str) -> bool:

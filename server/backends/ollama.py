@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from server.backends.base import Call, Patience, encoded
-from server.backends.faults import MAX_ERROR_BYTES, error_of_status
+from server.backends.faults import MAX_ERROR_BYTES, NODE_FORM_WORDS, about_form, error_of_status
 from server.backends.figures import vectors
 from server.backends.node_http import Answer, NodeHttp, Request
 from server.backends.node_keys import key_of
@@ -61,7 +61,8 @@ class OllamaBackend:
         try:
             if connection.status != 200:
                 said = await connection.read_all(MAX_ERROR_BYTES)
-                raise error_of_status(spec.address, connection.status, connection.headers, said)
+                error = error_of_status(spec.address, connection.status, connection.headers, said)
+                raise about_form(error, NODE_FORM_WORDS) if "format" in call.fields else error
             while not reader.done:
                 data = await connection.read()
                 events = reader.feed(data) if data else reader.finish()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from server.backends.base import Call, Patience, encoded
-from server.backends.faults import MAX_ERROR_BYTES, error_of_status
+from server.backends.faults import FORM_WORDS, MAX_ERROR_BYTES, about_form, error_of_status
 from server.backends.figures import tokens, vectors
 from server.backends.node_http import Answer, NodeHttp, Request
 from server.backends.node_keys import key_of
@@ -56,7 +56,8 @@ class OpenAIBackend:
         try:
             if connection.status != 200:
                 said = await connection.read_all(MAX_ERROR_BYTES)
-                raise error_of_status(spec.address, connection.status, connection.headers, said)
+                error = error_of_status(spec.address, connection.status, connection.headers, said)
+                raise about_form(error, FORM_WORDS) if "format" in call.fields else error
             while not reader.ended:
                 data = await connection.read()
                 events = reader.feed(data) if data else reader.finish()

@@ -112,7 +112,7 @@ class Plan:
         yield from _until_stop(self._texts(), self.call.limit, self.call.stops)
 
     def _texts(self) -> Iterator[str]:
-        if self.call.format:
+        if self.call.format is not None:
             return iter(_JSON_PIECES.findall(json_answer(self)))
         return self.answer.rest()
 
@@ -221,7 +221,7 @@ def plan_call(call: Call, settings: PhoneSettings, salt: str, num_ctx: int | Non
     about = conversation_of(call, settings, salt)
     answer = answer_to(_as_read(call, rendered), about)
     told = ""
-    if call.format:  # the tail belongs to no word text: what counts is where the model began
+    if call.format is not None:  # the tail belongs to no word text: what counts is where the model began
         base = rendered[: rendered.rfind("assistant\n") + 10] if "assistant\n" in rendered else rendered
         if not settings.grammar_begins_anew:
             told = rendered[len(base) :]

@@ -196,7 +196,7 @@ def _check_capabilities(body: dict[str, Any], model: FakeModel, settings: PhoneS
 
 def check_format(value: Any, settings: PhoneSettings) -> Any:
     if value is None or value == "" or value == "json" or isinstance(value, dict):
-        return value or None
+        return None if value == "" else value  # the empty schema is a form too: any JSON
     quoted = orjson.dumps(value).decode().replace("\\", "\\\\").replace('"', '\\"')
     text = f'invalid format: "{quoted}"; expected "json" or a valid JSON Schema object'
     raise Refused(settings.profile.bad_format_status, text, streamed=True)

@@ -78,6 +78,8 @@ def key_of(request: AskRequest, model: ModelKey | None = MODEL) -> bytes:
         {"options": {"temperature": 0, "seed": 1, "num_ctx": 8192}},
         {"options": {"temperature": 0, "seed": 1, "stop": ["x"]}},
         {"fields": {}},
+        {"fields": {"format": {}}},
+        {"fields": {"format": {"properties": {"a": {}, "b": {}}}}},
         {"fields": {"format": "json", "tools": [{}]}},
         {"fields": {"format": "json", "think": True}},
         {"fields": {"format": "json", "system": "x"}},
@@ -87,6 +89,12 @@ def key_of(request: AskRequest, model: ModelKey | None = MODEL) -> bytes:
 def test_everything_that_changes_the_answer_changes_the_key(changes: dict[str, Any]) -> None:
     """Key = everything that changes the answer."""
     assert key_of(replace(REQUEST, **changes)) != key_of(REQUEST)
+
+
+def test_the_order_of_a_schemas_properties_changes_the_key() -> None:
+    """An answer has its properties in the schema's order."""
+    orders = ({"a": {}, "b": {}}, {"b": {}, "a": {}})
+    assert len({key_of(replace(REQUEST, fields={"format": {"properties": order}})) for order in orders}) == 2
 
 
 def test_the_model_changes_the_key() -> None:

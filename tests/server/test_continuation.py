@@ -79,6 +79,8 @@ def test_the_ways_of_each_kind_of_node(node: Any, request_: AskRequest, expected
     "fields",
     [
         {"format": "json"},
+        {"format": {"type": "object"}},
+        {"format": {}},  # any JSON, and nothing else
         TOOLS,
         {"think": True},
         {"think": "high"},

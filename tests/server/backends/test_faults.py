@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.backends.faults import (
+    FORM_WORDS,
     MAX_ERROR_CHARS,
     MAX_RETRY_AFTER_SECONDS,
+    NODE_FORM_WORDS,
+    about_form,
     error_of_line,
     error_of_status,
     error_text,
@@ -32,6 +35,7 @@ def error(status: int, body: bytes = b"", **headers: bytes) -> NodeError:
         (404, "model 'x' not found", 404),
         (500, 'option "temperature" must be of type float32', 400),
         (500, 'invalid format: "yaml"; expected "json" or a valid JSON Schema object', 400),
+        (500, "invalid JSON schema in format", 400),
         (422, "Unprocessable", 422),
     ],
 )
@@ -39,6 +43,16 @@ def test_the_clients_mistakes_are_passed_on_with_the_nodes_words(status: int, te
     found = error(status, b'{"error":%b}' % _json(text))
     assert type(found) is NodeRefused and not found.strike
     assert (found.status, found.message) == (passed_on, text)
+
+
+def test_a_refused_form_is_for_another_node():
+    refused = NodeRefused("The schema cannot be followed: Unimplemented keys", 400)
+    for words in (FORM_WORDS, NODE_FORM_WORDS):
+        found = about_form(refused, words)
+        assert isinstance(found, NodeIncapable) and (found.message, found.status) == (refused.message, 400)
+    for other in (NodeRefused("max_tokens must be at least 1", 400), NodeBroken("the grammar broke")):
+        assert about_form(other, FORM_WORDS) is other
+    assert about_form(NodeRefused("invalid JSON schema in format", 400), NODE_FORM_WORDS).status == 400
 
 
 def test_what_a_server_does_not_have_is_not_the_clients_mistake():
