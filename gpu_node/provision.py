@@ -54,6 +54,7 @@ class Provision:
             template=description.template,
             weights=wish.weights,
             kernels=wish.kernels,
+            kernel_folder=self._cache / "kernels",
             cache=cache,
             progress=progress,
         )

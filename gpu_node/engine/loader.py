@@ -20,13 +20,16 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from gpu_node.engine.attention import PagedAttention
+from gpu_node.engine.attention import Attention, PagedAttention
+from gpu_node.engine.attention_cuda import CudaAttention, triton_available
 from gpu_node.engine.cache_size import CacheOptions, available_bytes
 from gpu_node.engine.families import refusal
+from gpu_node.engine.graphs import GraphedStage
 from gpu_node.engine.layers.recipe import NotCovered
 from gpu_node.engine.layers.stage import layered_stage
 from gpu_node.engine.plain_loading import fitting_slots, load_converted, load_plain
 from gpu_node.engine.products.base import HeldAs, Kernels, Numerics
+from gpu_node.engine.products.kernels.availability import available
 from gpu_node.engine.runner import NO_MEMORY_TEXTS, Runner
 from gpu_node.engine.sampler import Sampler
 from gpu_node.engine.stage import Stage
@@ -62,6 +65,7 @@ class LoadOptions:
     template: str = ""  # instead of the model's own
     weights: WeightsMode = "auto"
     kernels: Kernels = "auto"
+    kernel_folder: Path | None = None  # where compiled kernels are kept between starts
     layers: LayersMode = "auto"  # "plain": transformers' own modules even where there are quicker layers
     cache: CacheOptions = field(default_factory=CacheOptions)
     progress: Progress | None = None  # called in the loading thread
@@ -76,11 +80,19 @@ class Choices:
     compute: torch.dtype
     weights: Literal["full", "stored", "int8", "int4"]
     kernels: Kernels
+    kernel_folder: Path | None = None
 
     @property
     def numerics(self) -> Numerics:
         held: HeldAs = self.weights if self.weights in ("int8", "int4") else "given"
-        return Numerics(compute=self.compute, kernels=self.kernels, device=self.device, held_as=held)
+        return Numerics(
+            compute=self.compute,
+            kernels=self.kernels,
+            device=self.device,
+            held_as=held,
+            native_halves=self.device.type == "cpu" and computes_halves(self.dtype),
+            kernel_folder=self.kernel_folder,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +123,18 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
             vocabulary = TokenizerVocabulary(tokenizer, end_ids(tokenizer, source.config, *_generation(files)))
             summary = _summary(source, choices, loaded, begun)
     log.info("%s", sentence_of(summary))
-    return Runner(loaded.stage, vocabulary, Sampler(), options.cache, summary)
+    stage = graphed(loaded.stage, options.cache.context)
+    return Runner(stage, vocabulary, Sampler(), options.cache, summary)
+
+
+def attention_for(device: torch.device, wide: bool) -> Attention:
+    """In place on CUDA, where Triton is; by gathering elsewhere."""
+    return CudaAttention() if device.type == "cuda" and triton_available() else PagedAttention(wide=wide)
+
+
+def graphed(stage: Stage, context_tokens: int) -> Stage:
+    """Decodes as CUDA graphs where attention reads everything from tensors, as `attention_for`'s does with Triton."""
+    return GraphedStage(stage, context_tokens) if stage.device.type == "cuda" and triton_available() else stage
 
 
 def open_source(files: ModelFiles) -> Source:
@@ -127,8 +150,11 @@ def choose(options: LoadOptions, source: Source, device: torch.device) -> Choice
     if weights == "stored" and not quantised:
         raise ModelError(f"{source.label} holds no quantised weights that could run as they are stored")
     dtype = choose_dtype(options.dtype, device, source.stored_dtype)
-    wide = dtype is not torch.float32 and device.type == "cpu" and not computes_halves(dtype)
-    return Choices(device, dtype, torch.float32 if wide else dtype, weights, options.kernels)
+    # Few rows are quickest by compiled kernels, whose activations are in single precision, whatever units there are.
+    compiled = options.kernels != "torch" and available()
+    wide = dtype is not torch.float32 and device.type == "cpu" and (compiled or not computes_halves(dtype))
+    compute = torch.float32 if wide else dtype
+    return Choices(device, dtype, compute, weights, options.kernels, options.kernel_folder)
 
 
 def choose_device(name: DeviceName) -> str:
@@ -183,7 +209,7 @@ def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
     reason = refusal(source.config)
     if reason is not None:
         raise ModelError(f"{source.label} cannot run here: {reason}")
-    attention = PagedAttention(wide=choices.compute is not choices.dtype)
+    attention = attention_for(choices.device, wide=choices.compute is not choices.dtype)
     view = SourceView(source, choices.dtype, choices.weights == "stored", options.progress)
     model = empty_model(view.config, choices.dtype, choices.device)
     slots = fitting_slots(model, view)
@@ -200,7 +226,7 @@ def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
 
 
 def _load_converted(
-    model: Any, source: Source, view: SourceView, choices: Choices, attention: PagedAttention, options: LoadOptions
+    model: Any, source: Source, view: SourceView, choices: Choices, attention: Attention, options: LoadOptions
 ) -> Loaded:
     """Names or shapes are not the model's own."""
     if not isinstance(source, SafetensorsSource):

@@ -33,6 +33,7 @@ class Numerics:
     held_as: HeldAs = "given"  # 16 and 32-bit weights are quantised to this when they are loaded
     # Few rows may be rounded to 16 bits on their way in and out where that is quicker; never for logits, which tie.
     may_round: bool = True
+    native_halves: bool = False  # the processor multiplies 16-bit numbers by units of its own
     kernel_folder: Path | None = None  # where compiled kernels are kept between starts
     # Open `kernels.Kernels`, see `choice.with_kernels`; any type here, since kernels know this module.
     compiled: Any = field(default=None, compare=False, repr=False)

@@ -111,7 +111,8 @@ def _compiled_product(
 ) -> Product:
     if isinstance(weight, QuantisedWeight):
         return CompiledProduct(packed_weight(weight, bias), kernels, None)
-    many = _torch_product(weight, bias, replace(numerics, may_round=False))
+    # Rounding pays for many rows only where 16-bit products are quick.
+    many = _torch_product(weight, bias, replace(numerics, may_round=numerics.may_round and numerics.native_halves))
     return CompiledProduct(dense_weight(weight, bias), kernels, many)
 
 
@@ -121,7 +122,7 @@ def _torch_product(weight: Tensor | QuantisedWeight, bias: Tensor | None, numeri
     if weight.dtype is numerics.compute:
         return DenseProduct(weight, bias)
     if weight.dtype in HALVES and numerics.compute is torch.float32:
-        return WideProduct(weight, bias, may_round=numerics.may_round)
+        return WideProduct(weight, bias, may_round=numerics.may_round, native=numerics.native_halves)
     return DenseProduct(weight.to(numerics.compute), bias)
 
 

@@ -1,11 +1,14 @@
-"""16-bit weights under 32-bit activations, for processors that have no 16-bit units.
+"""16-bit weights under 32-bit activations: for processors without 16-bit units, and for few rows on all of them.
 
 Many rows: the weight is widened tile by tile into one small buffer, and each tile is multiplied while it is in cache;
 widening a whole output layer costs more than multiplying it. One or two rows: torch's 16-bit product reads half the
-bytes and is quicker, at the price of rounding the activations; `may_round` forbids it.
+bytes and is quicker, at the price of rounding the activations; `may_round` forbids it. Where the processor has 16-bit
+units, that product is the quicker one for any number of rows.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 import torch.nn.functional as functional
@@ -20,11 +23,15 @@ Tile = tuple[Tensor, Tensor | None]  # rows of a weight, and what their outputs 
 
 
 class WideProduct:
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, may_round: bool = True) -> None:
-        """`weight` [rows, columns] in bfloat16 or float16, `bias` [rows] in float32."""
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, may_round: bool = True, native: bool = False
+    ) -> None:
+        """`weight` [rows, columns] in bfloat16 or float16, `bias` [rows] in float32; `native`: the processor has units
+        for bfloat16."""
         self._weight, self._bias = weight, bias
         # Activations overflow in float16, so only bfloat16 weights may meet rounded ones.
-        self._rounded_rows = ROUNDED_ROWS if may_round and weight.dtype is torch.bfloat16 else 0
+        rounds = may_round and weight.dtype is torch.bfloat16
+        self._rounded_rows = (sys.maxsize if native else ROUNDED_ROWS) if rounds else 0
         self.rows, self.columns = weight.shape
         self._tiles: list[Tile] = [(weight[rows], None) for rows in row_tiles(self.rows, self.columns)]
 
