@@ -133,10 +133,19 @@ def _memory(told: Path = MEMORY_FILE, limits: Path = CONTAINER_LIMITS) -> tuple[
         available = total // 2
     try:
         limit = int((limits / "memory.max").read_text())
-        used = int((limits / "memory.current").read_text())
+        used = int((limits / "memory.current").read_text()) - _reclaimable(limits / "memory.stat")
     except (OSError, ValueError):  # no container, or one without a limit
         return total, available
     return min(total, limit), min(available, max(limit - used, 0))
+
+
+def _reclaimable(told: Path) -> int:
+    """Pages of files count as used, but go when somebody needs the room."""
+    try:
+        lines = [line.split() for line in told.read_text().splitlines()]
+        return next(int(line[1]) for line in lines if line[:1] == ["inactive_file"])
+    except (OSError, StopIteration):
+        return 0
 
 
 def _processor(path: Path = Path("/proc/cpuinfo")) -> str:

@@ -130,18 +130,18 @@ class Residents:
             host.keep(keep_alive_seconds)
         self._now_idle(host)
 
-    def usual_wish(self, name: str) -> LoadWish:
-        """How the model is held, or would be when a request names it."""
-        host = self._known(name)
-        return self._start.wish if host is None else host.wish
+    @property
+    def usual_wish(self) -> LoadWish:
+        """How models are loaded where nothing is said."""
+        return self._start.wish
 
-    async def wanted(self, name: str, wish: LoadWish) -> ModelHost:
-        """The host for a loading that says how: what is loaded otherwise leaves first, and is refused while busy."""
+    async def wanted(self, name: str, wish: LoadWish | None) -> ModelHost:
+        """The host for a loading; one that says how is refused for a model that is in use as it is loaded otherwise."""
         host = self._known(name)
         if host is None:
             source = self._catalog.find_fetchable(name)
-            return self.find(name) if source is None else self._host_of(source, wish)
-        if host.wish == wish:
+            return self.find(name) if source is None else self._host_of(source, wish or self._start.wish)
+        if wish is None or host.wish == wish:
             return host
         await self._leave_alone(host)
         source = self._start.source if host is self.main else self._catalog.find_fetchable(host.name)

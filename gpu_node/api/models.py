@@ -86,7 +86,7 @@ class ModelsApi:
         body = parse(LoadBody, await read_body(request, self._service.max_body_bytes))
         if not is_valid(body.model):
             raise RequestError("invalid model name; paths are not loaded on request", field="model")
-        wish = wish_of(body, self._residents.usual_wish(body.model), self._has_gpu)
+        wish = wish_of(body, self._residents.usual_wish, self._has_gpu)
         keep_alive = None if body.keep_alive in (None, "") else duration_of(body.keep_alive or 0)
         loading = _Loading(self._service, body.model, wish, keep_alive, self._facts)
         return WatchedAnswer(loading.stream if body.stream else loading.whole)
@@ -135,7 +135,7 @@ class _Loading:
         self,
         service: Service,
         name: str,
-        wish: LoadWish,
+        wish: LoadWish | None,
         keep_alive: float | None,
         facts: Callable[[ModelHost], Record],
     ) -> None:
@@ -180,8 +180,11 @@ class _Loading:
         return record
 
 
-def wish_of(body: LoadBody, usual: LoadWish, has_gpu: Callable[[], bool]) -> LoadWish:
-    """The usual way of loading with what the body says instead. Raises `RequestError` for what cannot be had."""
+def wish_of(body: LoadBody, usual: LoadWish, has_gpu: Callable[[], bool]) -> LoadWish | None:
+    """The usual way of loading with what the body says instead; None where it says nothing.
+
+    Raises `RequestError` for what cannot be had.
+    """
     device = _device(body, has_gpu)
     if body.block_tokens is not None and body.block_tokens not in BLOCK_TOKENS:
         raise RequestError(f"block_tokens must be one of {', '.join(map(str, BLOCK_TOKENS))}", field="block_tokens")
@@ -203,7 +206,7 @@ def wish_of(body: LoadBody, usual: LoadWish, has_gpu: Callable[[], bool]) -> Loa
     if body.kv_memory is not None or body.kv_blocks is not None:
         given |= {"kv_bytes": _bytes(body.kv_memory), "kv_blocks": body.kv_blocks or 0}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(usual, **changes)
+    return replace(usual, **changes) if changes else None
 
 
 def _device(body: LoadBody, has_gpu: Callable[[], bool]) -> DeviceName | None:

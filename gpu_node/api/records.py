@@ -151,7 +151,7 @@ def shown(name: str, model: ModelDescription, begins_with_bos: bool | None) -> R
 def details_of(model: ModelDescription) -> Record:
     return {
         "parent_model": "",
-        "format": "safetensors",
+        "format": model.format,
         "family": model.family,
         "families": [model.family],
         "parameter_size": model.parameter_size,

@@ -46,6 +46,8 @@ def test_memory_as_the_kernel_tells_it(tmp_path: Path) -> None:
     (limits / "memory.max").write_text(f"{300 * 1024}\n")
     (limits / "memory.current").write_text(f"{100 * 1024}\n")
     assert _memory(told, limits) == (300 * 1024, 200 * 1024), "a container has only what it may use"
+    (limits / "memory.stat").write_text(f"anon 7\ninactive_file {50 * 1024}\n")
+    assert _memory(told, limits) == (300 * 1024, 250 * 1024), "pages of files can go"
     total, available = _memory(tmp_path / "nothing", tmp_path / "nothing")
     assert available == total // 2 > 0
 

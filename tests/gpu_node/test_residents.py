@@ -176,11 +176,11 @@ async def test_a_running_request_is_never_unloaded_and_a_later_one_does_not_over
 async def test_loading_on_request_does_not_wait_for_busy_models() -> None:
     async with residents_of(fleet_of(room_for=1)) as residents:
         async with residents.hold("a"):
-            host = await residents.wanted("b", residents.usual_wish("b"))
+            host = await residents.wanted("b", residents.usual_wish)
             with pytest.raises(NoRoom, match=r"no room for b: .*a holds .* and is answering 1"):
                 await residents.load(host)
             assert residents.main.running == 1
-        await residents.load(await residents.wanted("b", residents.usual_wish("b")), 7.0)
+        await residents.load(await residents.wanted("b", residents.usual_wish), 7.0)
         assert loaded(residents) == ["b"]
         assert residents.find("b").seconds_left == pytest.approx(7.0)
 
@@ -259,7 +259,7 @@ async def test_another_way_of_loading_replaces_an_idle_model_and_is_refused_whil
     fleet = fleet_of()
     async with residents_of(fleet) as residents:
         await residents.start()
-        wish = replace(residents.usual_wish("a"), dtype="float32", max_running=7)
+        wish = replace(residents.usual_wish, dtype="float32", max_running=7)
         async with residents.hold("a"):
             with pytest.raises(RequestError, match="a is in use as it is loaded now") as caught:
                 await residents.wanted("a", wish)
@@ -288,7 +288,7 @@ async def test_each_device_has_an_account_of_its_own() -> None:
     accounts = (Account("cuda", ONE), Account("cpu", ONE))
     async with residents_of(fleet_of(accounts=accounts)) as residents:
         for name, device in (("a", "cuda"), ("b", "cpu")):
-            wish = replace(residents.usual_wish(name), device=device)
+            wish = replace(residents.usual_wish, device=device)
             await residents.load(await residents.wanted(name, wish))
         assert loaded(residents) == ["a", "b"]
         assert {one.device: list(one.claims) for one in residents.accounts} == {"cuda": ["a"], "cpu": ["b"]}

@@ -47,6 +47,15 @@ async def test_a_model_is_loaded_told_about_and_unloaded() -> None:
     assert (gone["status"], again["status"], unknown.status_code) == ("unloaded", "not loaded", 404)
 
 
+async def test_without_options_a_loaded_model_stays_as_it_is_and_with_some_the_others_are_the_settings() -> None:
+    fleet = fleet_of()
+    async with serving(fleet=fleet) as served:
+        for body in ({"dtype": "float32"}, {}, {"context": 64}):
+            assert (await load(served, model="other", **body))["status"] == "success"
+    wishes = fleet.files["other"].wishes
+    assert [(wish.dtype, wish.context) for wish in wishes] == [("float32", 0), ("auto", 64)]
+
+
 async def test_options_reach_the_loading() -> None:
     body = {
         "device": "cpu", "num_gpus": 0, "dtype": "float32", "weights": "int8", "kernels": "torch", "threads": 3,
