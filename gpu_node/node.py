@@ -50,7 +50,7 @@ class Node:
         self._main = source
         catalog = Catalog(store, models, source)
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        accounts = accounts_of(settings, gpus(visible), machine().available_bytes)
+        accounts = accounts_of(settings, gpus(visible), machine().available_bytes, _torch_version())
         self.residents = Residents(Start(source, settings.wish), catalog, self._build, accounts)
         rules = rules_of(settings.api_keys, settings.allowed_hosts, settings.allowed_origins)
         service = Service(self.residents, catalog, settings.max_body_bytes, gpus=lambda: gpus(visible))
@@ -138,20 +138,23 @@ def asked_of(source: ModelSource) -> str:
             return str(source.path)
 
 
-def accounts_of(settings: NodeSettings, found: tuple[Gpu, ...], available_bytes: int) -> list[Account]:
-    """The usual device's first. The budget that is set belongs to it; others give what is free."""
+def accounts_of(settings: NodeSettings, found: tuple[Gpu, ...], available_bytes: int, torch: str) -> list[Account]:
+    """The usual device's first. The budget that is set belongs to it; others give what is free.
+
+    `torch` is its version: one that was built for CPUs sees no GPU.
+    """
     own = Account("cpu", int(available_bytes * USABLE_SHARE))
-    if not found or settings.device == "cpu" or _torch_without_cuda():
+    if not found or settings.device == "cpu" or not torch or torch.endswith("+cpu"):
         return [Account("cpu", settings.memory or own.budget_bytes)]
     gpu = Account("cuda", settings.memory or int(found[0].free_bytes * USABLE_SHARE))
     return [gpu, own]
 
 
-def _torch_without_cuda() -> bool:
+def _torch_version() -> str:
     try:
-        return version("torch").endswith("+cpu")
+        return version("torch")
     except PackageNotFoundError:
-        return True
+        return ""
 
 
 def warn_when_exposed(settings: NodeSettings) -> None:

@@ -18,6 +18,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gpu_node.inventory import Gpu
+from gpu_node.load_wish import LoadWish
+from gpu_node.manifest import models_folder, read_manifest
+from gpu_node.model_source import GgufSource, HubSource, KnownSource
+from gpu_node.node import accounts_of, asked_of, engine_options
+from gpu_node.settings import read_settings
 from tests.fakes.tiny_model import write_tiny_model
 
 # Long enough for importing torch on a machine that is busy with something else.
@@ -123,6 +129,35 @@ def test_the_whole_api_on_a_real_model(tiny_folder: Path, tmp_path: Path) -> Non
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
+
+
+def test_accounts_are_those_of_the_devices_that_may_be_used() -> None:
+    gpu = Gpu(0, "GPU-1", "a GPU", 1000, 800)
+
+    def budgets(found: tuple[Gpu, ...], **flags: object) -> list[tuple[str, int]]:
+        settings = read_settings({"HOME": "/home/x"}, flags)
+        return [(account.device, account.budget_bytes) for account in accounts_of(settings, found, 500, "2.0+cu1")]
+
+    assert budgets(()) == [("cpu", 450)]
+    assert budgets((gpu,)) == [("cuda", 720), ("cpu", 450)]
+    assert budgets((gpu,), memory="7kB") == [("cuda", 7000), ("cpu", 450)]
+    assert budgets((gpu,), device="cpu", memory="7kB") == [("cpu", 7000)]
+    settings = read_settings({"HOME": "/home/x"}, {})
+    assert [one.device for one in accounts_of(settings, (gpu,), 500, "2.0+cpu")] == ["cpu"]
+
+
+def test_settings_reach_the_engine() -> None:
+    options = engine_options(LoadWish(max_running=3, step_tokens=64, mixed_step_tokens=32, speculation="off"), 9)
+    assert (options.max_running, options.max_waiting, options.max_drafts) == (3, 9, 0)
+    assert (options.step_tokens, options.mixed_step_tokens) == (64, 32)
+    assert engine_options(LoadWish(), 9).max_drafts > 0
+
+
+def test_what_the_fetching_process_is_told(tmp_path: Path) -> None:
+    assert asked_of(HubSource("Organisation/Name")) == "Organisation/Name"
+    assert asked_of(GgufSource(tmp_path / "a.gguf")) == str(tmp_path / "a.gguf")
+    known = read_manifest(models_folder()).models[0]
+    assert asked_of(KnownSource(known)) == known.name
 
 
 def test_ctrl_c_during_the_load_ends_it_cleanly(tiny_folder: Path, tmp_path: Path) -> None:
