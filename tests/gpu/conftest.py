@@ -19,3 +19,8 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "/tests/gpu/" in str(item.path):
                 item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture
+def device():
+    return "cuda"
