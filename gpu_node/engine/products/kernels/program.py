@@ -6,8 +6,9 @@ late or loses its core holds up nothing but the piece in its hands. Helpers slee
 they look for microseconds before they give their core away. Must not know what kernels compute.
 
 Measured: the 453 operations of a 135M model's step in one program take 6.3 ms (4 bits, one thread, one row; llama.cpp
-12 to 13 on the same core), of which passing from one to the next is 8 us. While both cores were busy with other
-programs two threads took as long as one; a first version, where all threads met after every operation, ten times that.
+12 to 13 on the same core), of which passing from one to the next is 8 us. A second core makes one row 1.5 and four rows
+1.6 times as quick. With both cores busy with other programs two threads take as long as one; a first version, where all
+threads met after every operation, took ten times as long there.
 """
 
 from __future__ import annotations
