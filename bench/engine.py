@@ -248,7 +248,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cores", default="0", help="taskset's list of cores that every contender is pinned to")
-    parser.add_argument("--kernels", choices=("auto", "torch", "numba"), default="auto")
+    parser.add_argument("--kernels", choices=("auto", "torch", "compiled"), default="auto")
     parser.add_argument("--only", nargs="*", help="names of contenders; the others are left out")
     parser.add_argument("--dry", action="store_true", help="print, but write no result")
     return parser.parse_args()

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="auto, cpu or cuda")
     add("--dtype", help="auto, float32, bfloat16 or float16")
     add("--weights", help="auto, full, stored, int8 or int4: how weights are held (auto)")
-    add("--kernels", help="auto, torch or numba: what multiplies on a CPU (auto)")
+    add("--kernels", help="auto, torch or compiled: what multiplies on a CPU (auto)")
     add("--speculation", help="auto or off: guess tokens that the prompt already holds (auto)")
     add("--memory", help="how much memory models may take together, as 8GB; 0 takes what is free")
     add("--kv-memory", help="size of a model's key-value cache, as 2GB; 0 takes what is sensible")

@@ -12,7 +12,7 @@ from typing import Literal
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 WeightsMode = Literal["auto", "full", "stored", "int8", "int4"]
-KernelsMode = Literal["auto", "torch", "numba"]
+KernelsMode = Literal["auto", "torch", "compiled"]
 SpeculationMode = Literal["auto", "off"]
 
 # Slots of a block: what the attention kernels can bear.

@@ -72,5 +72,5 @@ class Contender:
 
 def _environment(own: Mapping[str, str], threads: int) -> dict[str, str]:
     """Whatever library counts the cores by itself is told how many threads it may use."""
-    names: Sequence[str] = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    names: Sequence[str] = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {**own, **dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}

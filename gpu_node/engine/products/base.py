@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-Kernels = Literal["auto", "torch", "numba"]
+Kernels = Literal["auto", "torch", "compiled"]
 HeldAs = Literal["given", "int8", "int4"]
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ class Numerics:
     """In which numbers products compute, and with whose kernels."""
 
     compute: torch.dtype = torch.float32  # of activations
-    kernels: Kernels = "auto"  # "auto": compiled ones where they can be had, "numba": those or none, else torch's
+    kernels: Kernels = "auto"  # "auto": compiled ones where they can be had, "compiled": those or none, else torch's
     device: torch.device = CPU
     held_as: HeldAs = "given"  # 16 and 32-bit weights are quantised to this when they are loaded
     # Few rows may be rounded to 16 bits on their way in and out where that is quicker; never for logits, which tie.

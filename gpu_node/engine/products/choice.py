@@ -44,7 +44,7 @@ def with_kernels(numerics: Numerics) -> Numerics:
         from gpu_node.engine.products.kernels.kernels import open_kernels  # llvmlite is optional
 
         opened = open_kernels(numerics.kernel_folder, torch.get_num_threads())
-    if opened is None and numerics.kernels == "numba":
+    if opened is None and numerics.kernels == "compiled":
         raise ModelError(f"compiled kernels are not to be had: {reason() or 'they compute on CPUs in float32 only.'}")
     return numerics if opened is None else replace(numerics, compiled=opened)
 

@@ -64,7 +64,7 @@ def test_kernels_are_for_single_precision_on_cpus():
     halves = Numerics(compute=torch.bfloat16)
     assert with_kernels(halves) is halves
     with pytest.raises(ModelError):
-        with_kernels(Numerics(compute=torch.bfloat16, kernels="numba"))
+        with_kernels(Numerics(compute=torch.bfloat16, kernels="compiled"))
 
 
 def test_kernels_that_nobody_wants_stay_closed():
