@@ -14,33 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpu_node.engine.draws import Draw, NoToken
+
 # A row is first reduced to the maxima of so many neighbours: the k likeliest tokens lie in the k likeliest chunks.
 CHUNK = 32
 # Rows without top-k look at so many candidates first. In text these hold nearly always all that can be drawn.
 FIRST_LOOK = 128
 
-# In the place of a token: why there is none.
-NOT_FINITE = -1
-NOTHING_ALLOWED = -2
-UNDECIDED = -3  # the draw lies beyond the candidates that were looked at
-
 LOW = (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One row's numbers."""
-
-    uniform: float
-    temperature: float
-    top_k: int  # below 1: all
-    top_p: float
-    min_p: float
-    typical_p: float
-
-
 def likeliest(rows: Tensor) -> Tensor:
-    """The token of the largest logit of each row [n, any], or a negative reason."""
+    """The token of the largest logit of each row [n, any], or a `NoToken`."""
     # On CPUs torch's own argmax takes twenty times as long as numpy's.
     on_cpu = rows.device.type == "cpu"
     ids = torch.from_numpy(rows.float().numpy().argmax(axis=-1)) if on_cpu else rows.argmax(dim=-1)
@@ -49,12 +34,12 @@ def likeliest(rows: Tensor) -> Tensor:
 
 def explained(ids: Tensor, peaks: Tensor) -> Tensor:
     """`ids`, or the reason where the largest logit of the row is no number to choose by."""
-    reasons = torch.where(peaks == -torch.inf, NOTHING_ALLOWED, NOT_FINITE)
+    reasons = torch.where(peaks == -torch.inf, NoToken.NOTHING_ALLOWED, NoToken.NOT_FINITE)
     return torch.where(torch.isfinite(peaks), ids, reasons)
 
 
 def drawn(rows: Tensor, draws: Sequence[Draw], everything: bool = False) -> Tensor:
-    """One token a row [n, chunks * CHUNK], or a negative reason; `UNDECIDED` only without `everything`.
+    """One token a row [n, chunks * CHUNK], or a `NoToken`; `UNDECIDED` only without `everything`.
 
     The order is Ollama's: top-k, temperature, top-p, min-p. Locally typical sampling comes where llama.cpp has it,
     between top-k and top-p, here on the probabilities that the temperature has shaped. Then the inverse of the
@@ -113,7 +98,7 @@ def _seen_columns(rows: Tensor, values: Tensor, weights: Tensor, numbers: Number
     outside = numbers.uniform * mass >= (chances * keep).sum(-1, keepdim=True)
     partial = (numbers.top_p < 1.0) | (numbers.min_p > 0.0)
     unseen = (ragged & (partial | outside)) | (numbers.typical_p < 1.0)
-    return torch.where(unseen, UNDECIDED, columns)
+    return torch.where(unseen, NoToken.UNDECIDED, columns)
 
 
 def _columns(keep: Tensor, chances: Tensor, uniform: Tensor, mass: Tensor | None) -> Tensor:

@@ -1,16 +1,38 @@
 """Random numbers that are looked up, not drawn in turn: the n-th token of a sample always meets the same one.
 
 Invariant: `uniform` is a pure function of its two integers, so neither batching, preemption, speculation nor a restart
-changes an answer. Must not know torch, logits or options.
+changes an answer. Must not know torch nor logits.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
+from enum import IntEnum
 
 WORD = (1 << 64) - 1
 # The step and the mixer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 STEP = 0x9E3779B97F4A7C15
+
+
+class NoToken(IntEnum):
+    """In the place of a token: why there is none."""
+
+    NOT_FINITE = -1
+    NOTHING_ALLOWED = -2
+    UNDECIDED = -3  # the draw lies beyond the candidates that were looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What decides one token besides the logits."""
+
+    uniform: float
+    temperature: float
+    top_k: int  # below 1: all
+    top_p: float
+    min_p: float
+    typical_p: float
 
 
 def uniform(key: int, written: int) -> float:

@@ -15,15 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu_node.engine.candidates import (
-    CHUNK,
-    NOTHING_ALLOWED,
-    UNDECIDED,
-    Draw,
-    drawn,
-    likeliest,
-)
-from gpu_node.engine.draws import uniform
+from gpu_node.engine.candidates import CHUNK, FIRST_LOOK, drawn, likeliest
+from gpu_node.engine.draws import Draw, NoToken, uniform
+from gpu_node.engine.host_draw import draw_on_host
 from gpu_node.engine.sequence import Logprob, SamplingOptions, TokenLogprob
 from gpu_node.engine.step import Choice, Pick
 
@@ -97,7 +91,7 @@ def lines_of(pick: Pick, row: int) -> Iterator[Line]:
 
 def _judged(pick: Pick, ids: Sequence[int], told: Mapping[int, TokenLogprob], at: int) -> Choice:
     if ids[at] < 0:
-        return Choice(error=NOTHING_ALLOWED_TEXT if ids[at] == NOTHING_ALLOWED else NOT_FINITE_TEXT)
+        return Choice(error=NOTHING_ALLOWED_TEXT if ids[at] == NoToken.NOTHING_ALLOWED else NOT_FINITE_TEXT)
     count = 1
     # A draft's successor that failed is decided again, alone, when its turn comes: then the error is told.
     while count < positions(pick) and ids[at + count - 1] == pick.drafts[count - 1] and ids[at + count] >= 0:
@@ -123,7 +117,7 @@ def _decide(logits: Tensor, lines: Sequence[Line]) -> list[int]:
         found.append(likeliest(rows[: len(greedy)]))
     draws = [lines[at].draw for at in sampled]
     if sampled:
-        found.append(drawn(rows[len(greedy) :], draws))
+        found.append(_drawn(rows[len(greedy) :], draws))
     ids = [0] * len(lines)
     for at, token in zip([*plain, *order], torch.cat(found).tolist(), strict=True):
         ids[at] = token
@@ -131,9 +125,16 @@ def _decide(logits: Tensor, lines: Sequence[Line]) -> list[int]:
     return ids
 
 
+def _drawn(rows: Tensor, draws: Sequence[Draw]) -> Tensor:
+    if rows.device.type != "cpu":
+        return drawn(rows, draws)
+    pairs = zip(rows.numpy(), draws, strict=True)
+    return torch.tensor([draw_on_host(row, draw, CHUNK, FIRST_LOOK) for row, draw in pairs])
+
+
 def _decide_wide(rows: Tensor, draws: Sequence[Draw], places: Sequence[int], ids: list[int]) -> None:
     """Fill in the lines whose draw lies beyond the likeliest candidates: their rows are sorted as a whole."""
-    wide = [number for number, at in enumerate(places) if ids[at] == UNDECIDED]
+    wide = [number for number, at in enumerate(places) if ids[at] == NoToken.UNDECIDED]
     if not wide:
         return
     tokens = drawn(rows[wide], [draws[number] for number in wide], everything=True).tolist()
