@@ -3,6 +3,8 @@
     GatewayError                     ends a request; has a status, a code, a sentence, perhaps a hint
     ├── RequestInvalid               422 or 400: the caller's own mistake, with the field's name
     ├── ModelNotFound                404: no node has it; the nearest names are in the hint
+    ├── NodeUnknown                  404: the fleet has no node of this name
+    ├── ModelInUse                   409: a node answers with the model just now, so it cannot be loaded otherwise
     ├── PathUnknown                  404: there is no such route or page
     ├── MethodRefused                405: the route is there, but not for this method
     ├── CallerRefused                401 or 403: who calls may not
@@ -78,6 +80,21 @@ class ModelNotFound(GatewayError):
         self.model = model if len(model) <= LONGEST_QUOTED else f"{model[:LONGEST_QUOTED]}…"
         super().__init__(f"model '{self.model}' not found", hint=hint, field="model")
         self.nearest = nearest
+
+
+class NodeUnknown(GatewayError):
+    status = 404
+    code = "node_not_found"
+
+    def __init__(self, node: str, nearest: tuple[str, ...] = ()) -> None:
+        shown = node if len(node) <= LONGEST_QUOTED else f"{node[:LONGEST_QUOTED]}…"
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else None
+        super().__init__(f"node '{shown}' not found", hint=hint, field="node")
+
+
+class ModelInUse(GatewayError):
+    status = 409
+    code = "model_in_use"
 
 
 class PathUnknown(GatewayError):

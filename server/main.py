@@ -128,6 +128,7 @@ async def running(
             registry=registry,
             dispatch=dispatcher,
             backends=backends,
+            operations=backends.operations,
             metrics=metrics,
             log=request_log,
             open_requests=OpenRequests(),

@@ -89,6 +89,7 @@ class ProbeReport:
     slots: int | None = None
     continues_assistant: bool = False
     renders: bool = False  # answers `_debug_render_only` (Ollama 0.11.5 and later, our own node)
+    gpu_node: bool = False  # our own: loads models on request and tells its devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,11 @@ class Node:
         if self.report is not None and self.report.slots is not None:
             return self.report.slots
         return 1
+
+    @property
+    def is_gpu_node(self) -> bool:
+        """Is it one of our own, as far as it has ever told?"""
+        return self.report is not None and self.report.gpu_node
 
     @property
     def own_model(self) -> ModelKey | None:

@@ -13,6 +13,7 @@ from server.api.ask import AskApi
 from server.api.ask_batch import BatchApi
 from server.api.fleet import FleetApi
 from server.api.incoming import ClientGone, Incoming, Receive, Scope
+from server.api.models import ModelsApi
 from server.api.ollama import OllamaApi
 from server.api.ollama_models import OllamaModelsApi
 from server.api.openai_chat import OpenAIChatApi
@@ -44,7 +45,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         OpenAICompletionsApi(services),
         OpenAIModelsApi(services),
     )
-    ollama, listing = OllamaApi(services), OllamaModelsApi(services)
+    ollama, listing, held = OllamaApi(services), OllamaModelsApi(services), ModelsApi(services)
     refuse = listing.refuse
     return {
         "/": {"GET": pages.root},
@@ -71,6 +72,10 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/api/copy": {"POST": listing.refuse_known},
         "/api/delete": {"DELETE": listing.refuse_known},
         "/api/blobs/": {"GET": refuse, "POST": refuse},
+        "/api/models": {"GET": held.listed},
+        "/api/models/load": {"POST": held.load},
+        "/api/models/unload": {"POST": held.unload},
+        "/api/gpu": {"GET": held.gpu},
         "/health": {"GET": fleet.health},
         "/live": {"GET": fleet.live},
         "/ready": {"GET": fleet.ready},

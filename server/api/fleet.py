@@ -114,6 +114,8 @@ class FleetApi:
             "held_conversations": self._services.dispatch.held_conversations(spec.id),
             "in_flight": load.in_flight,
             "slots": node.slots,
+            "reported_slots": node.report.slots if node.report else None,
+            "gpu_node": node.is_gpu_node,
             "tokens_per_second": _rounded(load.tokens_per_second),
             "prompt_tokens_per_second": _rounded(load.prompt_tokens_per_second),
             "first_token_s": _rounded(load.first_token_seconds, 3),

@@ -18,7 +18,7 @@ from server.backends.base import Backend, Call
 from server.catalog import resolve
 from server.errors import AnswerBroken, GatewayError, NodeError, NodeRefused, NodeStalled, NoNodes, RequestInvalid
 from server.exchange import AskRequest
-from server.nodes import Load, ModelKey, Node, NodeStatus
+from server.nodes import Load, ModelKey, Node, NodeSpec, NodeStatus
 from server.patience import Patience
 from server.registry import NodeProbed
 
@@ -78,13 +78,14 @@ class NodesDirect:
         if not targets:
             return  # a server of its own keeps its models as it likes
         longest = self._settings.load_allowance_s + self._settings.first_token_floor_s
-        patience = self._patience(self._unload_seconds if unload else longest)
+        longest = self._unload_seconds if unload else longest
         limit = asyncio.Semaphore(CALLS_AT_ONCE)
 
         async def tell(target: Target) -> NodeError | None:
             async with limit:
                 try:
-                    await self._touch(target, request, patience)
+                    call = Call(request.operation, target.model, options=request.options, fields=request.fields)
+                    await self.touch(target, call, longest)
                 except NodeError as error:
                     return error
                 return None
@@ -102,21 +103,18 @@ class NodesDirect:
             word = "unload" if unload else "load"
             raise as_gateway_error(first, targets[0].node.name, f"could not {word} the model")
 
-    def _patience(self, longest_seconds: float) -> Patience:
-        return Patience(self._settings.connect_timeout_s, longest_seconds, longest_seconds, longest_seconds)
-
-    async def _touch(self, target: Target, request: AskRequest, patience: Patience) -> None:
-        call = Call(request.operation, target.model, options=request.options, fields=request.fields)
+    async def touch(self, target: Target, call: Call, longest_seconds: float) -> None:
+        """Run an empty call, which loads or drops the model. Raises NodeError."""
+        patience = Patience(self._settings.connect_timeout_s, longest_seconds, longest_seconds, longest_seconds)
         async with aclosing(target.backend.stream(target.node.spec, call, patience)) as batches:
             async for _ in batches:
                 pass
-        await self._look_again(target)
+        await self.look_again(target.node.spec)
 
-    async def _look_again(self, target: Target) -> None:
+    async def look_again(self, spec: NodeSpec) -> None:
         """What is in the node's memory has just changed: whoever asks next should see it."""
-        spec = target.node.spec
         try:
-            report = await target.backend.probe(spec, self._settings.probe_timeout_s)
+            report = await self._backends[spec.kind].probe(spec, self._settings.probe_timeout_s)
         except NodeError:
             return  # the model was loaded or dropped all the same; the regular probes will tell the rest
         known = self._registry.node(spec.id)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from server.api.access import AccessRules, Exposure
     from server.api.incoming import Incoming
     from server.backends.base import Backend
+    from server.backends.operations import Operations
     from server.errors import GatewayError
     from server.nodes import NodeKind
     from server.registry import Registry
@@ -97,6 +98,7 @@ class Services:
     registry: Registry
     dispatch: Dispatch
     backends: Mapping[NodeKind, Backend]
+    operations: Operations
     metrics: HttpMetrics
     log: HttpLog
     open_requests: OpenRequests

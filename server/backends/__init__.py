@@ -7,6 +7,7 @@ from importlib import import_module
 
 from server.backends.base import Backend
 from server.backends.node_http import NodeHttp
+from server.backends.operations import NodeOperations
 from server.nodes import NodeKind
 
 __all__ = ["KINDS", "Backends"]
@@ -28,6 +29,7 @@ class Backends(Mapping[NodeKind, Backend]):
         self._secrets = secrets
         self._http = http or NodeHttp()
         self._made: dict[NodeKind, Backend] = {}
+        self.operations = NodeOperations(self._http, secrets)  # of our own GPU nodes, whatever kind their entry has
 
     def __getitem__(self, kind: NodeKind) -> Backend:
         if kind not in self._made:

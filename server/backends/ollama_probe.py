@@ -21,14 +21,16 @@ def report_of(version: Any, tags: Any, ps: Any) -> ProbeReport:
     own = version.get("potluck") if isinstance(version, dict) else None
     own = own if isinstance(own, dict) else {}
     text = str(version.get("version") or "") if isinstance(version, dict) else ""
-    slots = own.get("slots")
+    told = own.get("slots")  # a gateway in front of others, which is no node of ours, tells none
+    slots = told if type(told) is int and told > 0 else None
     return ProbeReport(
         version=text,
         models=tuple(model_copy(record) for record in _records(tags)),
         resident=tuple(resident_model(record) for record in _records(ps)) if ps is not None else (),
-        slots=slots if type(slots) is int and slots > 0 else None,
+        slots=slots,
         continues_assistant=own.get("continues_assistant") is True,
         renders=own.get("renders", True) is True if own else renders(text),
+        gpu_node=slots is not None,
     )
 
 

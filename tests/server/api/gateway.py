@@ -19,12 +19,14 @@ from server.api.app import App, build_app
 from server.api.incoming import Incoming
 from server.api.services import Dispatch, OpenRequests, Services
 from server.backends.base import Backend
+from server.backends.operations import Operations
 from server.errors import GatewayError
 from server.nodes import ModelCopy, NodeId, NodeKind, NodeSpec, ProbeReport, ResidentModel
 from server.phones_file import FleetFileState
 from server.registry import NodeListed, NodeProbed, Registry
 from server.settings import Settings
 from tests.server.api.scripted_dispatch import ScriptedDispatch
+from tests.server.api.scripted_operations import ScriptedOperations
 
 MODEL = "qwen2.5:1.5b"
 
@@ -91,6 +93,7 @@ def gateway(
     registry: Registry | None = None,
     backends: Mapping[NodeKind, Backend] | None = None,
     fleet_file: FleetFileState | None = None,
+    operations: Operations | None = None,
     **settings: Any,
 ) -> Gateway:
     noted = Noted()
@@ -105,6 +108,7 @@ def gateway(
         registry=registry or fleet(),
         dispatch=used,
         backends=backends or {},
+        operations=operations or ScriptedOperations(),
         metrics=noted,
         log=noted,
         open_requests=OpenRequests(),

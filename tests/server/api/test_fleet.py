@@ -50,6 +50,8 @@ async def test_health_tells_the_whole_and_each_node():
         "held_conversations": 2,
         "in_flight": 1,
         "slots": 1,
+        "reported_slots": 1,
+        "gpu_node": False,
         "tokens_per_second": 10.0,
         "prompt_tokens_per_second": 80.0,
         "first_token_s": 1.235,
