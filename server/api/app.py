@@ -16,6 +16,7 @@ from server.api.incoming import ClientGone, Incoming, Receive, Scope
 from server.api.models import ModelsApi
 from server.api.ollama import OllamaApi
 from server.api.ollama_models import OllamaModelsApi
+from server.api.openai_batch import OpenAIBatchApi
 from server.api.openai_chat import OpenAIChatApi
 from server.api.openai_completions import OpenAICompletionsApi
 from server.api.openai_models import OpenAIModelsApi
@@ -45,6 +46,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         OpenAICompletionsApi(services),
         OpenAIModelsApi(services),
     )
+    many = OpenAIBatchApi(services, chat, completions)
     ollama, listing, held = OllamaApi(services), OllamaModelsApi(services), ModelsApi(services)
     refuse = listing.refuse
     return {
@@ -55,6 +57,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/ask_batch": {"POST": batch.ask_batch},
         "/v1/chat/completions": {"POST": chat.chat},
         "/v1/completions": {"POST": completions.completions},
+        "/v1/batch/completions": {"POST": many.completions},
         "/v1/embeddings": {"POST": completions.embeddings},
         "/v1/models": {"GET": models.list_models},
         "/v1/models/": {"GET": models.one_model},

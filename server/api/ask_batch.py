@@ -1,35 +1,23 @@
-"""POST /ask_batch: many questions in one call, spread over the whole fleet.
+"""POST /ask_batch: many questions in one call, each with fields of its own over those it shares.
 
-As many run at once as the fleet has use for; the others wait here, so that a large batch neither fills the queue nor
-pushes other callers out of it. One that fails is an error in its place. With `stream` results come as they finish.
+With `stream` results come as they finish. How they are spread over the fleet is `batch_run`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import orjson
-
 from server.api.ask import ASK_FIELDS, answer_record, ask_request, with_shared
+from server.api.batch_run import BatchRun, Record
 from server.api.fields import Check, checked, flag, record, sequence
 from server.api.incoming import Incoming
-from server.api.reply import NDJSON, SSE
 from server.api.services import Services
 from server.api.streams import gather
-from server.errors import GatewayError, InternalError, QueueFull, RequestInvalid
+from server.errors import GatewayError, RequestInvalid
 from server.exchange import AskRequest, CallerId, RequestId
-from server.http_errors import error_record
-from server.nodes import NodeStatus
-
-# Per slot of the fleet: one request that runs and one that waits, so that a freed slot never looks for work.
-AT_ONCE_PER_SLOT = 2
-LEAST_AT_ONCE = 8
-# A queue that others keep full: this often the last worker comes back to it before its item becomes an error.
-TRIES_AT_FULL_QUEUE = 5
 
 
 def _list_of_requests(value: Any, field: str) -> list[Any]:
@@ -84,9 +72,6 @@ def _read_item(
         return error
 
 
-Tell = Callable[[int, dict[str, Any]], Awaitable[None]]
-
-
 class BatchApi:
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -99,90 +84,13 @@ class BatchApi:
             self._services.settings.batch_limit,
         )
         incoming.hand_over()
+        run = BatchRun(self._services, incoming, [partial(self._answer, item) for item in batch.items])
         if batch.stream:
-            await self._tell_as_they_finish(incoming, batch)
+            await run.as_they_finish(lambda: {"done": True})
         else:
-            await self._tell_in_order(incoming, batch)
+            await incoming.reply.answer_json({"results": await run.in_order()})
 
-    async def _tell_in_order(self, incoming: Incoming, batch: Batch) -> None:
-        results: list[Any] = [None] * len(batch.items)
-
-        async def keep(index: int, result: dict[str, Any]) -> None:
-            results[index] = result
-
-        await self._run(incoming, batch, keep)
-        await incoming.reply.answer(orjson.dumps({"results": results}))
-
-    async def _tell_as_they_finish(self, incoming: Incoming, batch: Batch) -> None:
-        events = incoming.wants_events()
-        before, after = (b"data: ", b"\n\n") if events else (b"", b"\n")
-        await incoming.reply.begin(SSE if events else NDJSON)
-
-        async def tell(index: int, result: dict[str, Any]) -> None:
-            await incoming.reply.tell(before + orjson.dumps({"index": index, **result}) + after)
-
-        try:
-            await self._run(incoming, batch, tell)
-            last: dict[str, Any] = {"done": True}
-        except asyncio.CancelledError:
-            if incoming.cut_error is None:
-                raise
-            last = error_record(incoming.cut_error, "ask")
-        await incoming.reply.tell(before + orjson.dumps(last) + after, last=True)
-
-    async def _run(self, incoming: Incoming, batch: Batch, tell: Tell) -> None:
-        workers = min(len(batch.items), self._at_once())
-        run = _Run(self._services, incoming, batch, tell, workers)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(run.work())
-
-    def _at_once(self) -> int:
-        nodes = self._services.registry.fleet.nodes.values()
-        slots = sum(node.slots for node in nodes if node.status is NodeStatus.READY)
-        return max(LEAST_AT_ONCE, AT_ONCE_PER_SLOT * slots)
-
-
-class _Run:
-    """One batch under way: its items in order, and how many workers are still at it."""
-
-    def __init__(self, services: Services, incoming: Incoming, batch: Batch, tell: Tell, workers: int) -> None:
-        self._services = services
-        self._incoming = incoming
-        self._items = batch.items
-        self._tell = tell
-        self._workers = workers
-        self._waiting = deque(range(len(batch.items)))
-
-    async def work(self) -> None:
-        """Answer one item after another. Where the queue is full, one worker fewer tries, down to the last."""
-        try:
-            while self._waiting:
-                index = self._waiting.popleft()
-                result = await self._result(self._items[index])
-                if result is None:
-                    self._waiting.appendleft(index)
-                    return
-                await self._tell(index, result)
-        finally:
-            self._workers -= 1
-
-    async def _result(self, item: AskRequest | GatewayError) -> dict[str, Any] | None:
-        """The answer or the error; None when the queue is full and another worker is left to come back to it."""
+    async def _answer(self, item: AskRequest | GatewayError) -> Record:
         if isinstance(item, GatewayError):
-            return error_record(item, "ask")
-        for tried in range(1, TRIES_AT_FULL_QUEUE + 1):
-            try:
-                return answer_record(await gather(self._services.dispatch.stream(item)))
-            except QueueFull as error:
-                if self._workers > 1:
-                    return None
-                if tried == TRIES_AT_FULL_QUEUE:
-                    return error_record(error, "ask")
-                await asyncio.sleep(error.retry_after)
-            except GatewayError as error:
-                return error_record(error, "ask")
-            except Exception as error:  # a fault of ours costs this item, not the others
-                self._services.log.failed(self._incoming, error)
-                return error_record(InternalError(), "ask")
-        raise AssertionError("the loop returns")
+            raise item
+        return answer_record(await gather(self._services.dispatch.stream(item)))

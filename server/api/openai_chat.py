@@ -28,7 +28,7 @@ from server.api.openai_messages import ollama_messages
 from server.api.services import Services
 from server.api.streams import WholeAnswer, relay
 from server.errors import RequestInvalid
-from server.exchange import AskRequest, Done, RequestId, Token
+from server.exchange import AskRequest, CallerId, Done, RequestId, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ChatShape:
     choices: int
 
 
-def chat_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[AskRequest]:
+def chat_requests(values: Mapping[str, Any], request_id: RequestId, caller: CallerId) -> list[AskRequest]:
     """One request to the fleet for each choice."""
     fields: dict[str, Any] = {}
     if values.get("response_format") is not None:
@@ -59,8 +59,8 @@ def chat_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[AskRequ
         raise RequestInvalid("'top_logprobs' needs 'logprobs': true", field="top_logprobs")
     request = openai_request(
         values,
-        incoming.request_id,
-        incoming.caller,
+        request_id,
+        caller,
         operation="chat",
         messages=ollama_messages(values.get("messages", ())),
         fields=fields,
@@ -157,19 +157,20 @@ class OpenAIChatApi:
 
     async def chat(self, incoming: Incoming) -> None:
         values = openai_checked(await incoming.json(), CHAT_FIELDS)
-        requests = chat_requests(incoming, values)
-        shape = ChatShape(
-            model=values.get("model") or "auto",
-            include_usage=values.get("stream_options", False),
-            logprobs=values.get("logprobs", False),
-            one_tool_call=values.get("parallel_tool_calls") is False,
-            choices=len(requests),
-        )
+        requests = chat_requests(values, incoming.request_id, incoming.caller)
+        shape = _shape(values, len(requests))
         incoming.hand_over()
         if values.get("stream"):
             await self._stream(incoming, requests, shape)
         else:
-            await self._whole(incoming, requests, shape)
+            whole = await self._whole(requests, shape, incoming.request_id, incoming)
+            await incoming.reply.answer_json(whole)
+
+    async def answer(self, body: Mapping[str, Any], request_id: RequestId, caller: CallerId) -> dict[str, Any]:
+        """The whole answer to a body. Raises the GatewayError that it ends in."""
+        values = openai_checked(body, CHAT_FIELDS)
+        requests = chat_requests(values, request_id, caller)
+        return await self._whole(requests, _shape(values, len(requests)), request_id)
 
     async def _stream(self, incoming: Incoming, requests: list[AskRequest], shape: ChatShape) -> None:
         if len(requests) == 1:
@@ -179,21 +180,19 @@ class OpenAIChatApi:
         encoders = [ChatEncoder(incoming.request_id, shape, index) for index in range(len(requests))]
         await relay_choices(incoming, self._dispatch, list(zip(requests, encoders, strict=True)))
 
-    async def _whole(self, incoming: Incoming, requests: list[AskRequest], shape: ChatShape) -> None:
+    async def _whole(
+        self, requests: list[AskRequest], shape: ChatShape, request_id: RequestId, incoming: Incoming | None = None
+    ) -> dict[str, Any]:
         answers = await gather_choices(incoming, self._dispatch, requests)
-        await incoming.reply.answer_json(
-            {
-                "id": f"chatcmpl-{incoming.request_id}",
-                "object": "chat.completion",
-                "created": int(time.time()),
-                "model": shape.model if shape.model != "auto" else answers[0].done.model,
-                "system_fingerprint": FINGERPRINT,
-                "choices": [
-                    self._choice(index, whole, shape, incoming.request_id) for index, whole in enumerate(answers)
-                ],
-                "usage": usage_record([whole.done for whole in answers], shape.choices),
-            }
-        )
+        return {
+            "id": f"chatcmpl-{request_id}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": shape.model if shape.model != "auto" else answers[0].done.model,
+            "system_fingerprint": FINGERPRINT,
+            "choices": [self._choice(index, whole, shape, request_id) for index, whole in enumerate(answers)],
+            "usage": usage_record([whole.done for whole in answers], shape.choices),
+        }
 
     def _choice(self, index: int, whole: WholeAnswer, shape: ChatShape, request_id: RequestId) -> dict[str, Any]:
         check_logprobs(shape.logprobs, whole)
@@ -213,3 +212,13 @@ class OpenAIChatApi:
             "logprobs": {"content": whole.logprobs, "refusal": None} if shape.logprobs else None,
             "finish_reason": finish_reason(whole.done, bool(calls)),
         }
+
+
+def _shape(values: Mapping[str, Any], choices: int) -> ChatShape:
+    return ChatShape(
+        model=values.get("model") or "auto",
+        include_usage=values.get("stream_options", False),
+        logprobs=values.get("logprobs", False),
+        one_tool_call=values.get("parallel_tool_calls") is False,
+        choices=choices,
+    )

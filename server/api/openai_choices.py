@@ -88,7 +88,10 @@ def check_logprobs(wanted: bool, told: Token | WholeAnswer) -> None:
         raise RequestInvalid("the node that has this model gives no logprobs", field="logprobs", status=400)
 
 
-async def gather_choices(incoming: Incoming, dispatch: Dispatch, requests: Sequence[AskRequest]) -> list[WholeAnswer]:
+async def gather_choices(
+    incoming: Incoming | None, dispatch: Dispatch, requests: Sequence[AskRequest]
+) -> list[WholeAnswer]:
+    """The answers, in order; `incoming` learns what the cache said of the first."""
     first, *others = requests
     if not others:
         return [await gather(dispatch.stream(first), incoming)]

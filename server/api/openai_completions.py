@@ -35,10 +35,10 @@ from server.api.openai_fields import (
 from server.api.services import Services
 from server.api.streams import WholeAnswer, gather
 from server.errors import RequestInvalid
-from server.exchange import AskRequest, Done, RequestId, Token
+from server.exchange import AskRequest, CallerId, Done, RequestId, Token
 
 
-def completion_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[AskRequest]:
+def completion_requests(values: Mapping[str, Any], request_id: RequestId, caller: CallerId) -> list[AskRequest]:
     """One request for each choice of each prompt, prompts first."""
     count = values.get("n", 1)
     if values.get("best_of", count) != count:
@@ -59,11 +59,10 @@ def completion_requests(incoming: Incoming, values: Mapping[str, Any]) -> list[A
         fields.update(logprobs=True, top_logprobs=values["logprobs"])
     requests = []
     for number, prompt in enumerate(prompts):
-        request_id = RequestId(f"{incoming.request_id}.{number}") if len(prompts) > 1 else incoming.request_id
         request = openai_request(
             values,
-            request_id,
-            incoming.caller,
+            RequestId(f"{request_id}.{number}") if len(prompts) > 1 else request_id,
+            caller,
             operation="generate",
             prompt=prompt,
             fields=dict(fields),
@@ -139,36 +138,40 @@ class OpenAICompletionsApi:
 
     async def completions(self, incoming: Incoming) -> None:
         values = openai_checked(await incoming.json(), COMPLETION_FIELDS)
-        requests = completion_requests(incoming, values)
-        head = {
-            "id": f"cmpl-{incoming.request_id}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": values.get("model") or "auto",
-            "system_fingerprint": FINGERPRINT,
-        }
-        shape = CompletionShape(
-            include_usage=values.get("stream_options", False),
-            logprobs=values.get("logprobs") is not None,
-            echo=values.get("echo", False),
-            per_prompt=values.get("n", 1),
-        )
+        requests = completion_requests(values, incoming.request_id, incoming.caller)
         incoming.hand_over()
         if values.get("stream"):
+            shape, head = _shape(values), _head(values, incoming.request_id)
             choices = [
                 (request, CompletionEncoder(head, index, shape, request)) for index, request in enumerate(requests)
             ]
             await relay_choices(incoming, self._dispatch, choices)
-            return
+        else:
+            whole = await self._whole(values, requests, incoming.request_id, incoming)
+            await incoming.reply.answer_json(whole)
+
+    async def answer(self, body: Mapping[str, Any], request_id: RequestId, caller: CallerId) -> dict[str, Any]:
+        """The whole answer to a body. Raises the GatewayError that it ends in."""
+        values = openai_checked(body, COMPLETION_FIELDS)
+        return await self._whole(values, completion_requests(values, request_id, caller), request_id)
+
+    async def _whole(
+        self,
+        values: Mapping[str, Any],
+        requests: Sequence[AskRequest],
+        request_id: RequestId,
+        incoming: Incoming | None = None,
+    ) -> dict[str, Any]:
+        shape, head = _shape(values), _head(values, request_id)
         answers = await gather_choices(incoming, self._dispatch, requests)
-        choices_told = [
+        choices = [
             _choice(index, shape.echoed(request), whole, shape)
             for index, (request, whole) in enumerate(zip(requests, answers, strict=True))
         ]
         if not values.get("model"):
             head["model"] = answers[0].done.model
         usage = usage_record([whole.done for whole in answers], shape.per_prompt)
-        await incoming.reply.answer_json({**head, "choices": choices_told, "usage": usage})
+        return {**head, "choices": choices, "usage": usage}
 
     async def embeddings(self, incoming: Incoming) -> None:
         values = openai_checked(await incoming.json(), EMBEDDING_FIELDS)
@@ -199,6 +202,25 @@ class OpenAICompletionsApi:
 def as_base64(vector: Sequence[float]) -> str:
     """A vector as OpenAI packs it: 32-bit floats, little-endian."""
     return b64encode(pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _head(values: Mapping[str, Any], request_id: RequestId) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{request_id}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": values.get("model") or "auto",
+        "system_fingerprint": FINGERPRINT,
+    }
+
+
+def _shape(values: Mapping[str, Any]) -> CompletionShape:
+    return CompletionShape(
+        include_usage=values.get("stream_options", False),
+        logprobs=values.get("logprobs") is not None,
+        echo=values.get("echo", False),
+        per_prompt=values.get("n", 1),
+    )
 
 
 def _choice(index: int, echoed: str, whole: WholeAnswer, shape: CompletionShape) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.api.ask_batch import LEAST_AT_ONCE, TRIES_AT_FULL_QUEUE
+from server.api.batch_run import LEAST_AT_ONCE, TRIES_AT_FULL_QUEUE
 from server.errors import NoNodes, QueueFull
 from server.exchange import AskRequest
 from tests.server.api.gateway import Call, fleet, gateway, post, report, spec
