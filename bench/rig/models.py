@@ -1,4 +1,7 @@
-"""A Llama with random weights, written once: the shape is what counts for speed, not what it says."""
+"""The models that are measured, written once into the cache: one with random weights, and the default one unpacked.
+
+For speed a model's shape counts, not what it says. Peers that read no GGUF get what the file dequantises to.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,22 @@ def write_random_llama(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     _write_tokenizer(folder, config.vocab_size)
+    return folder
+
+
+def unpack_gguf(path: Path, folder: Path) -> Path:
+    """The same weights in bfloat16 as safetensors, by transformers' own reader."""
+    if (folder / "config.json").exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    model.save_pretrained(folder)
     return folder
 
 
