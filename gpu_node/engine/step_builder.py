@@ -74,7 +74,9 @@ class StepBuilder:
             if state.copy is not None:
                 copies.append(state.copy)
             if not state.sampled:
-                reads.append(PlannedRead(index, state.id, share.last))
+                # A piece of which everything was told before, or of whose end alone something is wanted, gives nothing.
+                if rows[-1].output_tokens:
+                    reads.append(PlannedRead(index, state.id, share.last))
             elif share.last:
                 picks.append(PlannedPick(index, state.id, state.drafted.drafts))
                 picks += [PlannedPick(index, sample.id) for sample in state.samples[: share.forks]]

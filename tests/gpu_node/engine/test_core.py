@@ -294,6 +294,14 @@ def test_inference_gives_every_row_once_or_the_last_alone() -> None:
     desk.assert_empty()
 
 
+def test_the_last_row_of_a_prompt_read_in_pieces() -> None:
+    desk = Desk(step_tokens=6)
+    last = desk.infer("nobody shares this text", last_only=True)
+    desk.run()
+    assert isinstance(last.end, Inference) and last.end.shape == (1, 257)
+    desk.assert_empty()
+
+
 def test_an_embedding_that_is_not_finite_fails_alone() -> None:
     desk = Desk()
     desk.runner.not_finite = {ord("!")}

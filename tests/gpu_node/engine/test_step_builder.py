@@ -87,6 +87,17 @@ def test_reads_get_what_they_have_not_seen() -> None:
     assert planned.picks == ()
 
 
+def test_a_piece_without_output_is_not_read() -> None:
+    step = StepBuilder(1, 20, 4)
+    told, last = state(1, 9, output="logits"), state(2, 9, output="logits", last_only=True)
+    told.told = 8
+    step.add(told, 4)
+    step.add(last, 5)
+    planned = step.build(0.0)
+    assert [row.output for row in planned.step.rows] == ["nothing", "nothing"]
+    assert planned.reads == ()
+
+
 def test_the_budget_is_kept_and_a_sequence_has_one_share() -> None:
     step = StepBuilder(1, 4, 4)
     one = state(1, 9)
