@@ -76,3 +76,12 @@ def test_null_models_mean_none():
 def test_a_listing_that_misleads_is_an_error(tags: object):
     with pytest.raises(ValueError):
         report_of({"version": "0.6"}, tags, None)
+
+
+def test_our_own_node_is_known_by_its_slots_and_a_gateway_is_none():
+    def is_gpu_node(version: dict[str, Any]) -> bool:
+        return report_of({"version": "0.24.0", **version}, {"models": []}, None).gpu_node
+
+    assert is_gpu_node({"potluck": {"slots": 32, "continues_assistant": True}})
+    assert not is_gpu_node({"potluck": {"version": "0.1.0"}}), "a gateway says so of itself"
+    assert not is_gpu_node({})
