@@ -67,7 +67,7 @@ class Loading:
                 return
             except NodeError as error:
                 failures.append((place, error))
-        raise load_error(wish.model, failures)
+        raise load_error(self._places.unknown(wish.model), failures)
 
     def _at(self, place: Candidate, wish: LoadWish) -> AsyncGenerator[Step, None]:
         return self._at_gpu_node(place, wish) if place.node.is_gpu_node else self._at_phone(place, wish)
@@ -117,7 +117,9 @@ def _another(failure: tuple[Candidate, NodeError], place: Candidate) -> Record:
     return {"model": place.model, "node": place.node.name, "status": "trying another node", "reason": reason}
 
 
-def load_error(model: str, failures: Sequence[tuple[Candidate, NodeError]], verb: str = "load") -> GatewayError:
+def load_error(
+    unknown: ModelNotFound, failures: Sequence[tuple[Candidate, NodeError]], verb: str = "load"
+) -> GatewayError:
     """What the caller is told: every node's words, and the kind of error that the fittest one met."""
     said = "; ".join(f"{place.node.name}: {error.message}" for place, error in failures)
     place, error = failures[0]
@@ -125,7 +127,7 @@ def load_error(model: str, failures: Sequence[tuple[Candidate, NodeError]], verb
         case NodeIncapable():
             return OperationUnsupported(said)
         case NodeRefused(status=status) if status == NOT_FOUND and "model" in error.message:
-            return ModelNotFound(model)  # else it is an older node, which has no such path
+            return unknown  # else it is an older node, which has no such path
         case NodeRefused(status=status) if status == CONFLICT:
             return ModelInUse(said)
         case NodeRefused(status=status) if status != NOT_FOUND:

@@ -48,7 +48,7 @@ class ModelPlaces:
     def meant(self, model: str) -> str:
         """The name behind an alias. Raises RequestInvalid where no one model is meant."""
         key = model_key(model)
-        if not any(key in node.models for node in self._nodes()):
+        if not self.is_known(key):
             model = self._aliases.get(key, model)
         if model.strip().lower() in ("", AUTO):
             raise RequestInvalid("'model' must name one model", field="model")
@@ -91,8 +91,10 @@ class ModelPlaces:
                 for node in able
                 if not node.is_gpu_node and node.spec.kind == "ollama" and key in node.models
             ]
+        if not found and not self.is_known(key):  # a GPU node has names for its models that it does not list
+            found = [Candidate(one.node, model, self._in_flight(one.node), fetched=False) for one in heard]
         if not found:
-            raise self._nobody(model)
+            raise self.nobody(model)
         return fittest_first(found)
 
     def _gpu_place(self, heard: Heard, model: str, device: Device | None) -> Candidate | None:
@@ -108,11 +110,19 @@ class ModelPlaces:
         free = free_bytes(heard.answers.get(GPU_PATH, {}), device)
         return Candidate(node, _spelt(node, model), self._in_flight(node), resident, fetched, needed, free)
 
-    def _nobody(self, model: str) -> GatewayError:
-        key = model_key(model)
-        if any(key in node.models for node in self._nodes()):
-            return NoNodes("no node that could load this is there now", hint="GET /health says what is wrong with each")
-        return ModelNotFound(model, nearest(key, {known for node in self._nodes() for known in node.models}))
+    def nobody(self, model: str) -> GatewayError:
+        """No node can be asked: because none is there now, or because none ever told of such a model."""
+        if self.is_known(model_key(model)):
+            hint = "GET /health says what is wrong with each"
+            return NoNodes("no node that could do this is there now", hint=hint)
+        return self.unknown(model)
+
+    def unknown(self, model: str) -> ModelNotFound:
+        known = {known for node in self._nodes() for known in node.models}
+        return ModelNotFound(model, nearest(model_key(model), known))
+
+    def is_known(self, key: ModelKey) -> bool:
+        return any(key in node.models for node in self._nodes())
 
     def _nodes(self) -> list[Node]:
         return list(self._registry.fleet.nodes.values())

@@ -14,13 +14,11 @@ from server.api.model_places import ModelPlaces
 from server.api.nodes_direct import CALLS_AT_ONCE, UNLOAD_SECONDS, NodesDirect, Target
 from server.api.services import Services
 from server.backends.base import Call
-from server.catalog import nearest
-from server.errors import ModelNotFound, NodeError, NodeRefused, NodeStalled, NoNodes
+from server.errors import NodeError, NodeStalled
 from server.nodes import ModelKey, NodeStatus, model_key
 from server.placement import Candidate, may_load, node_named
 
 UNLOAD_PATH = "/api/models/unload"
-NOT_FOUND = 404
 
 Record = dict[str, Any]
 
@@ -51,27 +49,26 @@ class Unloading:
         told = [task.result() if task in done else _late() for task in tasks]
         failures = [(place, one) for place, one in zip(places, told, strict=True) if isinstance(one, NodeError)]
         if len(failures) == len(places):
-            raise load_error(model, failures, "unload")
+            raise load_error(self._places.unknown(meant), failures, "unload")
         nodes = [_record(place, one) for place, one in zip(places, told, strict=True)]
         return {"model": meant, "status": _status(nodes), "nodes": nodes}
 
     def _holders(self, model: str) -> list[Candidate]:
-        """All nodes that may hold it, by what is known of them."""
+        """All nodes that may hold it. Where none tells of it, a GPU node may have another name for a model of its."""
         key = model_key(model)
-        nodes = self._registry.fleet.nodes.values()
-        having = [node for node in nodes if key in node.models or key in node.resident]
-        if not having:
-            raise ModelNotFound(model, nearest(key, {known for node in nodes for known in node.models}))
         able = [
             node
-            for node in having
+            for node in self._registry.fleet.nodes.values()
             if node.status is NodeStatus.READY
             and may_load(node, key)
             and (node.is_gpu_node or node.spec.kind == "ollama")
         ]
-        if not able:
-            raise NoNodes("no node that could do this is there now", hint="GET /health says what is wrong with each")
-        return [self._places.at(node, model, {}) for node in able if key in node.models or node.is_gpu_node]
+        having = [node for node in able if key in node.models or (node.is_gpu_node and key in node.resident)]
+        if not having and not self._places.is_known(key):
+            having = [node for node in able if node.is_gpu_node]
+        if not having:
+            raise self._places.nobody(model)
+        return [self._places.at(node, model, {}) for node in having]
 
     async def _ask(self, place: Candidate, limit: asyncio.Semaphore) -> Record | NodeError:
         async with limit:
@@ -82,12 +79,7 @@ class Unloading:
 
     async def _ask_gpu_node(self, place: Candidate) -> Record:
         spec = place.node.spec
-        try:
-            told = await self._operations.order(spec, UNLOAD_PATH, {"model": place.model}, UNLOAD_SECONDS)
-        except NodeRefused as error:
-            if error.status == NOT_FOUND and place.model in error.message:
-                return {"status": "not loaded"}
-            raise
+        told = await self._operations.order(spec, UNLOAD_PATH, {"model": place.model}, UNLOAD_SECONDS)
         await self._nodes.look_again(spec)
         return {name: value for name, value in told.items() if name != "model"}
 

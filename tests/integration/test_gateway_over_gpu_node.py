@@ -142,6 +142,7 @@ async def test_another_model_is_loaded_asked_listed_and_let_go(tmp_path: Path):
         answer = await made.post("/api/models/load", model=OTHER, keep_alive=-1, stream=True)
         last = json.loads(answer.text.splitlines()[-1])
         assert (last["status"], last["model"], last["node"], last["device"]) == ("success", OTHER, "phone-0", "cpu")
+        assert (await made.post("/api/models/load", model="default")).json()["model"] == NAME, "the node's own word"
         listed = {model["name"]: model for model in (await made.get("/api/models"))["models"]}
         assert {name: model["loaded"] for name, model in listed.items()} == {NAME: True, OTHER: True}
         assert listed[OTHER]["nodes"][0]["idle_seconds_left"] is None, "kept"
