@@ -96,6 +96,16 @@ def models_call(timeouts: Timeouts) -> Call[list[str]]:
     return Call("GET", "/v1/models", _lookup(timeouts), read_model_names)
 
 
+def load_call(model: str, node: str | None, options: Mapping[str, Any], timeouts: Timeouts) -> Call[Mapping[str, Any]]:
+    body = _about_model(model, node, options)
+    return Call("POST", "/api/models/load", _waiting(timeouts, timeouts.answer_seconds), _read_record, body)
+
+
+def unload_call(model: str, node: str | None, timeouts: Timeouts) -> Call[Mapping[str, Any]]:
+    # The gateway gives its nodes five seconds, and waits for none of them longer.
+    return Call("POST", "/api/models/unload", _lookup(timeouts), _read_record, _about_model(model, node, {}))
+
+
 def as_is(value: Any) -> Any:
     return value
 
@@ -125,6 +135,17 @@ def _checked_key(api_key: str) -> str:
     if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         raise Misuse("an API key consists of printable ASCII characters without spaces")
     return api_key
+
+
+def _about_model(model: str, node: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in options.items() if value is not None}
+    if "stream" in given:
+        raise Misuse("'stream' is for programs that read the lines themselves: POST /api/models/load")
+    return {"model": model, **({} if node is None else {"node": node}), **given}
+
+
+def _read_record(value: Any) -> Mapping[str, Any]:
+    return as_record(value, "an object")
 
 
 def _read_whole(value: Any) -> Answer:

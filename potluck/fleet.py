@@ -34,6 +34,10 @@ class NodeHealth:
     weight: float | None
     answered: int
     failed: int
+    reported_slots: int | None = None
+    """What the node itself says; `slots` is what counts, which the fleet file may have changed."""
+    gpu_node: bool = False
+    """One of Potluck's own, which loads models on request."""
 
     @property
     def serving(self) -> bool:
@@ -141,6 +145,8 @@ def _read_node(record: Record) -> NodeHealth:
         weight=_read_weight(record),
         answered=read_count(record, "answered"),
         failed=read_count(record, "failed"),
+        reported_slots=None if record.get("reported_slots") is None else read_count(record, "reported_slots"),
+        gpu_node=record.get("gpu_node") is True,
     )
 
 

@@ -21,9 +21,11 @@ from .calls import (
     batch_stream_call,
     client_settings,
     health_call,
+    load_call,
     models_call,
     nodes_call,
     stream_call,
+    unload_call,
 )
 from .fleet import Health, NodeHealth
 from .flows import AsyncFlow, Flow
@@ -115,6 +117,14 @@ class Gateway:
         """The names of all models in the fleet."""
         return self._call(models_call(self._timeouts))
 
+    def load(self, model: str, *, node: str | None = None, **options: Any) -> Mapping[str, Any]:
+        """Bring a model into memory, on the node of this name or id, else on the fittest; what the node told of it."""
+        return self._call(load_call(model, node, options, self._timeouts))
+
+    def unload(self, model: str, *, node: str | None = None) -> Mapping[str, Any]:
+        """Let a model go, on one node or on all that have it."""
+        return self._call(unload_call(model, node, self._timeouts))
+
     def _call(self, call: Call[Result]) -> Result:
         self._leftovers.close()
         with translated(self.url):
@@ -197,6 +207,14 @@ class AsyncGateway:
     async def models(self) -> list[str]:
         """The names of all models in the fleet."""
         return await self._call(models_call(self._timeouts))
+
+    async def load(self, model: str, *, node: str | None = None, **options: Any) -> Mapping[str, Any]:
+        """Bring a model into memory, on the node of this name or id, else on the fittest; what the node told of it."""
+        return await self._call(load_call(model, node, options, self._timeouts))
+
+    async def unload(self, model: str, *, node: str | None = None) -> Mapping[str, Any]:
+        """Let a model go, on one node or on all that have it."""
+        return await self._call(unload_call(model, node, self._timeouts))
 
     async def _batch(self, requests: Sequence[BatchRequest], options: Mapping[str, Any]) -> list[BatchItem]:
         return await self._call(batch_call(requests, options, self._timeouts)) if requests else []

@@ -1,16 +1,18 @@
 import httpx
 import pytest
 
-from potluck import Misuse, ModelUnknown, Timeouts, UnexpectedAnswer
+from potluck import Misuse, ModelUnknown, NoNodes, Timeouts, UnexpectedAnswer
 from potluck.calls import (
     ask_call,
     batch_call,
     batch_stream_call,
     client_settings,
     health_call,
+    load_call,
     models_call,
     nodes_call,
     stream_call,
+    unload_call,
 )
 from tests.potluck.loopback import ANSWER, health, node
 
@@ -27,6 +29,8 @@ TIMEOUTS = Timeouts(connect_seconds=1, answer_seconds=2, silence_seconds=3, look
         (health_call(TIMEOUTS), "GET", "/health", 4),
         (nodes_call(TIMEOUTS), "GET", "/api/nodes", 4),
         (models_call(TIMEOUTS), "GET", "/v1/models", 4),
+        (load_call("m", None, {}, TIMEOUTS), "POST", "/api/models/load", 2),
+        (unload_call("m", None, TIMEOUTS), "POST", "/api/models/unload", 4),
     ],
 )
 def test_each_call_has_its_route_and_its_patience(call, method, path, wait):
@@ -68,3 +72,18 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(key):
     with pytest.raises(Misuse) as caught:
         client_settings("http://x", key)
     assert not key or key not in str(caught.value)
+
+
+def test_loading_says_where_and_how_and_nothing_that_was_not_given():
+    assert load_call("m", None, {"dtype": None}, TIMEOUTS).body == {"model": "m"}
+    call = load_call("m", "tower", {"keep_alive": -1}, TIMEOUTS)
+    assert call.body == {"model": "m", "node": "tower", "keep_alive": -1}
+    told = {"model": "m", "status": "success", "node": "tower"}
+    assert call.read(response(200, json=told)) == told
+    assert unload_call("m", "tower", TIMEOUTS).body == {"model": "m", "node": "tower"}
+    with pytest.raises(UnexpectedAnswer):
+        call.read(response(200, json=[]))
+    with pytest.raises(NoNodes, match="tower: no room"):
+        call.read(response(503, json={"error": "tower: no room"}))
+    with pytest.raises(Misuse):
+        load_call("m", None, {"stream": True}, TIMEOUTS)

@@ -14,6 +14,7 @@ def test_every_fact_is_read():
     assert first.serving
     assert (first.slots, first.in_flight, first.held_conversations) == (4, 1, 2)
     assert (first.models, first.resident) == (("qwen2.5:0.5b", "smollm2:135m"), ("qwen2.5:0.5b",))
+    assert (first.reported_slots, first.gpu_node) == (None, False)
     assert not second.serving
     assert (second.last_error, second.tokens_per_second) == ("reset", None)
 
@@ -50,3 +51,8 @@ def test_model_names():
     assert read_model_names({"object": "list", "data": [{"id": "a"}, {"id": "b"}]}) == ["a", "b"]
     with pytest.raises(UnexpectedAnswer):
         read_model_names({"data": ["a"]})
+
+
+def test_a_gpu_node_tells_its_own_slots():
+    (read,) = read_nodes({"nodes": [node("tower", slots=4, reported_slots=32, gpu_node=True)]})
+    assert (read.slots, read.reported_slots, read.gpu_node) == (4, 32, True)

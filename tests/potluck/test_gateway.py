@@ -95,6 +95,16 @@ def test_health_nodes_and_models(network, call):
 
 
 @both
+def test_models_are_loaded_and_let_go(network, call):
+    load = network.post("/api/models/load").respond(json={"model": "m", "status": "success", "node": "tower"})
+    unload = network.post("/api/models/unload").respond(json={"model": "m", "status": "unloaded", "nodes": []})
+    assert call("load", "m", node="tower", keep_alive="1h")["node"] == "tower"
+    assert body_of(load) == {"model": "m", "node": "tower", "keep_alive": "1h"}
+    assert call("unload", "m")["status"] == "unloaded"
+    assert body_of(unload) == {"model": "m"}
+
+
+@both
 def test_refusals_come_typed(network, call):
     network.post("/ask").respond(
         429, json={"error": {"code": "queue_full", "message": "full"}}, headers={"Retry-After": "3"}
