@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import httpx
 
+from gpu_node.__main__ import parser
+from server.embedded import EmbeddedOptions
 from server.nodes import NodeId
 from tests.fakes.phone import FakePhone
 from tests.gpu_node.scripted import Script
@@ -181,3 +183,10 @@ async def test_what_the_node_refuses_is_told_in_its_words(tmp_path: Path):
             for stream in (False, True):
                 answer = await made.post("/api/models/load", **body, stream=stream)
                 assert (answer.status_code, word in answer.json()["error"]) == (status, True), answer.text
+
+
+def test_the_embedded_node_is_started_with_flags_that_a_gpu_node_takes():
+    options = EmbeddedOptions(model="default")
+    flags = parser().parse_args(options.arguments()[len(options.command) :])
+    assert (flags.model, flags.host, flags.port) == ("default", "127.0.0.1", "0")
+    assert (flags.keep_alive, flags.exit_with_parent, flags.announce_port) == ("-1", True, True)
