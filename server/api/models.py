@@ -23,7 +23,7 @@ from server.api.survey import NodeSurvey
 from server.catalog import LISTED
 from server.errors import GatewayError, RequestInvalid
 from server.http_errors import error_bytes
-from server.nodes import ModelKey, Node, model_key
+from server.nodes import ModelKey, Node, NodeStatus, model_key
 from server.placement import may_load
 
 _OWN_FIELDS: Mapping[str, Check] = {
@@ -75,7 +75,8 @@ class ModelsApi:
             told = _listed(heard.answers.get(MODELS_PATH), "models")
             if told is None:
                 silent.append({**heard.record(), "error": heard.error or "it lists its models in an unknown way"})
-            _add(models, heard.node, _known_of(heard.node) if told is None else told)
+                told = _known_of(heard.node) if heard.node.status is NodeStatus.READY else []
+            _add(models, heard.node, told)
         listing = [
             {"name": name, "loaded": any(copy["loaded"] for copy in copies), "nodes": copies}
             for _, (name, copies) in sorted(models.items())

@@ -33,6 +33,8 @@ def test_statuses_and_codes() -> None:
         "internal": 500,
         "invalid_request": 422,
         "model_not_found": 404,
+        "node_not_found": 404,
+        "model_in_use": 409,
         "forbidden": 403,
         "body_too_large": 413,
         "unsupported": 501,

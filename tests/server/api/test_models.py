@@ -48,6 +48,10 @@ async def test_a_gpu_node_that_does_not_answer_is_named_and_its_models_are_those
         {"node": "beta", "id": "beta", "error": "it lists its models in an unknown way"},
     ]
     assert [copy["node"] for copy in told["models"][0]["nodes"]] == ["kitchen", "alpha", "beta"]
+    stand.silence("alpha")
+    told = (await get(stand.made.app, MODELS)).json()
+    assert told["silent"][0] == {"node": "alpha", "id": "alpha", "error": "silent: no answer"}
+    assert [copy["node"] for copy in told["models"][0]["nodes"]] == ["kitchen", "beta"], "it can serve nothing"
 
 
 async def test_devices_and_accounts_of_all_gpu_nodes():
