@@ -108,6 +108,7 @@ class ModelHost:
         """The first of `names` is the one that is listed."""
         self._names, self._files, self._stay = names, files, stay
         self.wish = wish
+        self.before: LoadWish | None = None  # how it was loaded until somebody wanted it otherwise, which is unproven
         self._granted = wish  # as it is loaded: the cache has a size
         self.engine = make_engine(self._load, wish)
         self.slots = Slots(wish.max_running, stay.max_waiting)

@@ -111,18 +111,26 @@ class Residents:
         Raises `RequestError` for an unknown name, `NodeBusy`, `NoRoom`, `ModelError`, `NodeStopping`.
         """
         host = self.find(name)  # at this moment, since hosts come and go
-        with host.slots.enter():
-            self._stop_timer(host)
-            try:
-                await self._present(host, patient=True)
-                with host.use(keep_alive_seconds):
-                    yield host
-            finally:
-                self._now_idle(host)
+        try:
+            with host.slots.enter():
+                self._stop_timer(host)
+                try:
+                    await self._present(host, patient=True)
+                    with host.use(keep_alive_seconds):
+                        yield host
+                finally:
+                    self._now_idle(host)
+        except NodeError:
+            self._as_before(host)
+            raise
 
     async def load(self, host: ModelHost, keep_alive_seconds: float | None = None) -> None:
         """Bring it in without a request. Raises `NoRoom` at once where only busy models could make room."""
-        await self._present(host, patient=False)
+        try:
+            await self._present(host, patient=False)
+        except NodeError:
+            self._as_before(host)
+            raise
         host.fresh = False
         if keep_alive_seconds is None:
             host.rest()
@@ -140,17 +148,40 @@ class Residents:
         host = self._known(name)
         if host is None:
             source = self._catalog.find_fetchable(name)
-            return self.find(name) if source is None else self._host_of(source, wish or self._start.wish)
+            if source is None:
+                return self.find(name)
+            host = self._host_of(source, wish or self._start.wish)
+            host.before = self._start.wish
+            return host
         if wish is None or host.wish == wish:
             return host
         await self._leave_alone(host)
-        source = self._start.source if host is self.main else self._catalog.find_fetchable(host.name)
-        if source is None:
+        replaced = self._replaced(host, wish)
+        if replaced is None:
             raise RequestError(f"the files of {host.name} are gone", status=404, field="model")
-        replaced = self._hosts[canonical(host.name)] = self._build(source, wish)
-        replaced.loaded_once = host.loaded_once
+        replaced.before = host.wish
         await host.engine.close()
         return replaced
+
+    def _replaced(self, host: ModelHost, wish: LoadWish) -> ModelHost | None:
+        """Another host in its place; the caller closes the old one. None when its files are gone."""
+        source = self._start.source if host is self.main else self._catalog.find_fetchable(host.name)
+        if source is None:
+            return None
+        replaced = self._hosts[canonical(host.name)] = self._build(source, wish)
+        replaced.loaded_once = host.loaded_once
+        return replaced
+
+    def _as_before(self, host: ModelHost) -> None:
+        """A way of loading that has failed harms nobody else: the next request gets the model as it was loaded before."""
+        wanted = host.engine.runner or host.slots.busy or self._arriving(host)
+        if host.before in (None, host.wish) or wanted or self._stopped:
+            return
+        if self._hosts.get(canonical(host.name)) is host and self._replaced(host, host.before):
+            self._begin(self._closed(host), f"close {host.name}")
+
+    async def _closed(self, host: ModelHost) -> None:
+        await host.engine.close()
 
     async def _leave_alone(self, host: ModelHost) -> None:
         async with self._moving:
@@ -262,7 +293,7 @@ class Residents:
         self._release(host)
         device = self._device_of(host)  # as it really is
         self._accounts[device] = self._accounts[device].claim(host.name, host.held)
-        host.fresh = True
+        host.fresh, host.before = True, None
         host.rest()
 
     async def _load_with_room(self, host: ModelHost, claim: Claim) -> None:

@@ -135,7 +135,7 @@ def needed(size: ModelSize, wish: LoadWish, context_tokens: int, account: Accoun
         return Claim(weights, wish.kv_bytes)
     if wish.kv_blocks:
         return Claim(weights, wish.kv_blocks * wish.block_tokens * token)
-    context = context_tokens * token
+    context = -(-context_tokens // wish.block_tokens) * wish.block_tokens * token
     wanted = min(CONTEXTS_WANTED, wish.max_running) * context
     kind = "cuda" if account.device.startswith("cuda") else "cpu"
     left = max(account.budget_bytes - weights, 0)

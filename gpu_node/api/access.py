@@ -76,7 +76,10 @@ class AccessRules:
     def _origin_is_ours(self, origin: str | None, host: str) -> bool:
         if origin is None or origin.lower() in self.origins:
             return True
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # brackets that hold no address
+            return False
         if parts.scheme not in ("http", "https") or not parts.hostname:
             return False
         if host and parts.netloc.lower() == host.lower():

@@ -19,6 +19,7 @@ from gpu_node.api.schemas import parse
 from gpu_node.api.service import Service
 from gpu_node.api.terms import asker_of
 from gpu_node.engine.sequence import Inference, InferenceRequest
+from gpu_node.errors import ContextExceeded
 
 
 class InferBody(OpenAiBody):
@@ -38,6 +39,8 @@ class InferApi:
 
         async def answer(send: Send) -> None:
             async with self._residents.hold(body.model, body.keep_alive_seconds) as host:
+                if len(wanted.ids) > host.context_tokens:
+                    raise ContextExceeded()  # beyond the positions that the model knows its numbers mean nothing
                 found, name = await host.engine.infer(wanted), host.name
             await send_whole(send, binary(found, name, body.output))
 

@@ -74,7 +74,7 @@ class OpenAiCall:
     async def _tell_all(self, stream: Stream) -> None:
         async with self._residents.hold(self._asked.name, self._asked.keep_alive) as host:
             requests, vocabulary = self._requests(host), _vocabulary(host)
-            voice = _Voice(stream, self._asked.shape(vocabulary), self._openings(requests, vocabulary))
+            voice = _Voice(stream, self._asked, vocabulary, self._openings(requests, vocabulary))
 
             async def tell(number: int, token: Token) -> None:
                 await voice.tell(number * self._asked.samples + token.sample, token)
@@ -96,9 +96,10 @@ class OpenAiCall:
 class _Voice:
     """Says what belongs to each choice of a stream: how it opens, its pieces, how it ends."""
 
-    def __init__(self, stream: Stream, shape: Shape, openings: Sequence[str]) -> None:
-        self.shape = shape
+    def __init__(self, stream: Stream, asked: OpenAiAsked, vocabulary: Vocabulary, openings: Sequence[str]) -> None:
+        self.shape = asked.shape(vocabulary)
         self._stream, self._openings = stream, openings
+        self._rest: Record = {"usage": None} if asked.include_usage else {}  # told in a record of its own
         self._offsets: dict[int, int] = {}
 
     async def tell(self, index: int, token: Token) -> None:
@@ -107,12 +108,12 @@ class _Voice:
         await self._open(index)
         offset = self._offsets[index]
         self._offsets[index] = offset + len(token.text)
-        await self._stream.event(self.shape.piece(index, token.text, token.logprobs, offset))
+        await self._say(self.shape.piece(index, token.text, token.logprobs, offset))
 
     async def finish(self, reasons: Sequence[str]) -> None:
         for index, reason in enumerate(reasons):
             await self._open(index)
-            await self._stream.event(self.shape.ending(index, reason))
+            await self._say(self.shape.ending(index, reason))
 
     async def _open(self, index: int) -> None:
         if index in self._offsets:
@@ -120,9 +121,12 @@ class _Voice:
         self._offsets[index] = len(self._openings[index])
         opening = self.shape.opening(index)
         if opening is not None:
-            await self._stream.event(opening)
+            await self._say(opening)
         if self._openings[index]:
-            await self._stream.event(self.shape.piece(index, self._openings[index], (), 0))
+            await self._say(self.shape.piece(index, self._openings[index], (), 0))
+
+    async def _say(self, record: Record) -> None:
+        await self._stream.event({**record, **self._rest})
 
 
 def reasons_of(dones: Sequence[Done], samples: int) -> list[str]:

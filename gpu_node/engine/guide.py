@@ -108,22 +108,36 @@ class Guides:
         text = guide.schema if isinstance(guide, JsonGuide) else guide.pattern
         if len(text) > MAX_CHARACTERS:
             raise RequestError(f"the {what} is longer than {MAX_CHARACTERS} characters")
-        if isinstance(guide, JsonGuide):
-            schema = json.dumps(ready_schema(text))
-            options: Any = {"whitespace_pattern": WHITESPACE}
-            grammar = self._library.LLMatcher.grammar_from_json_schema(schema, overrides=options)
-        else:
-            grammar = self._library.LLMatcher.grammar_from_regex(text)
+        try:
+            grammar = self._grammar(guide, text)
+        except ValueError as error:  # the library's own limit of nesting, for instance
+            raise RequestError(f"the {what} cannot be followed: {_short(str(error))}") from error
         limits = self._library.LLParserLimits(verbose_errors=False)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            _try(matcher.deep_copy(), what)
         if matcher.is_error():
             raise RequestError(f"the {what} cannot be followed: {_reason(matcher)}")
         return matcher
+
+    def _grammar(self, guide: Guide, text: str) -> Any:
+        """Raises `ValueError` where the library cannot write it."""
+        if not isinstance(guide, JsonGuide):
+            return self._library.LLMatcher.grammar_from_regex(text)
+        options: Any = {"whitespace_pattern": WHITESPACE}
+        return self._library.LLMatcher.grammar_from_json_schema(json.dumps(ready_schema(text)), overrides=options)
 
 
 def guides_of(runner: ModelRunner) -> Callable[[Guide], GuidedAnswer]:
     """What starts guides for this runner's model: an engine's `guides`."""
     return Guides(runner.vocabulary).start
+
+
+def _try(matcher: llguidance.LLMatcher, what: str) -> None:
+    """What nothing can satisfy, or costs too much from the start, shows with the first mask. The matcher is spent."""
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        raise RequestError(f"nothing can satisfy the {what}, or it is too complex: {_reason(matcher)}")
 
 
 def _reason(matcher: llguidance.LLMatcher) -> str:

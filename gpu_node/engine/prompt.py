@@ -79,12 +79,13 @@ def render_open(messages: Sequence[Message], vocabulary: Vocabulary) -> str:
 
 def join_turns(messages: Sequence[Message]) -> list[Message]:
     """Neighbours of one role become one message, as in Ollama; many templates insist that roles alternate."""
-    joined: list[Message] = []
+    turns: list[tuple[str, list[str]]] = []
     for message in messages:
-        if joined and joined[-1].role == message.role and message.role != "tool":
-            message = Message(message.role, f"{joined.pop().content}\n\n{message.content}")
-        joined.append(message)
-    return joined
+        if turns and turns[-1][0] == message.role and message.role != "tool":
+            turns[-1][1].append(message.content)
+        else:
+            turns.append((message.role, [message.content]))
+    return [Message(role, "\n\n".join(texts)) for role, texts in turns]
 
 
 def cut(ids: list[int], bounds: Bounds) -> list[int]:

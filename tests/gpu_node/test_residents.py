@@ -273,6 +273,27 @@ async def test_another_way_of_loading_replaces_an_idle_model_and_is_refused_whil
         assert same is residents.main
 
 
+@pytest.mark.parametrize("fault", ["too large", "broken"])
+async def test_a_way_of_loading_that_fails_is_not_kept_for_those_who_come_later(fault: str) -> None:
+    fleet = fleet_of()
+    async with residents_of(fleet) as residents:
+        await residents.start()
+        usual = residents.usual_wish
+        proven = replace(usual, max_running=7)
+        await residents.load(await residents.wanted("a", proven))
+        if fault == "broken":
+            fleet.script("a").load_errors = [ModelError("broken")]
+        wish = replace(usual, kv_bytes=ONE * 1000 if fault == "too large" else CACHE, max_running=9)
+        with pytest.raises(NoRoom if fault == "too large" else ModelError):
+            await residents.load(await residents.wanted("a", wish))
+        await use(residents, "a")
+        assert residents.main.wish == proven and residents.main.loaded_once
+        with pytest.raises(NoRoom):
+            await residents.load(await residents.wanted("b", replace(usual, kv_bytes=ONE * 1000)))
+        await use(residents, "b")
+        assert loaded(residents) == ["a", "b"]
+
+
 async def test_hub_names_are_for_those_who_ask_for_a_loading() -> None:
     async with residents_of(fleet_of()) as residents:
         with pytest.raises(RequestError):

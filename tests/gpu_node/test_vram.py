@@ -52,6 +52,11 @@ def test_kept_ones_leave_after_others_and_busy_ones_last() -> None:
     assert (plan.names, plan.busy) == (("c", "b", "a"), ("a",))
 
 
+def test_a_cache_of_less_than_a_block_is_a_block() -> None:
+    claim = needed(SMALL, LoadWish(max_running=1), 1, account(10**10))
+    assert claim.cache_bytes == 16 * cache_token_bytes(LLAMA, "auto", "BF16")
+
+
 def test_a_model_that_grows_does_not_count_against_itself() -> None:
     assert plan_room(account(a=60), "a", 90, holders("a")).names == ()
 

@@ -72,6 +72,7 @@ def test_a_host_must_be_an_address_or_a_name_of_this_machine(host: str, allowed:
         ("http://192.168.1.5:5000", True), ("https://app.example", True), ("HTTPS://APP.example", True),
         ("https://evil.example", False), ("null", False), ("http://192.168.1.6:5000", False), ("file://", False),
         ("http://localhost.evil.example", False), ("https://app.example.evil", False), ("", False),
+        ("http://[", False), ("http://[x]", False),
     ],
 )  # fmt: skip
 def test_an_origin_must_be_local_our_own_or_named(origin: str, allowed: bool) -> None:

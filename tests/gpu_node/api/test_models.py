@@ -195,6 +195,13 @@ async def test_inference_gives_bytes_and_says_what_they_are() -> None:
     ]  # fmt: skip
 
 
+async def test_inference_beyond_the_context_is_refused() -> None:
+    async with serving() as served:
+        reply = await served.post("/api/infer", ids=[3] * 4097, last_only=True)
+        assert served.script.inferences == []
+    assert (reply.status_code, reply.json()["error"]) == (400, "the input length exceeds the context length")
+
+
 @pytest.mark.parametrize("body", [{}, {"ids": []}, {"ids": "x"}, {"ids": [1.5]}, {"ids": [1], "output": "text"}])
 async def test_inference_without_sense_is_refused(body: dict[str, Any]) -> None:
     async with serving() as served:

@@ -66,6 +66,7 @@ async def test_a_streamed_chat_opens_speaks_ends_and_counts() -> None:
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 3)
     assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
     assert not any("usage" in event for event in events(plain.text)[:-1])
+    assert all("usage" in chunk and chunk["usage"] is None for chunk in chunks)
 
 
 async def test_a_last_assistant_message_is_continued() -> None:
