@@ -173,7 +173,7 @@ class Residents:
         return replaced
 
     def _as_before(self, host: ModelHost) -> None:
-        """A way of loading that has failed harms nobody else: the next request gets the model as it was loaded before."""
+        """A way of loading that failed harms nobody else: the next request gets the model as it was loaded before."""
         wanted = host.engine.runner or host.slots.busy or self._arriving(host)
         if host.before in (None, host.wish) or wanted or self._stopped:
             return
