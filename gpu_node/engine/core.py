@@ -219,6 +219,7 @@ class EngineCore:
         generation = sample.generation
         self._scheduler.finish(sample.sequence)
         del self._samples[sample.sequence]
+        self._fresh.discard(sample.sequence)  # a sample that ends with the token it forked with never had its own row
         mine = self._jobs[generation]
         mine.discard(sample.sequence)
         if not mine:

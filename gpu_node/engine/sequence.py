@@ -63,6 +63,10 @@ class RegexGuide:
 Guide = JsonGuide | RegexGuide
 
 
+# Below this the likeliest token is taken: single precision has no room for logits divided by less.
+COLDEST = 1e-5
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     temperature: float = 0.8
@@ -81,7 +85,7 @@ class SamplingOptions:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature <= 0
+        return self.temperature < COLDEST
 
     @property
     def penalises(self) -> bool:

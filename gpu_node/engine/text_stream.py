@@ -27,7 +27,10 @@ class TokenText:
     def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
         self._window = list(before[-WINDOW_TOKENS:])
-        self._told = len(decode(self._window)) if self._window else 0  # characters of the window's text
+        text = decode(self._window) if self._window else ""
+        self._told = len(text)  # characters of the window's text
+        # Where a character that is still open at the end of `before` stands: whoever completes it has written it.
+        self._inherited = len(text) - _open_end(text) if text.endswith(REPLACEMENT) else None
         self._holds = False
 
     def feed(self, token_id: int) -> str:
@@ -37,6 +40,10 @@ class TokenText:
         end = len(text)
         if text.endswith(REPLACEMENT):
             end -= _open_end(text)
+        if self._inherited is not None and end > self._inherited:
+            if text[self._inherited] != REPLACEMENT:
+                self._told = self._inherited
+            self._inherited = None
         fresh = text[self._told : end]
         self._told = max(self._told, end)
         self._holds = end < len(text)

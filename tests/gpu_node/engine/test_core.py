@@ -148,6 +148,14 @@ def test_samples_that_end_at_different_times_make_one_done() -> None:
     desk.assert_empty()
 
 
+def test_samples_that_end_with_their_first_token_leave_nothing_behind() -> None:
+    desk = Desk()
+    client = desk.ask("q", replace(bounded(1), samples=4))
+    desk.run()
+    assert client.done.reasons == ("length",) * 4
+    desk.assert_empty()
+
+
 def test_a_full_context_shifts_as_ollama_does() -> None:
     request = replace(ASK, bounds=Bounds(context_tokens=16, max_tokens=60, keep_tokens=3))
     desk = Desk()

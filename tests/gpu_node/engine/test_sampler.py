@@ -203,6 +203,11 @@ def test_typical_sampling_leaves_out_the_too_likely() -> None:
     assert 0 in drawn(400, row, typical_p=0.999)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-12])
+def test_a_temperature_that_single_precision_cannot_divide_by_takes_the_likeliest(temperature: float) -> None:
+    assert drawn(5, [1.0, 7.0, 6.999, 7.0], temperature=temperature) == {1: 5}
+
+
 def test_temperature_comes_before_top_p() -> None:
     assert set(drawn(top_p=0.5, temperature=10.0)) > {1, 2}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -62,6 +62,24 @@ def of_fallback(ids: Sequence[int]) -> str:
             text += "\ufffd" * len(run)
         text, run = text + (f"w{number}" if number >= 0 else ""), b""
     return text
+
+
+@pytest.mark.parametrize("decode", [of_bytes, of_fallback])
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_a_character_that_the_prompt_left_open_is_the_answers(
+    decode: Callable[[Sequence[int]], str], before: int
+) -> None:
+    smile, word = "😀".encode(), [ord("w")] if decode is of_bytes else [300]
+    stream = TokenText(decode, [*word, *smile[:before]])
+    text = "".join(stream.feed(number) for number in [*smile[before:], *word, *word, *word]) + stream.flush()
+    assert text == "😀" + decode([*word, *word, *word])
+
+
+@pytest.mark.parametrize("decode", [of_bytes, of_fallback])
+def test_bytes_that_the_prompt_left_broken_are_not_told(decode: Callable[[Sequence[int]], str]) -> None:
+    word = [ord("w")] if decode is of_bytes else [300]
+    stream = TokenText(decode, [*word, *"😀".encode()[:2]])
+    assert "".join(stream.feed(number) for number in [*word, *word]) + stream.flush() == decode([*word, *word])
 
 
 @given(st.lists(st.one_of(st.integers(300, 310), st.sampled_from([*"é😀".encode()]))))
