@@ -204,3 +204,15 @@ class Play:
         assert len(running) <= self.limits.max_running
         for state in [*lined, *held, *unborn]:
             assert not state.blocks and not state.computed and not state.planned and not state.published
+
+
+LIMITS = Limits(block_tokens=4, block_count=64, max_running=8, step_tokens=32, mixed_step_tokens=16, max_drafts=0)
+
+
+def text(length: int, first: int = 0) -> list[int]:
+    """Prompts of different `first` share nothing."""
+    return [first, *(at % 7 for at in range(1, length))]
+
+
+def parts(planned: Planned) -> dict[int, int]:
+    return {row.sequence: len(row.tokens) for row in planned.step.rows}
