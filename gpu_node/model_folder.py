@@ -113,6 +113,7 @@ def _describe_gguf(files: ModelFiles) -> ModelDescription:
     origin = (read_origin(files.tokenizer) if files.tokenizer else None) or {}
     settings = files.tokenizer / "tokenizer_config.json" if files.tokenizer else None
     status = files.weights.stat()
+    refuse_tower(files.weights, header.values.get(f"{header.architecture}.block_count"), len(header.tensors))
     config = config_values(header)
     return ModelDescription(
         family=header.architecture,
@@ -137,6 +138,7 @@ def _describe_folder(folder: Path) -> ModelDescription:
     nested = config.get("text_config")
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
     tensors = tuple(tensor for path in weights for tensor in _tensors(path))
+    refuse_tower(folder, _first_number(text, "num_hidden_layers", "n_layer", "num_layers"), len(tensors))
     return ModelDescription(
         family=str(config.get("model_type", "unknown")),
         digest=digest_of(folder, weights),
@@ -158,7 +160,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{folder} holds no config.json, so it is not a model folder")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        names = _names_in(index)
         missing = [name for name in names if not (folder / name).exists()]
         if missing or not names:
             raise ModelError(f"{folder} is not complete: {', '.join(missing[:3]) or 'every weight file'} is missing")
@@ -169,6 +171,27 @@ def weight_files(folder: Path) -> list[Path]:
     if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
         raise ModelError(f"{folder} holds no .safetensors: {PICKLE_REFUSAL}")
     raise ModelError(f"{folder} holds no .safetensors file")
+
+
+def _names_in(index: Path) -> list[str]:
+    """The files that an index names. They lie beside it."""
+    named = _json(index).get("weight_map")
+    names = set(named.values()) if isinstance(named, dict) and all(map(_is_text, named.values())) else {""}
+    if any(not name or Path(name).name != name for name in names):
+        raise ModelError(f"{index} does not say which files hold the weights")
+    return sorted(names)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def refuse_tower(path: Path, layers: Any, tensors: int) -> None:
+    """A model of millions of empty layers is built before anybody sees that nothing fills them.
+
+    Raises `ModelError`."""
+    if isinstance(layers, int) and layers > tensors:
+        raise ModelError(f"{path} claims {layers} layers, and holds {tensors} tensors")
 
 
 def digest_of(folder: Path, weights: list[Path]) -> str:
@@ -199,11 +222,20 @@ def _tensors(path: Path) -> Iterator[Tensor]:
             if size > MAX_HEADER_BYTES:
                 raise ValueError(f"its header claims {size} bytes")
             header = json.loads(file.read(size))
-    except (struct.error, ValueError) as error:
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+        found = [_tensor(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield Tensor(name, entry["dtype"], tuple(entry["shape"]))
+    yield from found
+
+
+def _tensor(name: str, entry: Any) -> Tensor:
+    """Raises `ValueError`."""
+    dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise ValueError(f"the tensor {name} has no type or no shape")
+    return Tensor(name, dtype, tuple(shape))
 
 
 def _common_dtype(tensors: tuple[Tensor, ...]) -> str:
@@ -229,7 +261,7 @@ def _first_number(config: dict[str, Any], *names: str) -> int:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} does not hold a JSON object")

@@ -109,3 +109,39 @@ def test_a_config_that_is_no_json_is_one_sentence(tiny_folder: Path, tmp_path: P
     (copy / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="JSON object"):
         describe(copy)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[]", '{"a": 1}', '{"a": {"dtype": "F32"}}', '{"a": {"dtype": "F32", "shape": "x"}}', "[" * 100_000],
+)
+def test_a_header_of_another_kind_is_one_sentence(header: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "other")
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with pytest.raises(ModelError, match="is not a whole safetensors file"):
+        describe(folder)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "../b"}}])
+def test_an_index_names_files_beside_it(index: dict[str, object], tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "indexed")
+    (tmp_path / "b").touch()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="does not say which files"):
+        describe(folder)
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(
+    tiny_folder: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "tower")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(ModelError, match="claims 1000000000 layers"):
+        describe(folder)
+    data = tiny_gguf.read_bytes()
+    at = data.index(b"llama.block_count") + len(b"llama.block_count") + 4  # behind the name, the type of the value
+    lying = tmp_path / "tower.gguf"
+    lying.write_bytes(data[:at] + struct.pack("<I", 10**9) + data[at + 4 :])
+    with pytest.raises(ModelError, match="claims 1000000000 layers"):
+        describe(lying)
