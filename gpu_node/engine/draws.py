@@ -6,7 +6,6 @@ changes an answer. Must not know torch nor logits.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -42,13 +41,6 @@ def uniform(key: int, written: int) -> float:
     added: neighbouring seeds give unrelated numbers, and no two keys walk the same sequence a few places apart.
     """
     return (_mixed(_mixed(key & WORD) + (written + 1) * STEP) >> 11) * 2.0**-53
-
-
-def key_of(seed: int | None, sample: int = 0) -> int:
-    """The key of one of a request's samples, the same for the same seed (of any size and sign); without one, chance."""
-    if seed is None:
-        return random.getrandbits(64)
-    return _mixed((seed & WORD) ^ _mixed((seed >> 64) & WORD) ^ _mixed(sample + STEP))
 
 
 def _mixed(word: int) -> int:

@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 # One more within the window is final: what kills the thread that often will not stop doing so.
 MOST_DEATHS = 5
 DEATH_WINDOW_SECONDS = 60.0
+# Queues refuse to wait for centuries; a turn too many an hour costs nothing.
+LONGEST_WAIT_SECONDS = 3600.0
 
 
 class Work(Protocol):
@@ -115,7 +117,7 @@ class Worker:
         if wait == 0.0 and commands.empty():
             return True
         try:
-            command = commands.get(timeout=wait)
+            command = commands.get(timeout=None if wait is None else min(wait, LONGEST_WAIT_SECONDS))
             while command is not None:
                 command()
                 command = commands.get_nowait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpu_node.engine.draws import key_of, uniform
+from gpu_node.engine.draws import uniform
 
 
 def test_a_place_has_one_number() -> None:
@@ -25,14 +25,3 @@ def test_neighbouring_keys_and_places_are_unrelated() -> None:
         pairs = [(uniform(5, at) - 0.5, uniform(5 + other[0], at + 1 + other[1]) - 0.5) for at in range(count)]
         correlation = 12 * sum(one * two for one, two in pairs) / count
         assert abs(correlation) < 4 / count**0.5, other
-
-
-def test_a_seed_is_an_integer_of_any_size_and_sign() -> None:
-    keys = [key_of(seed, sample) for seed in (0, 1, -1, 2**64, 2**70, -(2**70)) for sample in range(3)]
-    assert len(set(keys)) == len(keys)
-    assert all(0 <= key < 2**64 for key in keys)
-    assert key_of(12, 1) == key_of(12, 1)
-
-
-def test_without_a_seed_keys_are_left_to_chance() -> None:
-    assert key_of(None) != key_of(None)

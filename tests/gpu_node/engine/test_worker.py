@@ -174,3 +174,13 @@ def test_deaths_that_lie_far_apart_are_forgiven() -> None:
             worker.submit(lambda: None).result(5)
     assert not work.given_up.is_set()
     assert len(work.revived) == MOST_DEATHS * 3
+
+
+@pytest.mark.parametrize("wait", [1e12, float("inf")])
+def test_a_wait_longer_than_queues_can_wait_harms_nobody(wait: float) -> None:
+    work = ScriptedWork()
+    work.script = [lambda: wait]
+    with worker_of(work) as worker:
+        assert worker.submit(lambda: 7).result(5) == 7
+        assert worker.submit(lambda: 8).result(5) == 8
+    assert not work.revived
