@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from math import ceil
 from typing import Any
 
 import orjson
@@ -25,6 +26,8 @@ AT_ONCE_PER_SLOT = 2
 LEAST_AT_ONCE = 8
 # A queue that others keep full: this often the last worker comes back to it before its item becomes an error.
 TRIES_AT_FULL_QUEUE = 5
+# How often one that waits for a full queue looks whether the gateway is being stopped.
+LOOK_SECONDS = 0.5
 
 Record = dict[str, Any]
 # Asks one item and gives its record. Raises the GatewayError that becomes its error; is called again after QueueFull.
@@ -104,10 +107,18 @@ class BatchRun:
                     return None
                 if tried == TRIES_AT_FULL_QUEUE:
                     return error_record(error, dialect)
-                await asyncio.sleep(error.retry_after)
+                await self._pause(error.retry_after_seconds)
             except GatewayError as error:
                 return error_record(error, dialect)
             except Exception as error:  # a fault of ours costs this item, not the others
                 self._services.log.failed(self._incoming, error)
                 return error_record(InternalError(), dialect)
         raise AssertionError("the loop returns")
+
+    async def _pause(self, seconds: float) -> None:
+        """Let the queue empty; no longer than until the gateway stops, which dispatch then tells in its own words."""
+        looks = ceil(seconds / LOOK_SECONDS)
+        for _ in range(looks):
+            if self._incoming.cut_error is not None:
+                return
+            await asyncio.sleep(seconds / looks)

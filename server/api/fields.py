@@ -17,7 +17,6 @@ from server.errors import RequestInvalid
 Check = Callable[[Any, str], Any]
 
 INTEGER_LOW, INTEGER_HIGH = -(2**63), 2**63 - 1  # beyond this no JSON writer of ours and no node's integer goes
-DEEPEST = 128  # levels of a body: our JSON writer takes 254, and a request is wrapped in a few more on its way
 LONGEST_NAME = 256  # of a model: more than any hub gives; names are compared, logged and told in errors
 MOST_STOPS, LONGEST_STOP = 64, 256  # every token of an answer is compared with all of them
 
@@ -223,21 +222,6 @@ def duration_seconds(value: str) -> float | None:
         total += float(digits) * _UNIT_SECONDS[unit]
         rest = rest[len(digits) + len(unit) :]
     return sign * total if value.strip("+-") else None
-
-
-def is_too_deep(value: Any) -> bool:
-    """Is this JSON nested deeper than we can write it again? Looks level by level, since recursion has the same end."""
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [
-            child
-            for item in level
-            for child in (item.values() if type(item) is dict else item)
-            if type(child) is dict or type(child) is list
-        ]
-        if not level:
-            return False
-    return True
 
 
 def is_unload(value: str | float | None) -> bool:

@@ -16,11 +16,11 @@ from typing import Any
 
 import orjson
 
-from server.api.fields import DEEPEST, is_too_deep
 from server.api.reply import Message, Reply, Send
 from server.errors import BodyTooLarge, GatewayError, RequestInvalid
 from server.exchange import CallerId, RequestId
 from server.http_errors import Dialect, error_bytes, error_headers, http_status
+from server.nesting import DEEPEST, is_too_deep, might_be_too_deep
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -155,7 +155,7 @@ class Incoming:
             raise self._bad_json(body, error) from error
         if type(value) is not dict:
             raise RequestInvalid("the body must be a JSON object", status=400)
-        if body.count(b"{") + body.count(b"[") > DEEPEST and is_too_deep(value):  # most bodies have not that many
+        if might_be_too_deep(body) and is_too_deep(value):
             raise RequestInvalid(f"the body is nested more than {DEEPEST} levels deep", status=400)
         return value
 

@@ -8,7 +8,7 @@ GatewayError.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -31,6 +31,7 @@ from server.errors import (
     OperationUnsupported,
     RequestInvalid,
 )
+from server.nodes import Node
 from server.placement import Candidate
 
 LOAD_PATH = "/api/models/load"
@@ -84,7 +85,7 @@ class Loading:
                 last = record.get("status") == "success"
                 if last:
                     await self._nodes.look_again(spec)
-                yield {**record, "node": place.node.name}, last
+                yield named(place.node, record), last
                 if last:
                     return
         raise NodeBroken(f"{spec.address} ended before the model was loaded")
@@ -107,6 +108,11 @@ class Loading:
         yield {**told, "status": "success", "load_seconds": round(now() - begun, 3)}, True
 
 
+def named(node: Node, told: Mapping[str, Any]) -> Record:
+    """What a node told, under the name by which we know it, whatever it calls itself."""
+    return {"node": node.name} | dict(told) | {"node": node.name}
+
+
 def _kept(wish: LoadWish) -> Record:
     return {} if wish.keep_alive is None else {"keep_alive": wish.keep_alive}
 
@@ -120,8 +126,10 @@ def _another(failure: tuple[Candidate, NodeError], place: Candidate) -> Record:
 def load_error(
     unknown: ModelNotFound, failures: Sequence[tuple[Candidate, NodeError]], verb: str = "load"
 ) -> GatewayError:
-    """What the caller is told: every node's words, and the kind of error that the fittest one met."""
-    said = "; ".join(f"{place.node.name}: {error.message}" for place, error in failures)
+    """What the caller is told: the nodes' words, and the kind of error that the fittest one met."""
+    said = "; ".join(f"{place.node.name}: {error.message}" for place, error in failures[:NODES_ASKED])
+    if len(failures) > NODES_ASKED:
+        said += f"; and {len(failures) - NODES_ASKED} more nodes"
     place, error = failures[0]
     match error:
         case NodeIncapable():

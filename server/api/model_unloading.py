@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from server.api.model_loading import load_error
+from server.api.model_loading import load_error, named
 from server.api.model_places import ModelPlaces
 from server.api.nodes_direct import CALLS_AT_ONCE, UNLOAD_SECONDS, NodesDirect, Target
 from server.api.services import Services
@@ -96,10 +96,10 @@ def _late() -> NodeStalled:
 
 def _record(place: Candidate, told: Record | NodeError) -> Record:
     words = {"status": "failed", "error": told.message} if isinstance(told, NodeError) else told
-    return {"node": place.node.name, **words}
+    return named(place.node, words)
 
 
 def _status(nodes: list[Record]) -> str:
     """Of all together: what is still under way comes first."""
-    told = {node.get("status") for node in nodes}
+    told = [node.get("status") for node in nodes]
     return next((status for status in ("unloading", "unloaded") if status in told), "not loaded")

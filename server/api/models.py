@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from server.api.fields import Check, checked, flag, integer, keep_alive, one_of, short_name
+from server.api.fields import Check, checked, flag, integer, is_unload, keep_alive, one_of, short_name
 from server.api.incoming import Incoming
-from server.api.model_loading import Loading, Record, Step
+from server.api.model_loading import Loading, Record, Step, named
 from server.api.model_places import GPU_PATH, MODELS_PATH, LoadWish
 from server.api.model_unloading import Unloading
 from server.api.reply import NDJSON
@@ -47,6 +47,9 @@ def read_wish(body: Mapping[str, Any]) -> tuple[LoadWish, bool]:
     own = checked({name: value for name, value in body.items() if name in _OWN_FIELDS}, _OWN_FIELDS)
     options = {name: value for name, value in body.items() if name not in _OWN_FIELDS and value is not None}
     options |= {name: own[name] for name in _PASSED_ON if name in own}
+    if is_unload(own.get("keep_alive")):  # a phone would drop the model and call it loaded
+        hint = "POST /api/models/unload drops a model"
+        raise RequestInvalid("a model that is loaded for no time is not loaded", field="keep_alive", hint=hint)
     wish = LoadWish(_required(own), own.get("node"), own.get("keep_alive"), options)
     return wish, own.get("stream", False)
 
@@ -92,7 +95,7 @@ class ModelsApi:
                 silent.append({**heard.record(), "error": heard.error or "it tells its devices in an unknown way"})
                 continue
             for name, records in told.items():
-                found[name] += [{"node": heard.node.name, **one} for one in records or ()]
+                found[name] += [named(heard.node, one) for one in records or ()]
         await incoming.reply.answer_json({**found, "silent": silent})
 
     async def load(self, incoming: Incoming) -> None:

@@ -1,7 +1,8 @@
 """POST /v1/batch/completions: many chats and completions in one call, as our GPU nodes take them, over the whole fleet.
 
 A request with `messages` is a chat, others are completions; its own fields win over the shared ones. Each is read when
-its turn comes, so that a large batch stops nobody, and a mistake in it is its own error.
+its turn comes, so that a large batch stops nobody, and a mistake in it is its own error. A shared field that
+no request knows is the whole batch's mistake.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from functools import partial
 from typing import Any
 
 from server.api.batch_run import BatchRun, Record
-from server.api.fields import flag, sequence
+from server.api.fields import Check, flag, sequence
 from server.api.incoming import Incoming
 from server.api.openai_chat import OpenAIChatApi
 from server.api.openai_completions import OpenAICompletionsApi
+from server.api.openai_fields import CHAT_FIELDS, COMPLETION_FIELDS, unrecognized
 from server.api.services import Services
 from server.errors import RequestInvalid
 from server.exchange import CallerId, RequestId
 
 LISTS = ("prompts", "requests")
+_SHAREABLE: Mapping[str, Check] = {**CHAT_FIELDS, **COMPLETION_FIELDS}
 _USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -35,6 +38,9 @@ def read_items(body: Mapping[str, Any], longest: int) -> list[Record]:
     if len(items) > longest:
         raise RequestInvalid(f"'{name}' holds more than {longest} entries", field=name)
     shared = {field: value for field, value in body.items() if field not in (*LISTS, "stream")}
+    for field in shared:  # every request holds them all, so there may not be any number of them
+        if field not in _SHAREABLE:
+            raise unrecognized(field, _SHAREABLE)
     if name == "prompts":
         return [{**shared, "prompt": prompt} for prompt in items]
     for place, item in enumerate(items):

@@ -203,16 +203,18 @@ EMBEDDING_FIELDS: Mapping[str, Check] = {
 }
 
 
+def unrecognized(name: str, table: Mapping[str, Check]) -> RequestInvalid:
+    known = unknown_field(name, table)
+    return RequestInvalid(f"Unrecognized request argument supplied: {known.field}", field=known.field, hint=known.hint)
+
+
 def openai_checked(body: Mapping[str, Any], table: Mapping[str, Check]) -> dict[str, Any]:
     """All given parameters, checked."""
     values: dict[str, Any] = {}
     for name, value in body.items():
         check = table.get(name)
         if check is None:
-            known = unknown_field(name, table)
-            raise RequestInvalid(
-                f"Unrecognized request argument supplied: {known.field}", field=known.field, hint=known.hint
-            )
+            raise unrecognized(name, table)
         if value is not None:
             values[name] = check(value, name)
     if "stream_options" in values and not values.get("stream"):

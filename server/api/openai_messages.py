@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
-from server.api.fields import DEEPEST, base64_fault, is_too_deep, record, sequence, text, unknown_field
+from server.api.fields import base64_fault, record, sequence, text, unknown_field
 from server.errors import RequestInvalid
+from server.nesting import DEEPEST, is_too_deep
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 

@@ -22,6 +22,7 @@ from server.backends.ollama_answer import AnswerReader, done_of
 from server.backends.ollama_probe import report_of
 from server.errors import NodeBroken
 from server.exchange import Embedding, NodeEvent
+from server.nesting import is_too_deep, might_be_too_deep
 from server.nodes import NodeSpec, ProbeReport, model_key
 
 MAX_BODY_BYTES = 8 * 1024 * 1024  # of a whole answer: listings, descriptions, a rendered prompt
@@ -44,7 +45,7 @@ class OllamaBackend:
             left = max(0.001, deadline - asyncio.get_running_loop().time())
             answer = await self._fetch(Request(spec, "GET", path, key=key_of(spec, self._secrets)), left, "probe")
             missing = answer.status == 404 and path != "/api/tags"  # very old versions
-            bodies.append(None if missing else parsed(spec, answer))
+            bodies.append(None if missing else writable(spec, answer))
         try:
             return report_of(*bodies)
         except ValueError as problem:
@@ -90,7 +91,7 @@ class OllamaBackend:
             timeout_seconds,
             "show",
         )
-        record = parsed(spec, answer)
+        record = writable(spec, answer)
         if not isinstance(record, dict):
             raise NodeBroken(f"{spec.address} described {model!r} with something that is no object")
         return record
@@ -138,3 +139,11 @@ def parsed(spec: NodeSpec, answer: Answer) -> Any:
         return orjson.loads(answer.body)
     except orjson.JSONDecodeError as problem:
         raise NodeBroken(f"{spec.address} answered with something that is no JSON: {problem}") from problem
+
+
+def writable(spec: NodeSpec, answer: Answer) -> Any:
+    """The same of what is passed on: not all that can be read can be written again."""
+    found = parsed(spec, answer)
+    if might_be_too_deep(answer.body) and is_too_deep(found):
+        raise NodeBroken(f"{spec.address} answered with something nested too deeply")
+    return found

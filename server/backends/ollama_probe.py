@@ -10,6 +10,7 @@ from typing import Any
 
 from server.nodes import ModelCopy, ProbeReport, ResidentModel
 
+MOST_SLOTS = 10_000  # as in the fleet file: a node that boasts of more must not draw all requests of a fleet
 RENDERS_SINCE = (0, 11, 5)  # the first Ollama that answers `_debug_render_only` instead of generating
 
 
@@ -22,7 +23,7 @@ def report_of(version: Any, tags: Any, ps: Any) -> ProbeReport:
     own = own if isinstance(own, dict) else {}
     text = str(version.get("version") or "") if isinstance(version, dict) else ""
     told = own.get("slots")  # a gateway in front of others, which is no node of ours, tells none
-    slots = told if type(told) is int and told > 0 else None
+    slots = min(told, MOST_SLOTS) if type(told) is int and told > 0 else None
     return ProbeReport(
         version=text,
         models=tuple(model_copy(record) for record in _records(tags)),

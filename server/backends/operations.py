@@ -17,6 +17,7 @@ from server.backends.faults import MAX_ERROR_BYTES, error_of_status
 from server.backends.node_http import NodeHttp, Request
 from server.backends.node_keys import key_of
 from server.errors import NodeBroken
+from server.nesting import is_too_deep, might_be_too_deep
 from server.nodes import NodeSpec
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024  # a list of all models that a node knows
@@ -109,4 +110,6 @@ def _object(address: str, body: bytes) -> Record:
         raise NodeBroken(f"{address} answered with something that is no JSON: {problem}") from problem
     if not isinstance(record, dict):
         raise NodeBroken(f"{address} answered with something that is no object")
+    if might_be_too_deep(body) and is_too_deep(record):  # it is passed on, and could not be written
+        raise NodeBroken(f"{address} answered with something nested too deeply")
     return record

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.fields import DEEPEST
 from server.main import Application, create_app, running
+from server.nesting import DEEPEST
 from server.nodes import NodeId
 from server.settings import Settings, SettingsError
 from tests.fakes.phone import FakePhone

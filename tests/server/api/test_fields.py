@@ -172,14 +172,3 @@ def test_texts_that_end_an_answer():
 def test_short_names():
     assert fields.short_name("a" * 256, "thing") == "a" * 256
     assert "longer than 256" in refusal(fields.short_name, "a" * 257)
-
-
-def nested(levels: int, inner: Any = 1) -> Any:
-    for index in range(levels):
-        inner = {"a": inner} if index % 2 else [inner, 1]
-    return inner
-
-
-def test_depth():
-    assert not fields.is_too_deep(nested(fields.DEEPEST))
-    assert fields.is_too_deep(nested(fields.DEEPEST + 1))

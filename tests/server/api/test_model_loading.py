@@ -206,6 +206,7 @@ async def test_the_time_passes_while_a_phone_loads():
         ({"num_gpus": -1}, 400, "num_gpus"),
         ({"device": "tpu"}, 400, "device"),
         ({"keep_alive": "soon"}, 400, "keep_alive"),
+        ({"keep_alive": "0s"}, 400, "/api/models/unload"),
         ({"stream": 1}, 400, "stream"),
         ({"model": "m:1b", "node": "attic"}, 404, "not found"),
     ],

@@ -41,6 +41,19 @@ async def test_one_that_fails_is_told_beside_those_that_did_it():
     assert (answer.status, "could not unload the model: alpha" in answer.json()["error"]) == (502, True)
 
 
+async def test_a_node_that_says_nonsense_spoils_nothing_for_the_others():
+    stand = Stand({("alpha", UNLOAD): {"node": "beta", "status": ["?"]}, ("beta", UNLOAD): {"status": "unloaded"}})
+    answer = await stand.unload()
+    assert (answer.status, answer.json()["status"]) == (200, "unloaded")
+    assert answer.json()["nodes"][0] == {"node": "alpha", "status": ["?"]}
+
+
+async def test_a_fleet_of_failing_nodes_is_told_in_few_words():
+    nodes = [(spec(f"n{number}"), report("m:1b", slots=1, gpu_node=True)) for number in range(50)]
+    error = (await Stand(registry=fleet(*nodes)).unload()).json()["error"]
+    assert (error.count("n2: "), error.count("n3: "), "; and 47 more nodes" in error) == (1, 0, True)
+
+
 @on_clock_loop
 async def test_unloading_waits_for_no_silent_node():
     stand = Stand({("alpha", UNLOAD): asyncio.Event(), ("beta", UNLOAD): {"status": "unloaded"}})

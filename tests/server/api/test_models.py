@@ -85,6 +85,12 @@ async def test_a_node_that_tells_rubbish_is_named():
     assert told["silent"][0]["error"] == "it tells its devices in an unknown way"
 
 
+async def test_a_node_that_calls_itself_by_anothers_name_is_told_by_its_own():
+    stand = Stand({("alpha", GPU): {"gpus": [{"node": "beta", "index": 0}], "accounts": []}})
+    told = (await get(stand.made.app, GPU)).json()
+    assert told["gpus"] == [{"node": "alpha", "index": 0}]
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", MODELS), ("GET", GPU), ("POST", LOAD), ("POST", UNLOAD)])
 async def test_a_key_is_needed_where_there_are_keys(method: str, path: str):
     stand = Stand(api_keys="anna:s3cret")

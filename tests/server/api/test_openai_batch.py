@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from server.api.batch_run import LEAST_AT_ONCE, TRIES_AT_FULL_QUEUE
-from server.errors import NoNodes, QueueFull
+from server.api.batch_run import LEAST_AT_ONCE, LOOK_SECONDS, TRIES_AT_FULL_QUEUE
+from server.errors import GatewayDraining, NoNodes, QueueFull
 from server.exchange import AskRequest
+from tests.fakes.clock_loop import on_clock_loop
 from tests.server.api.gateway import Call, fleet, gateway, post, report, spec, until
 from tests.server.api.scripted_dispatch import Script, ScriptedDispatch, failing, whole
 
@@ -93,6 +94,7 @@ async def test_an_item_is_not_streamed_on_its_own():
         ({"prompts": ["a"], "stream": "yes"}, "stream"),
         ({"prompts": ["a"] * 6}, "prompts"),
         ({"requests": [{"prompt": "a"}] * 6}, "requests"),
+        ({"prompts": ["a"], "model": "m", "temprature": 1}, "temprature"),
     ],
 )
 async def test_what_is_no_batch_is_refused_whole(body: dict[str, Any], field: str):
@@ -146,6 +148,19 @@ async def test_a_queue_that_stays_full_becomes_an_error_in_the_end():
     assert told["results"][0]["error"]["code"] == "queue_full"
     assert len(dispatch.asked) == TRIES_AT_FULL_QUEUE
     assert told["usage"]["total_tokens"] == 0
+
+
+@on_clock_loop
+async def test_a_batch_that_waits_for_a_full_queue_ends_when_the_gateway_is_cut_off():
+    dispatch = ScriptedDispatch(failing(QueueFull("full", 3600.0)))
+    made = gateway(dispatch)
+    running = asyncio.create_task(post(made.app, PATH, {"prompts": ["a", "b"]}))
+    await until(lambda: len(dispatch.asked) >= 2)
+    dispatch.script = failing(GatewayDraining("the gateway was stopped"))
+    made.services.open_requests.cut(GatewayDraining("the gateway was stopped"))
+    told = (await running).json()["results"]
+    assert [one["error"]["code"] for one in told] == ["draining", "draining"]
+    assert asyncio.get_running_loop().time() <= 2 * LOOK_SECONDS
 
 
 async def test_a_fault_of_ours_costs_one_item_only():

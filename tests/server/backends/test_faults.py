@@ -52,7 +52,8 @@ def test_a_refused_form_is_for_another_node():
         assert isinstance(found, NodeIncapable) and (found.message, found.status) == (refused.message, 400)
     for other in (NodeRefused("max_tokens must be at least 1", 400), NodeBroken("the grammar broke")):
         assert about_form(other, FORM_WORDS) is other
-    assert about_form(NodeRefused("invalid JSON schema in format", 400), NODE_FORM_WORDS).status == 400
+    ollamas = NodeRefused("invalid JSON schema in format", 400)
+    assert about_form(ollamas, NODE_FORM_WORDS) is ollamas
 
 
 def test_what_a_server_does_not_have_is_not_the_clients_mistake():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.backends.ollama_probe import renders, report_of
+from server.backends.ollama_probe import MOST_SLOTS, renders, report_of
 from tests.server.backends.played_node import recording
 
 
@@ -58,6 +58,10 @@ def test_our_own_node_tells_its_slots_and_that_it_continues():
 @pytest.mark.parametrize("slots", [0, -1, "4", True, None, 1.5])
 def test_slots_that_are_none_are_not_taken(slots: object):
     assert report_of({"version": "1", "potluck": {"slots": slots}}, {"models": []}, None).slots is None
+
+
+def test_a_node_that_boasts_is_believed_as_far_as_an_owner_would_be():
+    assert report_of({"version": "1", "potluck": {"slots": 2**62}}, {"models": []}, None).slots == MOST_SLOTS
 
 
 def test_a_very_old_node_without_ps_and_version():

@@ -55,6 +55,16 @@ async def test_a_probe_that_fails(backend: OllamaBackend, fault: Fault, paths: s
             await backend.probe(spec_of(phone), 0.2)
 
 
+async def test_a_listing_or_description_that_could_not_be_passed_on_is_none(backend: OllamaBackend):
+    deep = b'{"version":"1","models":[{"name":"m","details":' + b"[" * 300 + b"]" * 300 + b"}]}"
+    async with played(Play([whole(200, deep)], then="stay")) as node:
+        with pytest.raises(NodeBroken, match="nested too deeply"):
+            await backend.probe(node.spec(), 1.0)
+    async with played(Play([whole(200, deep)], then="stay")) as node:
+        with pytest.raises(NodeBroken, match="nested too deeply"):
+            await backend.show(node.spec(), "m", 1.0)
+
+
 async def test_the_time_limit_of_a_probe_is_that_of_all_its_questions(backend: OllamaBackend):
     slow = Play([whole(200, b'{"version":"1","models":[]}')], then="stay", pause=0.0)
     late = Play([b"", whole(200, b'{"version":"1","models":[]}')], then="stay", pause=0.15)

@@ -52,6 +52,7 @@ async def test_an_order_brings_its_body(operations: NodeOperations):
         (whole(401, b'{"error":"a key is needed"}'), NodeBroken, "refuses the gateway"),
         (whole(200, b"[]"), NodeBroken, "no object"),
         (whole(200, b"hello"), NodeBroken, "no JSON"),
+        (whole(200, b'{"a":' + b"[" * 300 + b"]" * 300 + b"}"), NodeBroken, "nested too deeply"),
     ],
 )
 async def test_other_answers_are_errors_for_objects_and_lines(
