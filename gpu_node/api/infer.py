@@ -35,7 +35,8 @@ class InferApi:
     async def infer(self, request: Request) -> Response:
         body = parse(InferBody, await read_body(request, self._service.max_body_bytes))
         self._residents.find(body.model)
-        wanted = InferenceRequest(tuple(body.ids), body.output, body.last_only, asker_of(request).caller)
+        asker = asker_of(request)
+        wanted = InferenceRequest(tuple(body.ids), body.output, body.last_only, asker.caller, asker.salt)
 
         async def answer(send: Send) -> None:
             async with self._residents.hold(body.model, body.keep_alive_seconds) as host:

@@ -22,7 +22,7 @@ from gpu_node.api.records import ChatDialect, GenerateDialect, Timing
 from gpu_node.api.replies import WatchedAnswer, json_reply, send_whole
 from gpu_node.api.schemas import AnswerBody, ChatBody, EmbedBody, GenerateBody, ModelBody, check_options, parse
 from gpu_node.api.service import Service
-from gpu_node.api.terms import asker_of, read_terms
+from gpu_node.api.terms import Asker, asker_of, read_terms
 from gpu_node.engine.sequence import EmbeddingRequest, Embeddings, GenerationRequest
 from gpu_node.errors import NodeError, RequestError
 from gpu_node.host import ModelHost
@@ -62,7 +62,7 @@ class OllamaApi:
 
         async def answer(send: Send) -> None:
             begun = time.perf_counter_ns()
-            found, load_ns = await self._embed(name, body, tuple(texts), normalise=True)
+            found, load_ns = await self._embed(name, body, tuple(texts), asker_of(request), normalise=True)
             timing = Timing(time.perf_counter_ns() - begun, load_ns)
             await send_whole(send, json_reply(records.embedded(name, found.vectors, timing, found.prompt_tokens)))
 
@@ -76,7 +76,7 @@ class OllamaApi:
             return json_reply({"embedding": []})
 
         async def answer(send: Send) -> None:
-            found, _ = await self._embed(name, body, (prompt,), normalise=False)
+            found, _ = await self._embed(name, body, (prompt,), asker_of(request), normalise=False)
             await send_whole(send, json_reply({"embedding": found.vectors[0]}))
 
         return WatchedAnswer(answer)
@@ -117,16 +117,15 @@ class OllamaApi:
         return WatchedAnswer(call.whole if body.stream is False else call.stream)
 
     async def _embed(
-        self, name: str, body: EmbedBody, texts: tuple[str, ...], normalise: bool
+        self, name: str, body: EmbedBody, texts: tuple[str, ...], asker: Asker, normalise: bool
     ) -> tuple[Embeddings, int]:
         options = check_options(body.options)
         begun = time.perf_counter_ns()
         async with self._residents.hold(name, body.keep_alive_seconds) as host:
             load_ns = time.perf_counter_ns() - begun
             bounds = read_bounds(options, host.context_tokens, body.truncate)
-            wanted = EmbeddingRequest(
-                texts, bounds.context_tokens, bounds.truncate, normalise, dimensions=body.dimensions or 0
-            )
+            dimensions, limit = body.dimensions or 0, bounds.context_tokens
+            wanted = EmbeddingRequest(texts, limit, bounds.truncate, normalise, dimensions, asker.caller, asker.salt)
             return await host.engine.embed(wanted), load_ns
 
     async def _described(self, host: ModelHost) -> ModelDescription:

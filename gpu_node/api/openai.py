@@ -54,7 +54,7 @@ class OpenAiApi:
 
         async def answer(send: Send) -> None:
             async with self._residents.hold(body.model, body.keep_alive_seconds) as host:
-                found = await embed(host, inputs, body.dimensions or 0)
+                found = await embed(host, inputs, body.dimensions or 0, asker_of(request))
             as_base64 = body.encoding_format == "base64"
             record = openai_records.embeddings(body.model, found.vectors, found.prompt_tokens, as_base64)
             await send_whole(send, json_reply(record))

@@ -29,7 +29,7 @@ class EmbeddingJob:
 
     def __init__(self, request: EmbeddingRequest, texts: Sequence[tuple[int, ...]], call: Call) -> None:
         self.call = call
-        self.pending = deque(enumerate(_submission(ids) for ids in texts))
+        self.pending = deque(enumerate(_submission(ids, request) for ids in texts))
         self._request = request
         self._tokens = sum(map(len, texts))
         self._lengths = [len(ids) for ids in texts]
@@ -72,6 +72,7 @@ class InferenceJob:
             request.ids,
             max_context=len(request.ids),
             caller=request.caller,
+            salt=request.cache_salt,
             output=request.output,
             last_only=request.last_only,
         )
@@ -102,5 +103,5 @@ def _check(rows: int, wanted: int) -> None:
         raise GenerationFailed(f"{rows} rows were computed of {wanted}")
 
 
-def _submission(ids: tuple[int, ...]) -> Submission:
-    return Submission(ids, max_context=len(ids), output="hidden")
+def _submission(ids: tuple[int, ...], request: EmbeddingRequest) -> Submission:
+    return Submission(ids, len(ids), caller=request.caller, salt=request.cache_salt, output="hidden")

@@ -172,6 +172,8 @@ class EmbeddingRequest:
     truncate: bool = True
     normalise: bool = True
     dimensions: int = 0  # 0: all of them
+    caller: str = ""
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,7 @@ class InferenceRequest:
     output: Literal["logits", "hidden"] = "logits"
     last_only: bool = False
     caller: str = ""
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

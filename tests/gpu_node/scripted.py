@@ -95,6 +95,7 @@ class Script:
         self.running = self.waiting = self.most = 0
         self.requests: list[GenerationRequest] = []
         self.inferences: list[InferenceRequest] = []
+        self.embeddings: list[EmbeddingRequest] = []
         self.loads = self.unloads = 0
         self.counters = Counters()
 
@@ -164,6 +165,7 @@ class ScriptedEngine:
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         self._ready()
+        self.script.embeddings.append(request)
         if not request.truncate and any(len(text) > request.context_tokens for text in request.texts):
             raise ContextExceeded()
         vectors = tuple((float(len(text)), 1.0 if request.normalise else 2.0) for text in request.texts)

@@ -160,3 +160,20 @@ async def test_cached_prompts_are_shared_where_there_is_nobody_to_hide_them_from
         await served.client.post("/api/chat", json={"model": NAME, "messages": [USER]}, headers={"X-API-Key": "one"})
     (request,) = served.script.requests
     assert (request.caller, request.cache_salt) == ("anna" if keys else "127.0.0.1", "")
+
+
+async def test_who_asks_for_numbers_is_known_too() -> None:
+    keys = rules_of(("anna:one", "ben:two"), (), ())
+    async with serving(rules=keys) as served:
+        headers = {"X-API-Key": "two"}
+        for path, body in (
+            ("/api/embed", {"input": ["a"]}),
+            ("/api/embeddings", {"prompt": "a"}),
+            ("/v1/embeddings", {"input": "a"}),
+            ("/v1/embeddings", {"input": [3, 4]}),
+            ("/api/infer", {"ids": [3, 4]}),
+        ):
+            reply = await served.client.post(path, json={"model": NAME, **body}, headers=headers)
+            assert reply.status_code == 200, path
+    requests = [*served.script.embeddings, *served.script.inferences]
+    assert [(request.caller, request.cache_salt) for request in requests] == [("ben", "ben")] * 5
