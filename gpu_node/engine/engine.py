@@ -56,6 +56,10 @@ EngineState = Literal["empty", "loading", "ready", "failed", "closed"]
 log = logging.getLogger("gpu_node.engine")
 
 
+# So many pairs of tokens keep one core busy for about a second in the default model.
+CPU_STEP_PAIRS = 512 * 2048
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How much is done at once. 0 tokens a step: what suits the device."""
@@ -70,13 +74,15 @@ class EngineOptions:
 
     def limits(self, runner: ModelRunner) -> Limits:
         # A GPU reads a thousand tokens in about the time of one; a CPU core needs the time of each.
-        pure, mixed = (4096, 1024) if runner.device.startswith("cuda") else (512, 64)
+        on_gpu = runner.device.startswith("cuda")
+        pure, mixed = (4096, 1024) if on_gpu else (512, 64)
         return Limits(
             block_tokens=runner.cache.block_tokens,
             block_count=runner.cache.block_count,
             max_running=self.max_running,
             step_tokens=self.step_tokens or pure,
             mixed_step_tokens=self.mixed_step_tokens or mixed,
+            step_pairs=0 if on_gpu else CPU_STEP_PAIRS,
             max_waiting=self.max_waiting,
             max_drafts=self.max_drafts,
         )

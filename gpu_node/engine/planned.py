@@ -22,8 +22,9 @@ class Limits:
     block_count: int
     max_running: int = 32
     step_tokens: int = 512  # of a step that only reads prompts
-    mixed_step_tokens: int = (
-        64  # of a step that also decodes, at most step_tokens: answers keep flowing while prompts are read
+    mixed_step_tokens: int = 64  # of one that also decodes, at most as many: answers flow on while prompts are read
+    step_pairs: int = (
+        0  # pairs of a new token and one it sees in a full step, as far as known beforehand; 0: any number
     )
     max_waiting: int = 512  # submissions; one more is refused
     max_drafts: int = 8  # of one sequence in one step; 0: never speculate
@@ -31,6 +32,17 @@ class Limits:
     def __post_init__(self) -> None:
         assert min(self.block_tokens, self.block_count, self.max_running, self.step_tokens, self.mixed_step_tokens) > 0
         assert self.max_waiting >= 0 and self.max_drafts >= 0
+
+    def budget(self, decodes: int, depth: int) -> int:
+        """Tokens of a step with so many decodes; `depth`: tokens that the deepest prompt in it has behind it.
+
+        Attention's work grows with what a token sees: deep in a book a step reads less of it, so that it does not last
+        longer. Decodes always have room beside a piece of a block."""
+        tokens = min(self.step_tokens, self.mixed_step_tokens) if decodes else self.step_tokens
+        if not self.step_pairs or not depth:
+            return tokens
+        bearable = self.step_pairs * tokens // self.step_tokens // depth
+        return min(tokens, max(bearable, decodes + self.block_tokens))
 
     @property
     def capacity_tokens(self) -> int:

@@ -74,7 +74,8 @@ class Scheduler:
         able = [state for state in self._people.running if not state.overflows]
         decodes = [state for state in able if state.decodes]
         prompts = sorted((state for state in able if not state.decodes), key=lambda state: state.admitted)
-        step = StepBuilder(self._turn, self._budget(bool(decodes)), self.limits.block_tokens)
+        depth = max((state.computed for state in prompts), default=0)
+        step = StepBuilder(self._turn, self._budget(len(decodes), depth), self.limits.block_tokens)
         self._decode(step, decodes, bool(prompts) or bool(len(self._people.line)))
         self._read(step, prompts)
         self._admit(step)
@@ -180,9 +181,9 @@ class Scheduler:
             accepted_drafts=self._accepted_drafts,
         )
 
-    def _budget(self, mixed: bool) -> int:
-        tokens = min(self.limits.step_tokens, self._cap or self.limits.step_tokens)
-        return min(tokens, self.limits.mixed_step_tokens) if mixed else tokens
+    def _budget(self, decodes: int, depth: int) -> int:
+        tokens = self.limits.budget(decodes, depth)
+        return min(tokens, self._cap) if self._cap else tokens
 
     def _decode(self, step: StepBuilder, decodes: list[SequenceState], prompts_wait: bool) -> None:
         """One token for each; when they are too many, those first that have waited longest."""

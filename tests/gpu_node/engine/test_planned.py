@@ -37,3 +37,27 @@ def test_limits_let_something_happen(wrong: dict[str, int]) -> None:
 def test_a_submission_can_be_answered(wrong: dict) -> None:
     with pytest.raises(AssertionError):
         replace(SUBMISSION, **wrong)
+
+
+DEEP = replace(LIMITS, step_tokens=512, mixed_step_tokens=64, step_pairs=512 * 2048)
+
+
+@pytest.mark.parametrize(
+    ("decodes", "depth", "tokens"),
+    [
+        (0, 0, 512),
+        (0, 2048, 512),  # so deep a full step is just bearable
+        (0, 8192, 128),
+        (0, 10**9, 16),  # but a block is always read
+        (4, 0, 64),
+        (4, 2048, 64),
+        (4, 8192, 20),  # four decodes and a block
+        (60, 8192, 64),
+    ],
+)
+def test_deep_in_a_book_a_step_reads_less(decodes: int, depth: int, tokens: int) -> None:
+    assert DEEP.budget(decodes, depth) == tokens
+
+
+def test_without_a_bound_depth_does_not_matter() -> None:
+    assert LIMITS.budget(0, 10**9) == LIMITS.step_tokens
