@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from server.backends import extras
 from server.backends.faults import error_of_line
 from server.backends.figures import nanoseconds, tokens
 from server.errors import NodeBroken, NodeError
@@ -125,8 +126,8 @@ def _rare_token(text: Any, thinking: Any, calls: Any, logprobs: Any) -> Token:
     """A token with more than text; with log-probabilities it also tells how many tokens it is made of."""
     if not isinstance(text, str) or not isinstance(thinking, str):
         raise TypeError("a text that is no text")
-    listed = tuple(logprobs or ())
-    return Token(text, thinking, tuple(calls or ()), listed, tokens=len(listed) or 1)
+    listed = extras.logprobs(logprobs)
+    return Token(text, thinking, extras.tool_calls(calls), listed, tokens=len(listed) or 1)
 
 
 def done_of(record: Mapping[str, Any], model: str) -> NodeDone:

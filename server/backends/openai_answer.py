@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from server.backends import extras
 from server.backends.faults import error_of_line
 from server.backends.figures import MOST_MILLISECONDS, figure, tokens
 from server.backends.sse import EventReader
@@ -105,7 +106,7 @@ class AnswerReader:
         thinking = delta.get("reasoning_content") or delta.get("reasoning") or ""
         for piece in delta.get("tool_calls") or ():
             self._read_call(piece)
-        logprobs = tuple((choice.get("logprobs") or {}).get("content") or ())
+        logprobs = extras.logprobs((choice.get("logprobs") or {}).get("content"))
         if text or thinking or logprobs:
             if not isinstance(text, str) or not isinstance(thinking, str):
                 raise TypeError("a text that is no text")
@@ -126,7 +127,7 @@ class AnswerReader:
         """A tool call is an ordinary stop in Ollama's terms."""
         self._reason = "stop" if reason in ("tool_calls", "function_call") else str(reason)
         if self._calls:
-            calls = tuple(self._calls[index].whole() for index in sorted(self._calls))
+            calls = extras.tool_calls([self._calls[index].whole() for index in sorted(self._calls)])
             self._calls = {}
             events.append(Token(tool_calls=calls, tokens=1))
 

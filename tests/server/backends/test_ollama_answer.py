@@ -135,6 +135,12 @@ def test_thinking_tool_calls_and_logprobs_come_through():
     assert events[2] == Token("ab", logprobs=({"token": "a"}, {"token": "b"}), tokens=2)
 
 
+@pytest.mark.parametrize("told", [{"tool_calls": [1]}, {"tool_calls": {"function": {}}}])
+def test_calls_that_are_none_break_the_answer_and_not_us(told: dict[str, object]):
+    _, reader = read(line(message={"role": "assistant", "content": "", **told}))
+    assert isinstance(reader.error, NodeBroken)
+
+
 def test_thinking_of_generate_comes_through():
     events, _ = read(line(response="", thinking="hm"), line(response="x", done=True), chat=False)
     assert events[:2] == [Token(thinking="hm"), Token("x")]
