@@ -88,6 +88,7 @@ class GraphedStage:
     def bind(self, pool: KvPool) -> None:
         """Graphs hold addresses of the pool they were captured with, so they go with it."""
         self._captured.clear()
+        self._possible = True  # after less was given to the cache
         self._pool = pool
         self._stage.bind(pool)
 
@@ -98,7 +99,7 @@ class GraphedStage:
 
     def forward(self, batch: Batch, want: Output) -> Tensor:
         size = next((size for size in SIZES if size >= batch.rows), None)
-        if not self._possible or size is None or want != "logits" or not self._decodes(batch):
+        if size is None or want != "logits" or not self._decodes(batch):
             return self._stage.forward(batch, want)
         captured = self._captured.get(size) or self._captured_now(batch, size)
         if captured is None:
@@ -118,14 +119,16 @@ class GraphedStage:
         return -(-self._context // batch.block_tokens)
 
     def _captured_now(self, batch: Batch, size: int) -> _Captured | None:
+        if not self._possible:
+            return None
         static = _static_like(batch, size, self._table_width(batch))
         fill(static, batch)
         try:
             graph, logits = self._capture(lambda: self._stage.forward(static, "logits"))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # a forward that asks the device for values on the way cannot be captured
-            log.info("decoding without CUDA graphs: %s", str(error).strip().splitlines()[0])
+        except RuntimeError as error:
+            # A forward that asks the device for values on the way cannot be captured, and a graph's own memory may be
+            # more than the cache has left; what was captured before still runs.
+            log.info("no more CUDA graphs: %s", (str(error).strip() or type(error).__name__).splitlines()[0])
             self._possible = False
             return None
         self._captured[size] = captured = _Captured(graph, static, logits)

@@ -124,7 +124,11 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
             summary = _summary(source, choices, loaded, begun)
     log.info("%s", sentence_of(summary))
     stage = graphed(loaded.stage, options.cache.context)
-    return Runner(stage, vocabulary, Sampler(), options.cache, summary)
+    try:
+        return Runner(stage, vocabulary, Sampler(), options.cache, summary)
+    except BaseException:
+        stage.close()  # threads of its kernels would stay
+        raise
 
 
 def attention_for(device: torch.device, wide: bool) -> Attention:
@@ -214,6 +218,7 @@ def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
     model = empty_model(view.config, choices.dtype, choices.device)
     slots = fitting_slots(model, view)
     if slots is None:
+        _check_kernels(source, options, "the files name their weights otherwise")
         return _load_converted(model, source, view, choices, attention, options)
     why = "asked for"
     if options.layers == "auto":
@@ -221,8 +226,15 @@ def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
         if not isinstance(stage, NotCovered):
             return Loaded(stage, "own", stage.holding.forms, stage.holding.error)
         why = stage.reason
+    _check_kernels(source, options, why)
     plain = load_plain(model, slots, view, choices.numerics, attention, options.cache.context)
     return Loaded(plain.stage, f"transformers' ({why})", plain.forms, plain.error)
+
+
+def _check_kernels(source: Source, options: LoadOptions, why: str) -> None:
+    """Modules of transformers multiply by torch."""
+    if options.kernels == "compiled":
+        raise ModelError(f"{source.label} cannot run by compiled kernels, only by transformers' own modules: {why}")
 
 
 def _load_converted(

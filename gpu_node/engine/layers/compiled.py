@@ -18,7 +18,7 @@ from gpu_node.engine.layers.recipe import Recipe
 from gpu_node.engine.layers.workspace import Workspace
 from gpu_node.engine.products.base import Product
 from gpu_node.engine.products.compiled import CompiledProduct
-from gpu_node.engine.products.kernels.tensors import Look, Paged
+from gpu_node.engine.products.kernels.tensors import Look, Paged, RoundingRoom
 from gpu_node.engine.products.kernels.weights import KernelWeight, Unsuitable
 from gpu_node.engine.products.stacked import StackedProduct
 
@@ -38,6 +38,9 @@ class CompiledLayers:
         self._recipe, self._layers, self._norm = recipe, layers, norm
         self._kernels, self._pool, self._room = kernels, pool, room
         self._programs: dict[int, Program] = {}
+        # One for all: programs of every length with rooms of their own would outweigh the model.
+        widest = max(product.columns for layer in layers for product in layer.weights.products.values())
+        self._rounding = RoundingRoom.of(room.tokens, widest)
         for tokens in range(1, READY_TOKENS + 1):
             self._program(tokens)
 
@@ -121,7 +124,7 @@ class CompiledLayers:
     def _multiply(self, product: Product, x: Tensor, y: Tensor, adds: bool = False) -> Iterable[Operation]:
         at = 0
         for weight in kernel_weights(product):
-            yield from self._kernels.multiply(weight, x, y[:, at : at + weight.rows], adds)
+            yield from self._kernels.multiply(weight, x, y[:, at : at + weight.rows], adds, self._rounding)
             at += weight.rows
 
     def _add(self, product: Product, x: Tensor, norm: Tensor | None) -> Iterable[Operation]:

@@ -1,7 +1,8 @@
 """Tables of rotary angles by position, computed by transformers' own modules so that every scaling is theirs.
 
-Invariant: a table holds exactly what the module gives for those positions; it grows by doubling when a position beyond
-its end is asked for. Must not know layers nor the cache.
+Invariants: a table holds exactly what the module gives for those positions; it grows by doubling when a position beyond
+its end is asked for, and what it was before stays where it lies, since CUDA graphs hold addresses. Must not know layers
+nor the cache.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class RotaryTables:
         self._names, self._dtype = tuple(tables), dtype
         self._device = torch.device("cpu")
         self._tables: dict[str, Angles] = {}
+        self._former: list[Angles] = []  # together no larger than the tables
         self._positions = 0
 
     def to(self, device: torch.device) -> RotaryTables:
@@ -64,5 +66,6 @@ class RotaryTables:
             cosine, sine = self._module(like, every, name) if name else self._module(like, every)
             half = sine.shape[-1] // 2
             signed = torch.cat((-sine[0, :, :half], sine[0, :, half:]), dim=1)
+            self._former += [self._tables[name]] if name in self._tables else []
             self._tables[name] = Angles(*(part.to(self._device, self._dtype) for part in (cosine[0], signed)))
         self._positions = positions

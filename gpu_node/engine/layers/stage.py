@@ -163,17 +163,25 @@ def layered_stage(
     recipe = recipe_of(source.config)
     if isinstance(recipe, NotCovered):
         return recipe
-    given = numerics
-    numerics = with_kernels(given)
+    opened = with_kernels(numerics)
+    try:
+        model = _assembled(source, recipe, opened)
+    except BaseException:
+        if opened is not numerics:
+            opened.compiled.close()
+        raise
+    kept = source.stored_dtype if numerics.compute is torch.float32 else numerics.compute
+    return LayeredStage(model, opened, attention or PagedAttention(), kept, opened is not numerics)
+
+
+def _assembled(source: WeightSource, recipe: Recipe, numerics: Numerics) -> Assembled:
     assembly = Assembly(source, recipe, numerics)
     ends = assembly.ends()
     measured = {0, recipe.layers - 1}  # the first and the last layer speak for the rest: measuring takes time
     layers = tuple(Layer(recipe, at, assembly.layer(at, at in measured)) for at in range(recipe.layers))
     tables = dict.fromkeys(name for name in recipe.turns if name is not None)
     rotary = RotaryTables(source.config, recipe.family.rotary, tables, numerics.compute).to(numerics.device)
-    model = Assembled(recipe, layers, ends, rotary, _holding(layers, ends, assembly.errors))
-    kept = source.stored_dtype if numerics.compute is torch.float32 else numerics.compute
-    return LayeredStage(model, numerics, attention or PagedAttention(), kept, numerics is not given)
+    return Assembled(recipe, layers, ends, rotary, _holding(layers, ends, assembly.errors))
 
 
 def _holding(layers: tuple[Layer, ...], ends: Ends, errors: list[float]) -> Holding:

@@ -19,9 +19,9 @@ from gpu_node.engine.products.dense import DenseProduct, TableLookup
 from gpu_node.engine.products.int4 import Int4Product, fits_int4
 from gpu_node.engine.products.int8 import Int8Product
 from gpu_node.engine.products.kernels.availability import available, reason
-from gpu_node.engine.products.kernels.weights import Unsuitable, dense_weight, packed_weight
+from gpu_node.engine.products.kernels.weights import GROUP, Unsuitable, dense_weight, packed_weight
 from gpu_node.engine.products.panel_lookup import PanelLookup
-from gpu_node.engine.products.quantise import INT8_GROUP, quantised_int4, quantised_int8
+from gpu_node.engine.products.quantise import INT8_GROUP, quantised_groups, quantised_int4, quantised_int8
 from gpu_node.engine.products.quantised_lookup import QuantisedLookup
 from gpu_node.engine.products.stacked import StackedProduct
 from gpu_node.engine.products.wide import WideProduct
@@ -110,6 +110,10 @@ def _compiled_product(
     weight: Tensor | QuantisedWeight, bias: Tensor | None, kernels: Kernels, numerics: Numerics
 ) -> Product:
     if isinstance(weight, QuantisedWeight):
+        if weight.group % GROUP and weight.shape[1] % GROUP == 0:
+            # Q6_K and its like have scales for 16 columns. 8-bit codes for 32 lose no more than one scale a row does,
+            # and without them no layer of a Q4_K_M file would be compiled.
+            weight = quantised_groups(weight)
         return CompiledProduct(packed_weight(weight, bias), kernels, None)
     # Rounding pays for many rows only where 16-bit products are quick.
     many = _torch_product(weight, bias, replace(numerics, may_round=numerics.may_round and numerics.native_halves))

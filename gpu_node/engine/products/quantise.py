@@ -43,6 +43,11 @@ def quantised_rows(weight: QuantisedWeight) -> QuantisedWeight:
     return _int8((weight.select(tile).dequantised() for tile in row_tiles(*weight.shape)), weight.shape[1])
 
 
+def quantised_groups(weight: QuantisedWeight) -> QuantisedWeight:
+    """Any quantised weight -> 8-bit codes with a scale for every 32 columns, which must divide the row."""
+    return _int8((weight.select(tile).dequantised() for tile in row_tiles(*weight.shape)), INT8_GROUP)
+
+
 def measure_error(
     product: Product, weight: Tensor | QuantisedWeight, compute: torch.dtype, bias: Tensor | None = None
 ) -> float:

@@ -131,6 +131,25 @@ def test_a_model_that_cannot_be_captured_runs_without():
     torch.testing.assert_close(found, plain.forward(batch, "logits"))
 
 
+@torch.inference_mode()
+def test_graphs_that_have_no_memory_are_done_without():
+    capture = Capturing()
+
+    def capturing(forward):
+        if capture.graphs:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return capture(forward)
+
+    plain, graphed, pool = stages(capturing)
+    graphed.bind(pool)
+    graphed.forward(decode(3), "logits")
+    batch = decode(3, 5)
+    torch.testing.assert_close(graphed.forward(batch, "logits"), plain.forward(batch, "logits"))
+    graphed.forward(decode(4), "logits")
+    assert graphed.sizes == (1,)
+    assert capture.graphs[0].replays == 2
+
+
 def test_surplus_rows_repeat_the_first():
     static, batch = decode(0, 0, 0, 0), decode(2, 3)
     fill(static, batch)

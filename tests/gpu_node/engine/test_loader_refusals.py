@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gpu_node.engine.loader import (
     choose_device,
     load_runner,
 )
+from gpu_node.engine.products.kernels.availability import available, reason
 from gpu_node.errors import DeviceOutOfMemory, ModelError
 
 CACHE = CacheOptions(block_count=24)
@@ -55,6 +57,24 @@ class HugeAndPlain:
 
     def is_quantised(self, name: str) -> bool:
         return False
+
+
+def test_a_cache_without_room_leaves_no_threads_behind(tiny_folder: Path) -> None:
+    if not available():
+        pytest.skip(reason())
+    before, threads = torch.get_num_threads(), threading.active_count()
+    options = replace(CPU, kernels="compiled", threads=2, cache=CacheOptions(block_count=1 << 50))
+    try:
+        with pytest.raises(DeviceOutOfMemory):
+            load_runner(tiny_folder, options)
+        assert threading.active_count() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_compiled_kernels_that_a_model_cannot_have_are_not_left_out_silently(tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match="cannot run by compiled kernels, only by transformers' own modules: asked"):
+        load_runner(tiny_folder, replace(CPU, kernels="compiled", layers="plain"))
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:

@@ -44,9 +44,23 @@ def reason() -> str:
         return f"llvmlite cannot be loaded: {error}"
     if platform.machine().lower() not in PROCESSORS:
         return f"there are no kernels for {platform.machine()} processors."
+    if not converts_halves(platform.machine(), host_features()):
+        return "this processor, or the virtual machine's picture of one, lacks instructions for 16-bit numbers (F16C)."
     if sys.byteorder != "little" or sys.maxsize < 1 << 32:
         return "kernels need 64-bit little-endian memory."
     return ""
+
+
+def converts_halves(machine: str, features: frozenset[str]) -> bool:
+    """Without instructions for it code calls a compiler's library, which Python does not bring along."""
+    return machine.lower() not in ("x86_64", "amd64") or "f16c" in features
+
+
+def host_features() -> frozenset[str]:
+    """What this processor has. Raises `ImportError` without llvmlite."""
+    from llvmlite import binding
+
+    return frozenset(name for name, present in binding.get_host_cpu_features().items() if present)
 
 
 def native_target() -> Target:
@@ -55,12 +69,11 @@ def native_target() -> Target:
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    features = binding.get_host_cpu_features()
     return Target(
         triple=binding.get_process_triple(),
         processor=binding.get_host_cpu_name(),
-        features=features.flatten(),
-        dots=dots_of(frozenset(name for name, present in features.items() if present)),
+        features=binding.get_host_cpu_features().flatten(),
+        dots=dots_of(host_features()),
     )
 
 

@@ -31,6 +31,7 @@ from gpu_node.engine.products.kernels.tensors import (
     NO_WINDOW,
     Look,
     Paged,
+    RoundingRoom,
     address,
     check,
     check_heads,
@@ -66,11 +67,13 @@ class Kernels:
         if self._crew is not None:
             self._crew.close()
 
-    def multiply(self, weight: KernelWeight, x: Tensor, y: Tensor, adds: bool = False) -> tuple[Operation, ...]:
+    def multiply(
+        self, weight: KernelWeight, x: Tensor, y: Tensor, adds: bool = False, room: RoundingRoom | None = None
+    ) -> tuple[Operation, ...]:
         """y = x W^T + b, or y += with `adds`. `x` [m, columns], `y` [m, rows]; rows of either may lie apart.
 
         Quantised weights round x to 8 bits for every 32 numbers first, as llama.cpp does. Any m works; with more rows
-        than `weight.rows_worth_it` torch is quicker.
+        than `weight.rows_worth_it` torch is quicker. `room`: for the rounded x; None: one of its own.
         """
         check(x, (x.shape[0], weight.columns))
         check(y, (x.shape[0], weight.rows))
@@ -81,15 +84,14 @@ class Kernels:
                 Operation(weight.kernel, (*first, *result), (weight, x, y), weight.bytes // PIECE_BYTES, weight.bytes),
             )
         groups = weight.columns // GROUP
-        rounded = torch.empty(x.shape[0], weight.columns, dtype=torch.int8)
-        factors = torch.empty(2, x.shape[0], groups)
-        written = (rounded.data_ptr(), factors[0].data_ptr(), factors[1].data_ptr())
+        room = room or RoundingRoom.of(x.shape[0], weight.columns)
+        written = room.addresses(x.shape[0], weight.columns)
         source = (x.data_ptr(), x.stride(0), x.shape[0], groups)
         matrix = (weight.data.data_ptr(), weight.rows, groups)
-        kept = (weight, rounded, factors, y)
+        kept, pieces = (weight, room, y), weight.bytes // PIECE_BYTES
         return (
-            Operation(QUANTISER, (*source, *written), (x, rounded, factors), x.numel() // PIECE_NUMBERS),
-            Operation(weight.kernel, (*matrix, *written, *result), kept, weight.bytes // PIECE_BYTES, weight.bytes),
+            Operation(QUANTISER, (*source, *written), (x, room), x.numel() // PIECE_NUMBERS),
+            Operation(weight.kernel, (*matrix, *written, *result), kept, pieces, weight.bytes),
         )
 
     def normalise(

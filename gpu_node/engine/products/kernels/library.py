@@ -121,7 +121,8 @@ def _is_safe(folder: Path) -> bool:
     except OSError as error:
         logger.warning("compiled kernels cannot be kept in %s: %s", folder, error)
         return False
-    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    owner = getattr(os, "getuid", lambda: status.st_uid)()  # systems without it have no such bits either
+    return bool(status.st_uid == owner) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @cache

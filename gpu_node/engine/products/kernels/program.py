@@ -51,6 +51,7 @@ class Crew:
         self._busy = threading.Lock()
         self._wakes = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._turn: Turn | None = None
+        self._closed = False
         self._helpers = [
             threading.Thread(target=self._help, args=(wake,), name=f"kernels-{number}", daemon=True)
             for number, wake in enumerate(self._wakes, start=1)
@@ -68,12 +69,13 @@ class Crew:
                 wake.release()
             turn.work(waits=True)
         finally:
+            self._turn = None  # idle helpers keep no model alive
             self._busy.release()
 
     def close(self) -> None:
         """Helpers end. Idempotent; afterwards callers work alone."""
         with self._busy:
-            self._turn = None
+            self._closed = True
             for wake in self._wakes:
                 wake.release()
             for helper in self._helpers:
@@ -83,11 +85,12 @@ class Crew:
     def _help(self, wake: threading.Semaphore) -> None:
         while True:
             wake.acquire()
-            turn = self._turn
-            if turn is None:
+            if self._closed:
                 return
-            turn.work(waits=False)
-            del turn  # a sleeping helper keeps no model alive
+            turn = self._turn
+            if turn is not None:  # else all was done before this helper was awake
+                turn.work(waits=False)
+            del turn
 
 
 class Turn:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu_node.engine.products.kernels.weights import KINDS, Unsuitable
+from gpu_node.engine.products.kernels.weights import GROUP, KINDS, Unsuitable
 
 NO_WINDOW = 1 << 40
 
@@ -24,6 +24,24 @@ class Look:
     window: int | None = None  # so many positions, its own included; None: all
     cap: float = 0.0  # scores become cap * tanh(score / cap); 0: they stay
     sinks: Tensor | None = None  # float32 [heads]: a score without value that takes part in the softmax
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingRoom:
+    """Where x is rounded to 8 bits. Multiplications that run one after the other may share one: each fills it anew."""
+
+    codes: Tensor  # int8, flat
+    factors: Tensor  # float32 [2, groups]: scales, and sums of the rounded numbers
+
+    @classmethod
+    def of(cls, tokens: int, columns: int) -> RoundingRoom:
+        return cls(torch.empty(tokens * columns, dtype=torch.int8), torch.empty(2, tokens * (columns // GROUP)))
+
+    def addresses(self, tokens: int, columns: int) -> tuple[int, int, int]:
+        """Of codes, scales and sums. Raises `Unsuitable` when so many numbers do not fit."""
+        if tokens * columns > self.codes.numel() or tokens * (columns // GROUP) > self.factors.shape[1]:
+            raise Unsuitable(f"{tokens} x {columns} numbers do not fit into the room given for rounding them.")
+        return self.codes.data_ptr(), self.factors[0].data_ptr(), self.factors[1].data_ptr()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import torch
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.kv_pool import KvPool
 from gpu_node.engine.layers.stage import COMPILED_TOKENS, LayeredStage, layered_stage
-from gpu_node.engine.products.base import Numerics
+from gpu_node.engine.products.base import Numerics, QuantisedWeight
+from gpu_node.engine.products.kernels.tensors import RoundingRoom
 from gpu_node.engine.products.quantise import quantised_int4, quantised_int8
 from gpu_node.engine.step import Row
 from tests.fakes.tiny_families import tiny_family
@@ -151,3 +152,28 @@ def test_what_has_no_kernel_runs_without(kernels):
     assert not stage.compiled
     ids = prompt(12, seed=8)
     same(forward(stage, row(ids, 0, 12)), plain_logits(model, ids))
+
+
+def test_programs_of_all_lengths_round_in_one_place(kernels):
+    """With a place for each, sixty-four of them take more memory than the weights."""
+    stage = staged(wide_model("llama", intermediate_size=64), kernels, held_as="int8")
+    for count in (1, 2, 9, COMPILED_TOKENS):
+        forward(stage, row(prompt(count, seed=8), 0, count))
+    programs = stage._compiled._programs.values()
+    kept = (part for program in programs for operation in program._operations for part in operation.keeps)
+    assert len({id(part) for part in kept if isinstance(part, RoundingRoom)}) == 1
+
+
+def test_weights_with_scales_for_16_columns_are_compiled_too(kernels):
+    """As in the files that people load most: Q4_K_M holds some of its matrices in Q6_K."""
+    model = wide_model("llama", intermediate_size=64)
+    name = "model.layers.0.mlp.down_proj.weight"
+    given = model.state_dict()[name]
+    scales = given.view(len(given), -1, 16).abs().amax(2) / 31
+    codes = (given.view(len(given), -1, 16) / scales.unsqueeze(2)).round().to(torch.int8)
+    weight = QuantisedWeight(codes.view(given.shape), scales, None, 16, 8, tuple(given.shape))
+    ids = prompt(9, seed=9)
+    found = forward(staged(model, kernels, {name: weight}), row(ids, 0, 9))
+    model.load_state_dict({**model.state_dict(), name: weight.dequantised()})
+    wanted = plain_logits(model, ids)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.04

@@ -1,3 +1,5 @@
+import weakref
+
 import torch
 
 from gpu_node.engine.layers.operations import turned
@@ -25,11 +27,14 @@ def test_turns_as_transformers_does():
 def test_tables_grow_to_what_is_asked_for():
     _, tables = tables_of("llama", "llama.Llama", [""])
     before = tables.reaching(10)[""]
+    place = weakref.ref(before.cosine)
     assert before.cosine.shape[0] == FIRST_POSITIONS
     after = tables.reaching(FIRST_POSITIONS + 1)[""]
     assert after.cosine.shape[0] == 2 * FIRST_POSITIONS
     assert torch.equal(after.cosine[:FIRST_POSITIONS], before.cosine)
     assert tables.bytes == 2 * after.cosine.nbytes
+    del before
+    assert place() is not None  # a CUDA graph may still read it
 
 
 def test_every_layer_type_has_its_own():

@@ -6,6 +6,7 @@ import torch
 from gpu_node.engine.products.base import Numerics
 from gpu_node.engine.products.choice import product_of, product_of_parts, tied, with_kernels
 from gpu_node.engine.products.compiled import DENSE_ROWS, CompiledProduct
+from gpu_node.engine.products.quantise import measure_error
 from gpu_node.errors import ModelError
 from tests.gpu_node.engine.products.test_choice import COLUMNS, ROWS, drawn, q4, q8, widened
 
@@ -43,11 +44,19 @@ def test_no_rows_are_no_mistake(product_kernels):
 
 def test_what_has_no_kernel_is_left_to_torch(product_kernels):
     numerics = Numerics(compiled=product_kernels)
-    product = product_of_parts([q4(rows=64), q4(rows=32, group=16)], None, numerics)
+    parts = [q4(rows=64), drawn(32, COLUMNS).double()]
+    product = product_of_parts(parts, None, numerics)
     x = drawn(2, COLUMNS)
-    wanted = torch.cat([x @ part.dequantised().t() for part in (q4(rows=64), q4(rows=32, group=16))], dim=1)
-    assert "int8, a scale a row" in product.form
+    wanted = torch.cat([x @ widened(part).t() for part in parts], dim=1)
+    assert product.form == "4-bit, compiled kernel + float32"
     assert float((product(x) - wanted).norm() / wanted.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("weight", [q8(group=16), q4(group=16)])
+def test_scales_for_16_columns_become_scales_for_32(weight, product_kernels):
+    product = product_of(weight, None, Numerics(compiled=product_kernels))
+    assert isinstance(product, CompiledProduct)
+    assert measure_error(product, weight, torch.float32) < 0.01
 
 
 @pytest.mark.parametrize("table", [q8(), q4(), q4(minima=False), q8(group=COLUMNS)])

@@ -5,7 +5,13 @@ import sys
 
 import pytest
 
-from gpu_node.engine.products.kernels.availability import available, dots_of, native_target, reason
+from gpu_node.engine.products.kernels.availability import (
+    available,
+    converts_halves,
+    dots_of,
+    native_target,
+    reason,
+)
 
 WITHOUT_LLVMLITE = """
 import sys
@@ -38,6 +44,18 @@ def test_without_llvmlite_the_package_says_so():
 )
 def test_the_best_instructions_that_a_processor_has(features, dots):
     assert dots_of(frozenset(features)) == dots
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "can"),
+    [
+        ("x86_64", {"sse4.2", "avx", "f16c"}, True),
+        ("AMD64", {"sse4.2"}, False),  # what many virtual machines show by default
+        ("aarch64", set(), True),
+    ],
+)
+def test_processors_that_cannot_convert_halves_have_no_kernels(machine, features, can):
+    assert converts_halves(machine, frozenset(features)) is can
 
 
 def test_this_machine_is_described():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpu_node.engine.products.base import QuantisedWeight, pack_nibbles
+from gpu_node.engine.products.kernels.tensors import RoundingRoom
 from gpu_node.engine.products.kernels.weights import Unsuitable, dense_weight, packed_weight
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -184,3 +185,20 @@ def test_tensors_that_do_not_fit_are_refused(kernels):
     for bad_x, bad_y in ((x[:, :4], y), (x, y[:1]), (x.double(), y), (torch.zeros(8, 2).t(), y), (x, y.half())):
         with pytest.raises(Unsuitable):
             kernels.multiply(weight, bad_x, bad_y)
+
+
+def test_products_one_behind_the_other_round_in_the_same_room(kernels, numbers):
+    weights = [packed_weight(random_weight(numbers, 24, columns, 4, True)) for columns in (64, 32)]
+    x = [torch.randn(5, weight.columns, generator=numbers) for weight in weights]
+    room = RoundingRoom.of(5, 64)
+    answers = [torch.empty(5, 24) for _ in weights]
+    together = [kernels.multiply(*each, room=room) for each in zip(weights, x, answers, strict=True)]
+    kernels.run([operation for operations in together for operation in operations])
+    for weight, part, answer in zip(weights, x, answers, strict=True):
+        assert torch.equal(answer, product(kernels, weight, part))
+
+
+def test_a_room_that_is_too_small_is_refused(kernels, numbers):
+    weight = packed_weight(random_weight(numbers, 8, 64, 8, False))
+    with pytest.raises(Unsuitable, match="do not fit"):
+        kernels.multiply(weight, torch.ones(3, 64), torch.empty(3, 8), room=RoundingRoom.of(2, 64))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -117,3 +118,13 @@ def test_a_program_keeps_the_code_and_the_tensors_it_needs():
     y.zero_()
     program.run()
     assert torch.equal(y, wanted)
+
+
+def test_idle_helpers_keep_no_model_alive(kernels, crew):
+    operations, _ = layers(kernels, 3, torch.ones(1, 512))
+    program = Program(kernels.library, operations, crew)
+    program.run()
+    gone = weakref.ref(program)
+    del program, operations
+    gc.collect()
+    assert gone() is None
