@@ -38,12 +38,19 @@ Tell = Callable[[int, Record], Awaitable[None]]
 class BatchRun:
     """One batch of one client, in the dialect of its path. Use it once."""
 
-    def __init__(self, services: Services, incoming: Incoming, items: Sequence[Item]) -> None:
+    def __init__(
+        self, services: Services, incoming: Incoming, items: Sequence[Item], sizes: Sequence[int] = ()
+    ) -> None:
+        """`sizes`: how many requests to the fleet each item is; one each where nothing is said."""
         self._services = services
         self._incoming = incoming
         self._items = items
         self._waiting = deque(range(len(items)))
-        self._workers = min(len(items), self._at_once())
+        self._sizes = sizes or [1] * len(items)
+        self._most = self._at_once()
+        self._running = 0  # requests to the fleet, all items together
+        self._left = asyncio.Condition()
+        self._workers = min(len(items), self._most)
 
     async def in_order(self) -> list[Record]:
         """All results, in the order of the items."""
@@ -88,13 +95,26 @@ class BatchRun:
         try:
             while self._waiting:
                 index = self._waiting.popleft()
-                result = await self._result(self._items[index])
+                result = await self._in_turn(index)
                 if result is None:
                     self._waiting.appendleft(index)
                     return
                 await tell(index, result)
         finally:
             self._workers -= 1
+
+    async def _in_turn(self, index: int) -> Record | None:
+        """The item's result, once its requests find room beside the others'; one larger than that runs alone."""
+        size = self._sizes[index]
+        async with self._left:
+            await self._left.wait_for(lambda: not self._running or self._running + size <= self._most)
+            self._running += size
+        try:
+            return await self._result(self._items[index])
+        finally:
+            self._running -= size
+            async with self._left:
+                self._left.notify_all()
 
     async def _result(self, item: Item) -> Record | None:
         """The answer or the error; None when the queue is full and another worker is left to come back to it."""

@@ -16,7 +16,7 @@ from server.api.fields import Check, flag, sequence
 from server.api.incoming import Incoming
 from server.api.openai_chat import OpenAIChatApi
 from server.api.openai_completions import OpenAICompletionsApi
-from server.api.openai_fields import CHAT_FIELDS, COMPLETION_FIELDS, unrecognized
+from server.api.openai_fields import CHAT_FIELDS, COMPLETION_FIELDS, MOST_CHOICES, unrecognized
 from server.api.services import Services
 from server.errors import RequestInvalid
 from server.exchange import CallerId, RequestId
@@ -49,6 +49,14 @@ def read_items(body: Mapping[str, Any], longest: int) -> list[Record]:
     return [{**shared, **item} for item in items]
 
 
+def size_of(item: Mapping[str, Any]) -> int:
+    """How many requests to the fleet it is, as far as it is none that will be refused."""
+    choices, prompt = item.get("n"), item.get("prompt")
+    prompts = len(prompt) if type(prompt) is list and item.get("messages") is None else 1
+    size = prompts * (choices if type(choices) is int else 1)
+    return size if 1 <= size <= MOST_CHOICES else 1
+
+
 class OpenAIBatchApi:
     def __init__(self, services: Services, chat: OpenAIChatApi, completions: OpenAICompletionsApi) -> None:
         self._services = services
@@ -65,6 +73,7 @@ class OpenAIBatchApi:
             self._services,
             incoming,
             [partial(ask, item, RequestId(f"{incoming.request_id}.{number}")) for number, item in enumerate(items)],
+            [size_of(item) for item in items],
         )
         if stream:
             await run.as_they_finish(lambda: {"done": True, "usage": usage})

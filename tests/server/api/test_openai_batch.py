@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.api.batch_run import LEAST_AT_ONCE, LOOK_SECONDS, TRIES_AT_FULL_QUEUE
+from server.api.openai_batch import size_of
 from server.errors import GatewayDraining, NoNodes, QueueFull
 from server.exchange import AskRequest
 from tests.fakes.clock_loop import on_clock_loop
@@ -148,6 +149,21 @@ async def test_a_queue_that_stays_full_becomes_an_error_in_the_end():
     assert told["results"][0]["error"]["code"] == "queue_full"
     assert len(dispatch.asked) == TRIES_AT_FULL_QUEUE
     assert told["usage"]["total_tokens"] == 0
+
+
+@pytest.mark.parametrize("choices", [3, 2 * LEAST_AT_ONCE])
+async def test_choices_count_as_requests_of_their_own(choices: int):
+    dispatch = ScriptedDispatch(echo)
+    several = {"requests": [{"prompt": ["a", "b"], "n": choices // 2}, {"prompt": "c", "n": choices}] * 10}
+    told = (await batch(several, dispatch))["results"]
+    assert all(one["object"] == "text_completion" for one in told)
+    assert dispatch.most_running <= max(LEAST_AT_ONCE, choices)
+    assert dispatch.most_running > LEAST_AT_ONCE // 2, "more than one item at once where there is room"
+
+
+@pytest.mark.parametrize("item", [{"n": "5"}, {"n": 10**9}, {"n": -1}, {"prompt": []}, {"messages": [], "prompt": [1]}])
+async def test_the_size_of_what_will_be_refused_holds_nobody_up(item: dict[str, Any]):
+    assert size_of(item) == 1
 
 
 @on_clock_loop
