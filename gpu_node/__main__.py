@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", help="CPU threads for the model; 0 leaves it to torch")
     add("--context", help="longest context in tokens; 0 takes the model's own, at most 8192")
     add("--keep-alive", help="how long an idle model stays in memory: 5m, 90s, -1 for ever (5m)")
+    add("--keep-main", action="store_true", default=None, help="the model of --model stays in memory for ever")
     add("--exit-with-parent", action="store_true", default=None, help="end when stdin reaches its end")
     add("--announce-port", action="store_true", default=None, help="print one JSON line on stdout when listening")
     add("--version", action="version", version=__version__)

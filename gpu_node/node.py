@@ -19,6 +19,7 @@ from gpu_node.api.access import is_loopback, rules_of
 from gpu_node.api.app import build_app
 from gpu_node.api.service import Service
 from gpu_node.catalog import Catalog
+from gpu_node.durations import FOREVER
 from gpu_node.engine.engine import Engine, EngineOptions
 from gpu_node.engine.guide import guides_of
 from gpu_node.engine.step import ModelRunner
@@ -108,13 +109,18 @@ class Node:
             return Engine(load, options=engine_options(wish, settings.max_queue), guides=guides_of)
 
         provision = Provision(self._store, source, asked, settings.cache)
-        return ModelHost(names, provision, engine, wish, Stay(settings.keep_alive, settings.max_queue))
+        return ModelHost(names, provision, engine, wish, stay_of(settings, source is self._main))
 
     def _announce(self, host: str, port: int) -> None:
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         if self._settings.announce_port:
             event = {"event": "listening", "host": host, "port": port, "model": self.residents.main.name}
             print(json.dumps(event), flush=True)
+
+
+def stay_of(settings: NodeSettings, is_main: bool) -> Stay:
+    kept = is_main and settings.keep_main
+    return Stay(FOREVER if kept else settings.keep_alive, settings.max_queue)
 
 
 def engine_options(wish: LoadWish, max_waiting: int) -> EngineOptions:

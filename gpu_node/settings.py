@@ -55,6 +55,7 @@ class NodeSettings(BaseSettings):
     step_tokens: int = Field(default=0, ge=0)
     mixed_step_tokens: int = Field(default=0, ge=0)
     keep_alive: float = parse_duration("5m")
+    keep_main: bool = False
     cache: Path
     max_queue: int = Field(default=512, ge=0)
     max_body_bytes: int = Field(default=4 << 20, ge=1024)

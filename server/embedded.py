@@ -56,7 +56,7 @@ class EmbeddedOptions:
 
     def arguments(self) -> list[str]:
         place = ("--host", "127.0.0.1", "--port", "0")
-        manners = ("--keep-alive", "-1", "--exit-with-parent", "--announce-port")
+        manners = ("--keep-main", "--exit-with-parent", "--announce-port")
         return [*self.command, "--model", self.model, *place, *manners]
 
 

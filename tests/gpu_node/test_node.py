@@ -18,11 +18,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gpu_node.durations import FOREVER
 from gpu_node.inventory import Gpu
 from gpu_node.load_wish import LoadWish
 from gpu_node.manifest import models_folder, read_manifest
 from gpu_node.model_source import GgufSource, HubSource, KnownSource
-from gpu_node.node import accounts_of, asked_of, engine_options
+from gpu_node.node import accounts_of, asked_of, engine_options, stay_of
 from gpu_node.settings import read_settings
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -151,6 +152,12 @@ def test_settings_reach_the_engine() -> None:
     assert (options.max_running, options.max_waiting, options.max_drafts) == (3, 9, 0)
     assert (options.step_tokens, options.mixed_step_tokens) == (64, 32)
     assert engine_options(LoadWish(), 9).max_drafts > 0
+
+
+def test_the_main_model_may_stay_for_ever_while_others_leave() -> None:
+    settings = read_settings({}, {"keep_main": True, "keep_alive": "90s"})
+    assert (stay_of(settings, True).keep_alive_seconds, stay_of(settings, False).keep_alive_seconds) == (FOREVER, 90)
+    assert stay_of(read_settings({}, {}), True).keep_alive_seconds == 300
 
 
 def test_what_the_fetching_process_is_told(tmp_path: Path) -> None:

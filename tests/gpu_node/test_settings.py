@@ -31,7 +31,7 @@ def test_every_setting_comes_from_the_environment() -> None:
         "POTLUCK_NODE_WEIGHTS": "int8", "POTLUCK_NODE_KERNELS": "torch", "POTLUCK_NODE_SPECULATION": "off",
         "POTLUCK_NODE_MEMORY": "8GB", "POTLUCK_NODE_KV_MEMORY": "512MiB", "POTLUCK_NODE_KV_BLOCKS": "9",
         "POTLUCK_NODE_BLOCK_TOKENS": "32", "POTLUCK_NODE_MAX_RUNNING": "5", "POTLUCK_NODE_STEP_TOKENS": "100",
-        "POTLUCK_NODE_MIXED_STEP_TOKENS": "50",
+        "POTLUCK_NODE_MIXED_STEP_TOKENS": "50", "POTLUCK_NODE_KEEP_MAIN": "true",
         "POTLUCK_NODE_EXIT_WITH_PARENT": "true", "POTLUCK_NODE_ANNOUNCE_PORT": "1", "POTLUCK_API_KEYS": "anna:k1,k2",
     }  # fmt: skip
     assert {f"POTLUCK_NODE_{name.upper()}" for name in NodeSettings.model_fields} - set(environ) == {
@@ -43,7 +43,7 @@ def test_every_setting_comes_from_the_environment() -> None:
     assert math.isinf(settings.keep_alive)
     assert (settings.cache, settings.max_queue, settings.max_body_bytes) == (Path("/c"), 3, 2048)
     assert (settings.allowed_hosts, settings.allowed_origins) == (("a", "b"), ("o",))
-    assert settings.exit_with_parent and settings.announce_port
+    assert settings.exit_with_parent and settings.announce_port and settings.keep_main
     assert settings.memory == 8 * 10**9
     assert settings.wish == LoadWish("cpu", "float32", "int8", "torch", 2, 512, 32, 512 << 20, 9, 5, 100, 50, "off")
     assert settings.api_keys == ("anna:k1", "k2")

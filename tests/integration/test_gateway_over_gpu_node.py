@@ -189,4 +189,4 @@ def test_the_embedded_node_is_started_with_flags_that_a_gpu_node_takes():
     options = EmbeddedOptions(model="default")
     flags = parser().parse_args(options.arguments()[len(options.command) :])
     assert (flags.model, flags.host, flags.port) == ("default", "127.0.0.1", "0")
-    assert (flags.keep_alive, flags.exit_with_parent, flags.announce_port) == ("-1", True, True)
+    assert (flags.keep_main, flags.exit_with_parent, flags.announce_port) == (True, True, True)

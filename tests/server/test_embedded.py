@@ -165,7 +165,7 @@ async def test_an_empty_fleet_gets_it_as_its_last_resort(tmp_path: Path):
         await home.until(home.listed)
         (start,) = home.starts()
         assert " ".join(start["argv"]) == (
-            "--model m --host 127.0.0.1 --port 0 --keep-alive -1 --exit-with-parent --announce-port"
+            "--model m --host 127.0.0.1 --port 0 --keep-main --exit-with-parent --announce-port"
         )
         found = home.listed()
         assert found is not None
