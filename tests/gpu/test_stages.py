@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpu_node.engine.attention_cuda import triton_available
+from gpu_node.engine.graphs import GraphedStage
 from gpu_node.engine.layers.stage import layered_stage
 from gpu_node.engine.loader import attention_for, graphed
 from gpu_node.engine.products.base import Numerics
@@ -51,6 +52,6 @@ def test_own_layers_answer_like_generate(name, device):
 @pytest.mark.skipif(not triton_available(), reason="CUDA graphs want the Triton kernels")
 def test_decodes_really_run_as_graphs(device):
     model = tiny_family("llama").to(device)
-    stage = graphed(PlainStage(model, attention_for(torch.device(device), wide=False), CONTEXT), CONTEXT)
+    stage = GraphedStage(PlainStage(model, attention_for(torch.device(device), wide=False), CONTEXT), CONTEXT)
     GreedySteps(stage).answers(prompts(50), COUNT, late=False)
     assert stage.sizes

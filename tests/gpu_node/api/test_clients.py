@@ -27,7 +27,7 @@ from tests.gpu_node.serving import DESCRIPTION, NAME, Fleet, ScriptedCatalog, li
 
 SLOTS = 32
 WISH = LoadWish(max_running=SLOTS, kv_bytes=10**6)
-USER = {"role": "user", "content": "q"}
+USER: Any = {"role": "user", "content": "q"}
 
 
 class RealFiles:

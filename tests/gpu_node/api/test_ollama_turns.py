@@ -175,5 +175,5 @@ async def test_who_asks_for_numbers_is_known_too() -> None:
         ):
             reply = await served.client.post(path, json={"model": NAME, **body}, headers=headers)
             assert reply.status_code == 200, path
-    requests = [*served.script.embeddings, *served.script.inferences]
+    requests: list[Any] = [*served.script.embeddings, *served.script.inferences]
     assert [(request.caller, request.cache_salt) for request in requests] == [("ben", "ben")] * 5

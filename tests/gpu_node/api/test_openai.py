@@ -237,7 +237,7 @@ async def test_forms(body: dict[str, Any], guide: Any) -> None:
 async def test_a_clients_mistake_has_openais_shape(
     path: str, body: dict[str, Any], status: int, field: str | None, told: str
 ) -> None:
-    base = {"chat/completions": CHAT, "completions": PROMPT, "embeddings": {}}[path]
+    base: Any = {"chat/completions": CHAT, "completions": PROMPT, "embeddings": {}}[path]
     async with serving() as served:
         reply = await served.post(f"/v1/{path}", **{**base, **body})
         error = reply.json()["error"]
