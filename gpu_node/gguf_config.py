@@ -19,6 +19,8 @@ from gpu_node.gguf_header import GgufHeader
 FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # The published models with this scheme all share these numbers; the file keeps only their result.
 LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_ORIGINAL = 1.0, 4.0, 8192
+# More than any model has; lists as long as the layers are made before a single weight is looked at.
+MOST_LAYERS = 4096
 
 Factors = Mapping[str, Sequence[float]]
 
@@ -198,6 +200,16 @@ def config_values(header: GgufHeader, factors: Factors | None = None) -> dict[st
     but for their scaling. Raises `ModelError`.
     """
     architecture, metadata = architecture_of(header), _Metadata(header)
+    try:
+        if not 0 < metadata.need("block_count") <= MOST_LAYERS:
+            raise ModelError(f"the GGUF file speaks of {metadata.need('block_count')} layers")
+        return _values(architecture, metadata, factors or {})
+    except (ArithmeticError, TypeError, ValueError) as error:  # a size of 0, or a word in its place
+        raise ModelError(f"the sizes that the GGUF file states make no model: {error}") from error
+
+
+def _values(architecture: Architecture, metadata: _Metadata, factors: Factors) -> dict[str, Any]:
+    header = metadata.header
     vocabulary = metadata.shapes.get("token_embd.weight", (0,))[0]
     values = {
         "model_type": architecture.model_type,
@@ -210,7 +222,7 @@ def config_values(header: GgufHeader, factors: Factors | None = None) -> dict[st
         "num_key_value_heads": metadata.one("attention.head_count_kv", metadata.heads),
         "head_dim": metadata.get("attention.key_length") or _rotary_head(header, metadata),
         "rms_norm_eps": metadata.get("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(metadata, factors or {}),
+        "rope_parameters": _rope(metadata, factors),
         "tie_word_embeddings": "output.weight" not in metadata.shapes,
         **_token_ids(header, vocabulary),
         **architecture.constants,

@@ -213,6 +213,9 @@ def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
     reason = refusal(source.config)
     if reason is not None:
         raise ModelError(f"{source.label} cannot run here: {reason}")
+    layers = getattr(source.config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if layers > len(source.names()):  # modules for millions of them would be made before one is missed
+        raise ModelError(f"{source.label} speaks of {layers} layers and holds {len(source.names())} weights")
     attention = attention_for(choices.device, wide=choices.compute is not choices.dtype)
     view = SourceView(source, choices.dtype, choices.weights == "stored", options.progress)
     model = empty_model(view.config, choices.dtype, choices.device)

@@ -50,6 +50,16 @@ def test_a_size_that_is_missing_is_named(missing: str) -> None:
         values(**{missing: None})
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [{"block_count": 0}, {"block_count": 1 << 32}, {"embedding_length": "wide"}, {"rope.dimension_count": 7}],
+)
+def test_sizes_of_no_model_are_refused(sizes: dict[str, Any]) -> None:
+    wrong = {"attention.head_count": 128, **sizes}  # so that a head has no numbers
+    with pytest.raises(ModelError, match="the GGUF file"):
+        values("gemma3", **wrong)
+
+
 def test_sizes_by_layer_are_one_number_or_refused() -> None:
     assert values(**{"attention.head_count_kv": (2,) * 12})["num_key_value_heads"] == 2
     with pytest.raises(ModelError, match=r"gives each layer its own attention\.head_count_kv"):

@@ -104,6 +104,13 @@ def change(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
+def test_more_layers_than_weights_are_refused_before_they_are_made(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "tall")
+    change(tmp_path / "tall", num_hidden_layers=10**9, layer_types=None)
+    with pytest.raises(ModelError, match="tall speaks of 1000000000 layers and holds"):
+        load_runner(tmp_path / "tall", CPU)
+
+
 def test_broken_weights_are_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "torn")
     weights = tmp_path / "torn/model.safetensors"

@@ -7,6 +7,8 @@ import weakref
 import pytest
 import torch
 
+pytest.importorskip("llvmlite")
+
 from gpu_node.engine.products.kernels.program import Crew, Program
 from gpu_node.engine.products.kernels.weights import dense_weight
 
