@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_node.engine.control_groups import group_folders
 from gpu_node.errors import DeviceOutOfMemory
 
 # Programs of people run on the same CPU; pages of the cache are taken one by one and never given back.
@@ -73,7 +74,7 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 def _group_limits(root: Path) -> Iterator[int]:
     """What each control group, and each that it lies in, still allows."""
-    for folder in _groups(root):
+    for folder in group_folders(root, "memory"):
         for limit_name, usage_name in (("memory.max", "memory.current"), _FIRST_VERSION):
             try:
                 limit = int((folder / limit_name).read_text())
@@ -85,20 +86,6 @@ def _group_limits(root: Path) -> Iterator[int]:
 
 
 _FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        top = root / "sys/fs/cgroup" / controllers
-        folder = top / path.lstrip("/")
-        yield from (folder, *(parent for parent in folder.parents if parent == top or top in parent.parents))
 
 
 def _reclaimable(folder: Path) -> int:

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from gpu_node.engine.attention import Attention, PagedAttention
 from gpu_node.engine.attention_cuda import CudaAttention, triton_available
 from gpu_node.engine.cache_size import CacheOptions, available_bytes
+from gpu_node.engine.control_groups import granted_processors
 from gpu_node.engine.families import refusal
 from gpu_node.engine.graphs import GraphedStage
 from gpu_node.engine.layers.recipe import NotCovered
@@ -50,7 +51,6 @@ Source = GgufSource | SafetensorsSource
 
 # Bytes that a weight takes with its scales.
 HELD_BYTES = {"int8": 1.05, "int4": 0.65}
-
 log = logging.getLogger("gpu_node.engine")
 
 
@@ -61,7 +61,7 @@ class LoadOptions:
 
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"  # of weights that are not quantised, and of the cache
-    threads: int = 0  # 0: torch decides
+    threads: int = 0  # 0: torch decides, within what a container is granted
     template: str = ""  # instead of the model's own
     weights: WeightsMode = "auto"
     kernels: Kernels = "auto"
@@ -109,8 +109,8 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
     Raises `ModelError` with one sentence, `DeviceOutOfMemory` when the model or its cache does not fit.
     """
     begun = time.perf_counter()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    own = torch.get_num_threads()
+    torch.set_num_threads(options.threads or min(own, granted_processors() or own))
     device = torch.device(choose_device(options.device))
     files = model_files(path)
     with _quiet_transformers(), _plain_failures(path.name):
