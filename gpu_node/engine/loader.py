@@ -51,6 +51,8 @@ Source = GgufSource | SafetensorsSource
 
 # Bytes that a weight takes with its scales.
 HELD_BYTES = {"int8": 1.05, "int4": 0.65}
+# The same of a GGUF file's types that products hold in wider codes or with wider scales than the file does.
+WIDENED_BYTES = {"Q2_K": 1.07, "Q3_K": 1.07, "Q4_K": 0.75, "Q5_0": 1.07, "Q5_1": 1.13, "Q5_K": 1.25, "Q6_K": 1.07}
 log = logging.getLogger("gpu_node.engine")
 
 
@@ -203,7 +205,7 @@ def _held_bytes(source: Source, name: str, choices: Choices) -> float:
     shape = source.shape(name)
     count = math.prod(shape)
     if choices.weights == "stored" and source.is_quantised(name):
-        return source.file_bytes(name)
+        return max(source.file_bytes(name), count * WIDENED_BYTES.get(source.dtype(name), 0))
     if choices.weights in HELD_BYTES and len(shape) == 2:
         return count * HELD_BYTES[choices.weights]
     return count * choices.dtype.itemsize

@@ -45,6 +45,12 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_read() -> None:
         check_room(HugeAndPlain(), choices)  # type: ignore[arg-type]
 
 
+def test_types_that_are_held_wider_than_in_their_file_count_so() -> None:
+    choices = choose(CPU, HugeAndQuantised(), torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(DeviceOutOfMemory, match=r"it takes 1374\.4 GB"):  # 1.25 bytes a weight
+        check_room(HugeAndQuantised(), choices)  # type: ignore[arg-type]
+
+
 class HugeAndPlain:
     label = "huge"
     stored_dtype = torch.float32
@@ -75,6 +81,22 @@ def test_a_cache_without_room_leaves_no_threads_behind(tiny_folder: Path) -> Non
 def test_compiled_kernels_that_a_model_cannot_have_are_not_left_out_silently(tiny_folder: Path) -> None:
     with pytest.raises(ModelError, match="cannot run by compiled kernels, only by transformers' own modules: asked"):
         load_runner(tiny_folder, replace(CPU, kernels="compiled", layers="plain"))
+
+
+class HugeAndQuantised(HugeAndPlain):
+    stored_dtype = torch.bfloat16
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (1 << 20, 1 << 20)
+
+    def is_quantised(self, name: str) -> bool:
+        return True
+
+    def dtype(self, name: str) -> str:
+        return "Q5_K"
+
+    def file_bytes(self, name: str) -> int:
+        return (1 << 40) * 176 // 256
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
