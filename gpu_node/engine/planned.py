@@ -23,11 +23,11 @@ class Limits:
     max_running: int = 32
     step_tokens: int = 512  # of a step that only reads prompts
     mixed_step_tokens: int = 64  # of one that also decodes, at most as many: answers flow on while prompts are read
+    max_waiting: int = 512  # submissions; one more is refused
+    max_drafts: int = 8  # of one sequence in one step; 0: never speculate
     step_pairs: int = (
         0  # pairs of a new token and one it sees in a full step, as far as known beforehand; 0: any number
     )
-    max_waiting: int = 512  # submissions; one more is refused
-    max_drafts: int = 8  # of one sequence in one step; 0: never speculate
 
     def __post_init__(self) -> None:
         assert min(self.block_tokens, self.block_count, self.max_running, self.step_tokens, self.mixed_step_tokens) > 0

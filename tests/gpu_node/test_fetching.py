@@ -15,7 +15,7 @@ from gpu_node.model_store import ModelStore
 from gpu_node.progress import Progress
 
 
-async def test_a_file_is_converted_in_the_child(
+async def test_a_file_is_made_ready_in_the_child(
     tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import sys
@@ -23,7 +23,7 @@ async def test_a_file_is_converted_in_the_child(
     await fetch_in_child(str(tiny_gguf), tmp_path)
     store = ModelStore(tmp_path, models_folder(), Progress(sys.stderr))
     assert store.find(store.resolve(str(tiny_gguf))) is not None
-    assert "converting Tiny Llama.F32.gguf to safetensors, once" in capsys.readouterr().err
+    assert f"{store.resolve(str(tiny_gguf)).name} is ready in" in capsys.readouterr().err
 
 
 async def test_its_last_line_is_the_reason(tmp_path: Path) -> None:
