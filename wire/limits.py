@@ -1,8 +1,8 @@
 """Every bound of frames, streams and credit, each with its reason; sizes are bytes.
 
 A bound is checked before room is made for what it bounds. The fixed numbers are part of the protocol: both sides and
-every language have the same. `Limits` is what one side chooses for itself. This module knows nothing of what the bytes
-mean.
+every language have the same. `Limits` is what one side chooses for itself. This module knows nothing of what the
+bytes mean.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from wire.errors import OutOfBounds
 
 __all__ = [
+    "FRAME_COST",
     "HANDSHAKE_PAYLOAD",
     "INITIAL_CONNECTION_CREDIT",
     "INITIAL_STREAM_CREDIT",
     "LARGEST_CREDIT",
     "LARGEST_PAYLOAD",
     "LARGEST_STREAM_ID",
+    "PING_PAYLOAD",
     "Limits",
 ]
 
@@ -25,9 +27,13 @@ __all__ = [
 LARGEST_PAYLOAD = 1 << 20
 # A peer that has proved nothing yet makes us keep no more than a page.
 HANDSHAKE_PAYLOAD = 4096
+# A PING carries a time or a number; its echo is kept until it is read.
+PING_PAYLOAD = 64
 # 16 bits in the header. Numbers are used again, so this bounds what runs at once and not what ever ran.
 LARGEST_STREAM_ID = 0xFFFF
-# Some thousand tokens: most streams end before any credit has to travel.
+# What a frame takes of its receiver besides its payload: the objects that stand for it. Sending empty ones is not free.
+FRAME_COST = 256
+# Some hundred frames of tokens: most streams end before any credit has to travel.
 INITIAL_STREAM_CREDIT = 64 << 10
 # One full frame and some talk, before the first credit arrives.
 INITIAL_CONNECTION_CREDIT = 2 << 20
@@ -41,10 +47,12 @@ class Limits:
 
     # What the peer may have under way beyond what was consumed: 16 MiB is 1 Gbit/s at a round trip of 130 ms.
     connection_window: int = 16 << 20
+    # Share of a bulk stream: four frames keep the line busy, and one slow reader holds a quarter of the whole.
+    bulk_window: int = 4 << 20
     # More streams than any client runs at once, few enough that their records stay below 1 MiB.
     streams: int = 1024
     # What one stream may have waiting: enough to keep the line busy, so one writer cannot fill the memory.
-    stream_queue: int = 4 << 20
+    stream_queue: int = 4 * (LARGEST_PAYLOAD + FRAME_COST)
     # All streams together.
     connection_queue: int = 16 << 20
     # Frames that need no credit (PONG, CREDIT, ERROR) and wait because the peer does not read. More is a flood.
@@ -55,5 +63,5 @@ class Limits:
             raise OutOfBounds(f"the connection's window must be {INITIAL_CONNECTION_CREDIT} to {LARGEST_CREDIT} bytes")
         if not 1 <= self.streams <= LARGEST_STREAM_ID:
             raise OutOfBounds(f"streams must be 1 to {LARGEST_STREAM_ID}")
-        if min(self.stream_queue, self.connection_queue) < LARGEST_PAYLOAD or self.control_frames < 1:
+        if min(self.stream_queue, self.connection_queue) < LARGEST_PAYLOAD + FRAME_COST or self.control_frames < 1:
             raise OutOfBounds("a queue must hold at least one frame")

@@ -1,0 +1,229 @@
+"""One connection, either role, without I/O: `receive_data`, `events_received`, `data_to_send`.
+
+Every frame in either direction passes the tables of `state.py`, the bounds of `limits.py` and the credit of
+`flow.py`. Only a RemoteError leaves the receive path; after one, tell the peer its code with `abandon` and close.
+What a peer can make this side hold is the connection's window and two frames. Payloads of messages, time and sockets
+are not known here.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from wire.errors import IllegalSend, OutOfBounds, QueueFull
+from wire.flow import cost_of
+from wire.frames import Buffer, Checksum, Flags, FrameType, Header
+from wire.limits import LARGEST_PAYLOAD, LARGEST_STREAM_ID, Limits
+from wire.outbox import Waiting, size_of
+from wire.receiver import Codec, CreditReceived, Event, FrameReceived, Receiver
+from wire.rules import FREE_OF_CREDIT, check_answer, check_place, flags_of, largest_payload, stream_move
+from wire.state import ANSWERS, ConnectionState, Role, StreamMove, StreamState, Way, stream_after
+from wire.streams import SIZE_FIELD, Books, Stream
+
+__all__ = ["Codec", "Connection", "CreditReceived", "Event", "FrameReceived"]
+
+# Smaller payloads gain less than the 4 bytes and the work cost.
+SMALLEST_COMPRESSED = 64
+
+
+class Connection:
+    """`checksum` is CRC-32; with a `codec`, frames may be compressed after `allow_compression`."""
+
+    def __init__(
+        self, role: Role, *, limits: Limits | None = None, checksum: Checksum = zlib.crc32, codec: Codec | None = None
+    ) -> None:
+        self._limits, self._codec = limits or Limits(), codec
+        self._books = Books(role, self._limits, checksum)
+        self._receiver = Receiver(self._books, checksum, codec)
+        self._last_number = 0
+
+    @property
+    def state(self) -> ConnectionState:
+        return self._books.state
+
+    @property
+    def open_streams(self) -> tuple[int, ...]:
+        return tuple(self._books.streams)
+
+    def receive_data(self, data: Buffer) -> None:
+        """Takes bytes as they came. Raises RemoteError; frames before the fault are still among the events."""
+        self._receiver.receive(data)
+
+    def get_buffer(self) -> memoryview:
+        """Room for the next bytes, for a driver that receives into buffers; follow with `buffer_updated`."""
+        return self._receiver.get_buffer()
+
+    def buffer_updated(self, count: int) -> None:
+        """As `receive_data` of the first `count` bytes of the last buffer got."""
+        self._receiver.buffer_updated(count)
+
+    def receive_end(self) -> None:
+        """The peer sends no more. Raises CutShort within a frame; otherwise look at `state` and the streams."""
+        self._receiver.end()
+
+    def events_received(self) -> list[Event]:
+        """What has arrived since the last call, in order."""
+        events, self._receiver.events = self._receiver.events, []
+        return events
+
+    def release(self, event: FrameReceived) -> None:
+        """The event's payload needs no room any more: the peer may send as much anew. Once per event."""
+        if event.stream is not None and event.cost and not event.placed:
+            self._books.give_back(event.stream, event.cost)
+
+    def allow_compression(self) -> None:
+        """Both sides said in the handshake that they can; without a codec this side never says so."""
+        if self._codec is None:
+            raise OutOfBounds("compression was agreed on without a codec")
+        self._receiver.may_decompress = True
+
+    def receive_into(self, stream_id: int, room: memoryview) -> None:
+        """DATA of this stream goes into `room` from now on, frame after frame, and after it into rooms named later.
+
+        Each frame must fit into what is left of one room, or the peer is at fault. The bytes are there before their
+        checksum is known: they are good when their event arrives. Widens the stream's window to that of a bulk stream.
+        """
+        if room.readonly or room.format != "B" or room.ndim != 1 or not room.contiguous or not room.nbytes:
+            raise OutOfBounds("room must be a writable, flat, contiguous view of bytes")
+        self._stream(stream_id).rooms.append(room)
+        self.widen(stream_id)
+
+    def widen(self, stream_id: int) -> None:
+        """Lets the peer have a bulk stream's window under way, before this side consumes."""
+        stream = self._stream(stream_id)
+        stream.given.widen(self._limits.bulk_window)
+        self._books.grant(stream_id, stream.given)
+
+    def open_stream(self, kind: FrameType, *payload: Buffer, ends: bool = False, compress: bool = False) -> int:
+        """The client asks for something; returns the number of the new stream. Raises as `send` does."""
+        if kind not in ANSWERS or self._books.role is Role.SERVER:
+            raise IllegalSend(f"the {self._books.role.value} opens no stream with {kind.name}")
+        if len(self._books.streams) >= self._limits.streams:
+            raise QueueFull(f"{self._limits.streams} streams are open")
+        number = self._free_number()
+        self._send_on(number, self._frame(kind, number, payload, ends, compress))
+        self._last_number = number
+        return number
+
+    def send(
+        self, kind: FrameType, stream_id: int, *payload: Buffer, ends: bool = False, compress: bool = False
+    ) -> None:
+        """One more frame of a stream, or on stream 0 of the handshake or a PING.
+
+        `payload` is kept, not copied, until it is sent. Raises IllegalSend, QueueFull (wait for `room`) or OutOfBounds;
+        then nothing is sent and no state has changed.
+        """
+        frame = self._frame(kind, stream_id, payload, ends, compress)
+        if kind in (FrameType.CREDIT, FrameType.CANCEL, FrameType.ERROR, FrameType.PONG, FrameType.GOODBYE):
+            raise IllegalSend(f"{kind.name} is sent by itself or has a method of its own")
+        if stream_id:
+            self._stream(stream_id)
+            self._send_on(stream_id, frame)
+        else:
+            self._send_control(frame)
+
+    def room(self, stream_id: int) -> int:
+        """The largest payload that `send` takes on this stream now; 0 when it is full or over."""
+        known = stream_id in self._books.streams
+        return min(LARGEST_PAYLOAD, self._books.outbox.room(stream_id)) if known else 0
+
+    def cancel(self, stream_id: int, *payload: Buffer) -> bool:
+        """The client wants no more. False when the server never heard of the stream: then no end of it will come."""
+        if self._books.role is Role.SERVER:
+            raise IllegalSend("a server ends a stream with an answer or `fail`")
+        stream = self._stream(stream_id)
+        after = stream_after(Role.CLIENT, stream.state, Way.SEND, StreamMove.CANCEL)
+        frame = self._frame(FrameType.CANCEL, stream_id, payload, True)
+        if not self._books.outbox.has_started(stream_id):
+            self._books.withdraw(stream)
+            return False
+        self._send_control(frame)
+        self._books.outbox.clear(stream_id)
+        self._books.settle(stream, after)
+        return True
+
+    def fail(self, stream_id: int, *payload: Buffer) -> None:
+        """The server ends a stream with an ERROR; what of it waits to be sent is dropped."""
+        if self._books.role is Role.CLIENT:
+            raise IllegalSend("a client ends a stream with `cancel`")
+        stream = self._stream(stream_id)
+        after = stream_after(Role.SERVER, stream.state, Way.SEND, StreamMove.REPLY_END)
+        self._send_control(self._frame(FrameType.ERROR, stream_id, payload, True))
+        self._books.outbox.clear(stream_id)
+        self._books.settle(stream, after)
+
+    def goodbye(self, *payload: Buffer) -> None:
+        """No more from this side (client), or no new streams (server; its last word when the client has left)."""
+        self._send_control(self._frame(FrameType.GOODBYE, 0, payload, True))
+        if self.state is ConnectionState.LEAVING:
+            self._books.outbox.clear_all()
+
+    def abandon(self, *payload: Buffer) -> None:
+        """Tells the peer why the connection is over; write what `data_to_send` gives, then close."""
+        self._send_control(self._frame(FrameType.ERROR, 0, payload, True))
+
+    def data_to_send(self, most_bytes: int = 1 << 20) -> list[Buffer]:
+        """Buffers for one gather write, in order and about `most_bytes` in all; empty when nothing may go now."""
+        taken = self._books.outbox.take(most_bytes)
+        self._books.close_finished()
+        return taken
+
+    @property
+    def wants_to_send(self) -> bool:
+        return self._books.outbox.can_take
+
+    def _frame(
+        self, kind: FrameType, stream_id: int, payload: tuple[Buffer, ...], ends: bool, compress: bool = False
+    ) -> Waiting:
+        pieces = tuple(_flat(piece) for piece in payload if len(piece))
+        size = size_of(pieces)
+        most = largest_payload(kind)
+        if size > most:
+            raise OutOfBounds(f"a payload of {size} bytes; {kind.name} has {most} at most")
+        flags, cost = flags_of(kind, ends), 0 if kind in FREE_OF_CREDIT else cost_of(size)
+        if compress and cost and size >= SMALLEST_COMPRESSED and self._codec and self._receiver.may_decompress:
+            block = _flat(self._codec.compress(pieces[0] if len(pieces) == 1 else b"".join(pieces)))
+            if SIZE_FIELD.size + len(block) < size:
+                pieces, flags = (SIZE_FIELD.pack(size), block), flags | Flags.COMPRESSED
+        return Waiting(kind, stream_id, flags, pieces, size_of(pieces), cost)
+
+    def _send_control(self, frame: Waiting) -> None:
+        header = _header(frame)
+        check_place(header, Way.SEND)
+        self._books.after(header, Way.SEND)
+        self._books.outbox.add_control(frame)
+        self._books.move(header, Way.SEND)
+
+    def _send_on(self, number: int, frame: Waiting) -> None:
+        header, books = _header(frame), self._books
+        check_place(header, Way.SEND)
+        books.after(header, Way.SEND)
+        move = stream_move(header, books.role, Way.SEND)
+        stream = books.streams.get(number)
+        after = stream_after(books.role, stream.state if stream else StreamState.IDLE, Way.SEND, move)
+        if stream and books.role is Role.SERVER:
+            check_answer(stream.request, frame.type, Way.SEND)
+        books.outbox.check(number if stream else None, frame.cost)
+        stream = stream or books.begin(number, frame.type)
+        books.outbox.add(frame)
+        books.settle(stream, after)
+
+    def _stream(self, stream_id: int) -> Stream:
+        stream = self._books.streams.get(stream_id)
+        if stream is None:
+            raise IllegalSend(f"stream {stream_id} is not open")
+        return stream
+
+    def _free_number(self) -> int:
+        number = self._last_number % LARGEST_STREAM_ID + 1
+        while number in self._books.streams:
+            number = number % LARGEST_STREAM_ID + 1
+        return number
+
+
+def _flat(piece: Buffer) -> Buffer:
+    return piece if isinstance(piece, bytes | bytearray) else piece.cast("B") if piece.format != "B" else piece
+
+
+def _header(frame: Waiting) -> Header:
+    return Header(frame.type, frame.flags, frame.stream_id, frame.size, 0)

@@ -1,0 +1,170 @@
+"""What waits to be sent: a queue per stream, served in turns, as far as credit goes.
+
+Frames of one stream leave in order. Frames that need no credit leave first. A stream without credit loses its turn
+and stalls nobody. Headers are made when a frame leaves, for only then is its place in the sequence known. Payloads
+are kept as the buffers they came in and are never copied; the caller leaves them unchanged until they are sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wire.errors import QueueFull
+from wire.flow import OwnCredit, cost_of
+from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Flags, FrameType, Header, pack_header
+from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
+
+__all__ = ["Outbox", "Waiting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A frame without its place: `pieces` are the payload on the wire, `cost` is what it takes of credit."""
+
+    type: FrameType
+    stream_id: int
+    flags: Flags
+    pieces: tuple[Buffer, ...]
+    size: int
+    cost: int = 0
+
+
+@dataclass(slots=True)
+class _Line:
+    """One stream's frames; `queued` is their cost."""
+
+    credit: OwnCredit = field(default_factory=lambda: OwnCredit(INITIAL_STREAM_CREDIT))
+    frames: deque[Waiting] = field(default_factory=deque)
+    queued: int = 0
+    in_turn: bool = False
+    started: bool = False
+
+
+class Outbox:
+    """Holds no more than `limits` allow: `add` and `add_control` raise QueueFull beyond."""
+
+    def __init__(self, limits: Limits, checksum: Checksum) -> None:
+        self._limits, self._checksum = limits, checksum
+        self.credit = OwnCredit(INITIAL_CONNECTION_CREDIT)
+        self._control: deque[Waiting] = deque()
+        self._lines: dict[int, _Line] = {}
+        self._turns: deque[int] = deque()
+        self._queued = 0
+        self._sequence = 0
+
+    def open(self, stream_id: int) -> None:
+        """A stream begins, with the credit that every stream begins with."""
+        self._lines[stream_id] = _Line()
+
+    def close(self, stream_id: int) -> None:
+        """The stream is over; what it had waiting is dropped."""
+        self.clear(stream_id)
+        if self._lines.pop(stream_id).in_turn:
+            self._turns.remove(stream_id)  # or the next stream of this number would have two turns
+
+    def clear(self, stream_id: int) -> None:
+        """Drops what waits of a stream."""
+        line = self._lines[stream_id]
+        self._queued -= line.queued
+        line.frames.clear()
+        line.queued = 0
+
+    def clear_all(self) -> None:
+        for stream_id in self._lines:
+            self.clear(stream_id)
+
+    def has_started(self, stream_id: int) -> bool:
+        """Whether any frame of the stream has left."""
+        return self._lines[stream_id].started
+
+    def has_waiting(self, stream_id: int) -> bool:
+        return bool(self._lines[stream_id].frames)
+
+    def room(self, stream_id: int) -> int:
+        """How many bytes of payload one more frame of this stream may have."""
+        own = self._limits.stream_queue - self._lines[stream_id].queued
+        return max(0, min(own, self._limits.connection_queue - self._queued) - cost_of(0))
+
+    def check(self, stream_id: int | None, cost: int) -> None:
+        """Raises QueueFull when a frame of `cost` has no room; None is a stream that is yet to begin."""
+        queued = 0 if stream_id is None else self._lines[stream_id].queued
+        if queued + cost > self._limits.stream_queue or self._queued + cost > self._limits.connection_queue:
+            raise QueueFull(f"{self._queued} bytes wait to be sent, {queued} of them on this stream")
+
+    def add(self, frame: Waiting) -> None:
+        line = self._lines[frame.stream_id]
+        line.frames.append(frame)
+        line.queued += frame.cost
+        self._queued += frame.cost
+        self._give_turn(frame.stream_id, line)
+
+    def add_control(self, frame: Waiting) -> None:
+        """For frames that need no credit. Raises QueueFull when the peer has not read for long."""
+        if len(self._control) >= self._limits.control_frames:
+            raise QueueFull(f"{len(self._control)} frames wait because the peer does not read")
+        self._control.append(frame)
+
+    def grant(self, stream_id: int, credit: int) -> None:
+        """The peer gives credit, for the connection on stream 0. Raises CreditExceeded."""
+        if stream_id == 0:
+            self.credit.add(credit)
+            return
+        line = self._lines[stream_id]
+        line.credit.add(credit)
+        self._give_turn(stream_id, line)
+
+    def take(self, most_bytes: int) -> list[Buffer]:
+        """Headers and payloads to write now, in order: about `most_bytes`, at least one frame if any may go."""
+        out: list[Buffer] = []
+        total = 0
+        while total < most_bytes and (frame := self._next()) is not None:
+            header = Header(frame.type, frame.flags, frame.stream_id, frame.size, self._sequence)
+            out.append(pack_header(header, frame.pieces, self._checksum))
+            out.extend(frame.pieces)
+            self._sequence = (self._sequence + 1) & SEQUENCE_MASK
+            total += HEADER_SIZE + frame.size
+        return out
+
+    @property
+    def can_take(self) -> bool:
+        """Whether `take` would give anything now."""
+        return bool(self._control) or (self.credit.may_send and any(self._may_go(number) for number in self._turns))
+
+    def _may_go(self, stream_id: int) -> bool:
+        line = self._lines[stream_id]
+        return bool(line.frames) and line.credit.may_send
+
+    def _next(self) -> Waiting | None:
+        if self._control:
+            return self._control.popleft()
+        if not self.credit.may_send:
+            return None
+        while self._turns:
+            stream_id = self._turns.popleft()
+            line = self._lines[stream_id]
+            line.in_turn = False
+            if line.frames and line.credit.may_send:
+                return self._leave(stream_id, line)
+        return None
+
+    def _leave(self, stream_id: int, line: _Line) -> Waiting:
+        frame = line.frames.popleft()
+        line.started = True
+        line.queued -= frame.cost
+        self._queued -= frame.cost
+        line.credit.spend(frame.cost)
+        self.credit.spend(frame.cost)
+        self._give_turn(stream_id, line)
+        return frame
+
+    def _give_turn(self, stream_id: int, line: _Line) -> None:
+        if line.frames and line.credit.may_send and not line.in_turn:
+            line.in_turn = True
+            self._turns.append(stream_id)
+
+
+def size_of(pieces: Sequence[Buffer]) -> int:
+    """Bytes of a payload that is given in pieces, each of them flat."""
+    return sum(map(len, pieces))

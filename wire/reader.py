@@ -1,0 +1,113 @@
+"""Bytes in, whole frames out: cuts the stream of one direction and checks header, order and checksum.
+
+A payload that has not arrived whole is received straight into the room where it stays, so nothing large is copied.
+Before any room is made for a payload the owner is asked (`admit`), and it may offer room of its own. At most one
+frame is unfinished at a time. The reader knows nothing of streams, states and credit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wire.errors import BadChecksum, BadSequence, CutShort
+from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Header, checksum_of, unpack_header
+
+__all__ = ["Admit", "Deliver", "FrameReader"]
+
+# One system call brings many frames of tokens; more would only be copied in vain when a bulk payload follows.
+SCRATCH_SIZE = 64 << 10
+
+Admit = Callable[[Header], "memoryview | None"]
+Deliver = Callable[[Header, memoryview], None]
+
+
+class FrameReader:
+    """Feed it with `receive`, or fill `get_buffer()` and tell `buffer_updated` how much arrived.
+
+    `admit(header)` raises a RemoteError to refuse a frame, or returns the room for its payload (exactly `size` bytes),
+    or None for room of the reader's own. `deliver(header, payload)` gets every whole frame in order.
+    """
+
+    def __init__(self, admit: Admit, deliver: Deliver, checksum: Checksum) -> None:
+        self._admit, self._deliver, self._checksum = admit, deliver, checksum
+        self._scratch = memoryview(bytearray(SCRATCH_SIZE))
+        self._filled = 0
+        self._header: Header | None = None
+        self._fields = b""
+        self._room = memoryview(b"")
+        self._in_room = 0
+        self._sequence = 0
+        self._after_bulk = False
+
+    @property
+    def is_between_frames(self) -> bool:
+        return self._header is None and self._filled == 0
+
+    def get_buffer(self) -> memoryview:
+        """Where the next bytes go; never empty. The view is good until `buffer_updated`."""
+        if self._header is not None:
+            return self._room[self._in_room :]
+        # After one bulk frame comes another: reading no further than its header lets its payload go where it stays.
+        end = HEADER_SIZE if self._after_bulk and self._filled < HEADER_SIZE else SCRATCH_SIZE
+        return self._scratch[self._filled : end]
+
+    def buffer_updated(self, count: int) -> None:
+        """`count` bytes lie in the buffer last got. Delivers the frames that are whole; raises RemoteErrors."""
+        if self._header is None:
+            self._filled += count
+            self._cut()
+            return
+        self._in_room += count
+        if self._in_room == len(self._room):
+            self._after_bulk = True
+            self._finish(self._header, self._room)
+
+    def receive(self, data: Buffer) -> None:
+        rest = memoryview(data).cast("B")
+        while rest:
+            buffer = self.get_buffer()
+            count = min(len(buffer), len(rest))
+            buffer[:count] = rest[:count]
+            self.buffer_updated(count)
+            rest = rest[count:]
+
+    def end(self) -> None:
+        """No more bytes come. Raises CutShort when they end within a frame."""
+        if not self.is_between_frames:
+            raise CutShort("the connection ended within a frame")
+
+    def _cut(self) -> None:
+        start = 0
+        while self._filled - start >= HEADER_SIZE:
+            start = self._begin(start)
+        if start:
+            rest = self._filled - start
+            self._scratch[:rest] = bytes(self._scratch[start : self._filled])
+            self._filled = rest
+
+    def _begin(self, start: int) -> int:
+        """Starts the frame at `start` of the scratch; returns where its bytes in there end."""
+        fields = bytes(self._scratch[start : start + HEADER_SIZE])
+        header = unpack_header(fields)
+        if header.sequence != self._sequence:
+            raise BadSequence(f"frame {header.sequence} where {self._sequence} was due")
+        self._sequence = (self._sequence + 1) & SEQUENCE_MASK
+        room = self._admit(header)
+        if room is None:
+            room = memoryview(bytearray(header.size))
+        start += HEADER_SIZE
+        here = min(header.size, self._filled - start)
+        room[:here] = self._scratch[start : start + here]
+        self._fields = fields
+        if here == header.size:
+            self._after_bulk = False
+            self._finish(header, room)
+        else:
+            self._header, self._room, self._in_room = header, room, here
+        return start + here
+
+    def _finish(self, header: Header, payload: memoryview) -> None:
+        self._header, self._room = None, memoryview(b"")
+        if checksum_of(self._fields, (payload,), self._checksum) != header.checksum:
+            raise BadChecksum(f"frame {header.sequence} has changed on the way")
+        self._deliver(header, payload)

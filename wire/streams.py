@@ -1,0 +1,152 @@
+"""The streams of one connection, what they hold, and what follows from a change of their state.
+
+The books of a connection: its state, its streams, the credit given and the box of what waits to be sent. Every change
+goes through here, so sender and receiver of one side agree. Knows no payloads and parses nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+
+from wire.errors import TooLarge
+from wire.flow import GivenCredit
+from wire.frames import Checksum, Flags, FrameType, Header
+from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
+from wire.outbox import Outbox, Waiting
+from wire.rules import connection_move
+from wire.state import (
+    CONNECTION_MOVES,
+    STREAM_MOVES,
+    ConnectionMove,
+    ConnectionState,
+    Role,
+    StreamMove,
+    StreamState,
+    Way,
+    connection_after,
+)
+
+__all__ = ["SIZE_FIELD", "Books", "Stream"]
+
+SIZE_FIELD = struct.Struct(">I")
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One stream from its request to its two ends; a later stream of the same number is another one."""
+
+    number: int
+    request: FrameType
+    state: StreamState = StreamState.IDLE
+    given: GivenCredit = field(default_factory=lambda: GivenCredit(INITIAL_STREAM_CREDIT))
+    rooms: deque[memoryview] = field(default_factory=deque)
+
+    def place(self, size: int) -> memoryview | None:
+        """The part of the first room that `size` bytes go into; None without rooms. Raises TooLarge without a place."""
+        if not self.rooms or not size:
+            return None
+        room = self.rooms[0]
+        if size > len(room):
+            raise TooLarge(f"{size} bytes of DATA where {len(room)} have room")
+        if size == len(room):
+            self.rooms.popleft()
+        else:
+            self.rooms[0] = room[size:]
+        return room[:size]
+
+
+class Books:
+    """What `Receiver` and `Connection` share."""
+
+    def __init__(self, role: Role, limits: Limits, checksum: Checksum) -> None:
+        self.role, self.limits = role, limits
+        self.peer = Role.SERVER if role is Role.CLIENT else Role.CLIENT
+        self.state = ConnectionState.START
+        self.outbox = Outbox(limits, checksum)
+        self.streams: dict[int, Stream] = {}
+        self.given = GivenCredit(INITIAL_CONNECTION_CREDIT)
+        self._closing: set[int] = set()
+
+    @property
+    def is_deaf(self) -> bool:
+        return self.state in (ConnectionState.BROKEN, ConnectionState.CLOSED)
+
+    @property
+    def may_talk(self) -> bool:
+        return (Way.SEND, ConnectionMove.TALK) in CONNECTION_MOVES[self.role][self.state]
+
+    def move(self, header: Header, way: Way) -> None:
+        """The connection's state after this frame, which the table must have."""
+        before, self.state = self.state, self.after(header, way)
+        if self.is_deaf:
+            self.outbox.clear_all()
+        elif self.state is not before and self.state is ConnectionState.READY:
+            self.given.widen(self.limits.connection_window)
+            self.grant(0, self.given)
+
+    def after(self, header: Header, way: Way) -> ConnectionState:
+        sender = self.role if way is Way.SEND else self.peer
+        return connection_after(self.role, self.state, way, connection_move(header, sender))
+
+    def break_off(self) -> None:
+        self.state = ConnectionState.BROKEN
+        self.outbox.clear_all()
+
+    def begin(self, number: int, request: FrameType) -> Stream:
+        stream = self.streams[number] = Stream(number, request)
+        self.outbox.open(number)
+        return stream
+
+    def settle(self, stream: Stream, after: StreamState) -> None:
+        """The stream's new state, and what follows from it."""
+        stream.state = after
+        number = stream.number
+        if after is StreamState.CANCELLED:
+            stream.rooms.clear()
+        if self.role is Role.CLIENT and self._has_unsaid(stream):
+            # The server has said all and listens to the rest for nothing: end our half without sending that rest.
+            self.outbox.clear(number)
+            if self.may_talk:
+                self.outbox.add_control(Waiting(FrameType.CANCEL, number, Flags.END, (), 0))
+            stream.state = StreamState.IDLE
+        if stream.state is StreamState.IDLE:
+            self._closing.add(number)
+            self.close_finished()
+
+    def close_finished(self) -> None:
+        """Forgets the streams that are over, as soon as what they had to say is on its way."""
+        for number in [number for number in self._closing if not self.outbox.has_waiting(number)]:
+            self._closing.discard(number)
+            self.outbox.close(number)
+            del self.streams[number]
+
+    def withdraw(self, stream: Stream) -> None:
+        """Ends a stream of which the peer never heard."""
+        self.outbox.clear(stream.number)
+        self.settle(stream, StreamState.IDLE)
+
+    def give_back(self, stream: Stream, cost: int) -> None:
+        """A frame of the stream needs no room any more."""
+        self.given.consume(cost)
+        self.grant(0, self.given)
+        stream.given.consume(cost)
+        if self.streams.get(stream.number) is stream:
+            self.grant(stream.number, stream.given)
+
+    def grant(self, number: int, given: GivenCredit) -> None:
+        """Sends what credit is due, unless nobody could use it any more."""
+        if not self.may_talk or (number and not self._may_credit(self.streams[number])):
+            return
+        if due := given.due():
+            payload = SIZE_FIELD.pack(due)
+            self.outbox.add_control(Waiting(FrameType.CREDIT, number, Flags.NONE, (payload,), len(payload)))
+
+    def _may_credit(self, stream: Stream) -> bool:
+        move = StreamMove.CLIENT_CREDIT if self.role is Role.CLIENT else StreamMove.SERVER_CREDIT
+        return move in STREAM_MOVES[self.role][stream.state]
+
+    def _has_unsaid(self, stream: Stream) -> bool:
+        over = stream.state is StreamState.IDLE and self.outbox.has_waiting(stream.number)
+        return over or stream.state is StreamState.ANSWERED
