@@ -92,7 +92,7 @@ Beacon = Probe | Announcement
 _KINDS: dict[int, type[Probe] | type[Announcement]] = {1: Probe, 2: Announcement}
 
 
-def pack_beacon(beacon: Beacon, token: bytes | None) -> bytes:
+def pack_beacon(beacon: Beacon, token: str | None) -> bytes:
     """The datagram, signed by `token`; without one it is open. Raises OutOfBounds for what does not fit."""
     kind = next(number for number, record in _KINDS.items() if record is type(beacon))
     mark = kind | _SIGNED if token else kind
@@ -104,7 +104,7 @@ def pack_beacon(beacon: Beacon, token: bytes | None) -> bytes:
     return data
 
 
-def unpack_beacon(datagram: Buffer, token: bytes | None) -> tuple[Beacon, bool]:
+def unpack_beacon(datagram: Buffer, token: str | None) -> tuple[Beacon, bool]:
     """What was sent, and whether `token` signed it. Raises RemoteErrors.
 
     With a token nothing unsigned is believed (WrongProof). Without one a signed datagram is read and not believed:
@@ -124,7 +124,7 @@ def unpack_beacon(datagram: Buffer, token: bytes | None) -> tuple[Beacon, bool]:
     return decode(body, record), signed
 
 
-def _checked_body(view: memoryview, token: bytes | None) -> tuple[memoryview, bool]:
+def _checked_body(view: memoryview, token: str | None) -> tuple[memoryview, bool]:
     if not view[3] & _SIGNED:
         if token:
             raise WrongProof("the datagram is not signed")
@@ -137,8 +137,8 @@ def _checked_body(view: memoryview, token: bytes | None) -> tuple[memoryview, bo
     return whole[_HEADER_BYTES:], bool(token)
 
 
-def _signature(data: Buffer, token: bytes) -> bytes:
-    keyed = hmac.new(token, _PURPOSE, "sha256")
+def _signature(data: Buffer, token: str) -> bytes:
+    keyed = hmac.new(token.encode(), _PURPOSE, "sha256")
     keyed.update(data)
     return keyed.digest()
 

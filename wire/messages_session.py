@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated
 
-from wire.kinds import Blob, Choice, Flag, Listing, Octets, Perhaps, Signed, Text, Unsigned
+from wire.kinds import Choice, Flag, Listing, Octets, Perhaps, Signed, Text, Unsigned
 from wire.scalars import NamedValues, Table
 
 NONCE_BYTES = 32  # nobody can make a nonce come twice
@@ -104,7 +104,7 @@ class Welcome:
 class Ping:
     """Asks for the same bytes back."""
 
-    echo: Annotated[bytes | memoryview, Blob(256)] = b""
+    echo: Annotated[bytes, Octets(32)] = b""
     signal_dbm: SignalDbm = None
 
 
@@ -112,7 +112,7 @@ class Ping:
 class Pong:
     """The payload of the PING as it was."""
 
-    echo: Annotated[bytes | memoryview, Blob(256)] = b""
+    echo: Annotated[bytes, Octets(32)] = b""
     signal_dbm: SignalDbm = None
 
 

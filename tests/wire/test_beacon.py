@@ -12,7 +12,7 @@ from tests.wire.strategies import of_record
 from wire.beacon import DATAGRAM_MOST, SKEW_MS, Address, Announcement, Probe, Replays, pack_beacon, unpack_beacon
 from wire.errors import BadPayload, OutOfBounds, RemoteError, TooLarge, UnknownVersion, WrongProof
 
-TOKEN = b"correct horse"
+TOKEN = "correct horse"
 NOW_MS = 1_900_000_000_000
 PROBE = Probe(bytes(range(16)), NOW_MS, "laptop")
 NODE = Announcement(
@@ -24,13 +24,13 @@ TOKENS = st.sampled_from([None, TOKEN])
 
 @settings(max_examples=50, deadline=None)
 @given(of_record(Probe) | of_record(Announcement), TOKENS)
-def test_beacons_come_back_as_they_were(beacon: Probe | Announcement, token: bytes | None) -> None:
+def test_beacons_come_back_as_they_were(beacon: Probe | Announcement, token: str | None) -> None:
     assert unpack_beacon(pack_beacon(beacon, token), token) == (beacon, token is not None)
 
 
 @pytest.mark.parametrize("beacon", [PROBE, NODE])
 def test_with_a_token_nothing_else_is_believed(beacon: Probe | Announcement) -> None:
-    for datagram in (pack_beacon(beacon, None), pack_beacon(beacon, b"another")):
+    for datagram in (pack_beacon(beacon, None), pack_beacon(beacon, "another")):
         with pytest.raises(WrongProof):
             unpack_beacon(datagram, TOKEN)
 
@@ -51,7 +51,7 @@ def test_no_bit_of_a_signed_datagram_can_be_changed(data: st.DataObject) -> None
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=64), st.sampled_from([b"", b"PL\x01\x01", b"PL\x01\x02", b"PL\x01\x81"]), TOKENS)
-def test_random_bytes_give_only_the_remote_error(data: bytes, start: bytes, token: bytes | None) -> None:
+def test_random_bytes_give_only_the_remote_error(data: bytes, start: bytes, token: str | None) -> None:
     try:
         beacon, signed = unpack_beacon(start + data, token)
     except RemoteError:

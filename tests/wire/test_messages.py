@@ -179,7 +179,7 @@ def test_a_large_blob_is_neither_copied_out_nor_in() -> None:
 
 
 def test_small_blobs_are_joined() -> None:
-    assert len(encode(Ping(bytes(256)))) == 1
+    assert len(encode(Ping(bytes(32)))) == 1
     assert len(encode(Chunk(0, 0, bytes(32), bytes(GATHER_FROM)))) == 2
 
 
