@@ -29,6 +29,25 @@ from wire.errors import BadPayload, OutOfBounds, TooLarge, UnknownVersion, Wrong
 from wire.frames import Buffer
 from wire.kinds import Flag, Listing, Nested, Octets, Real, Text, Unsigned, byte_size
 
+__all__ = [
+    "BEACON_VERSION",
+    "DATAGRAM_MOST",
+    "NODES_REMEMBERED",
+    "NODE_ID_BYTES",
+    "NONCE_BYTES",
+    "SKEW_MS",
+    "Address",
+    "Announcement",
+    "Beacon",
+    "Milliseconds",
+    "NodeId",
+    "Nonce",
+    "Probe",
+    "Replays",
+    "pack_beacon",
+    "unpack_beacon",
+]
+
 DATAGRAM_MOST = 1200  # below every path's MTU, so that no fragment can be lost on its own
 BEACON_VERSION = 1
 NODE_ID_BYTES = 16

@@ -14,6 +14,22 @@ from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 from wire.errors import BadPayload, OutOfBounds
 from wire.frames import Buffer
 
+__all__ = [
+    "GATHER_FROM",
+    "UNSIGNED_MOST",
+    "VARINT_BYTES",
+    "Field",
+    "Kind",
+    "Reader",
+    "Writer",
+    "decode",
+    "encode",
+    "put_record",
+    "put_varint",
+    "record_fields",
+    "take_record",
+]
+
 Record = TypeVar("Record")
 
 VARINT_BYTES = 10  # seven bits a byte: enough for 64 bits, and no loop runs longer

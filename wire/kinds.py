@@ -16,6 +16,27 @@ from wire.codec import UNSIGNED_MOST, Kind, Reader, Writer, put_record, put_vari
 from wire.errors import BadPayload, OutOfBounds
 from wire.frames import Buffer
 
+__all__ = [
+    "INT64_MOST",
+    "TOKEN_ID_MOST",
+    "Blob",
+    "Choice",
+    "Flag",
+    "Listing",
+    "Nested",
+    "Octets",
+    "OneOf",
+    "Perhaps",
+    "Real",
+    "Signed",
+    "Text",
+    "TokenIds",
+    "Unsigned",
+    "bound",
+    "byte_size",
+    "take_sized",
+]
+
 _DOUBLE = struct.Struct(">d")
 INT64_MOST = (1 << 63) - 1
 TOKEN_ID_MOST = (1 << 32) - 1

@@ -15,6 +15,20 @@ from wire.kinds import Choice, Flag, Listing, OneOf, Text, TokenIds, Unsigned
 from wire.messages_work import TOKENS, Caller, Model, Size
 from wire.tensors import DIMENSION_MOST, HANDLE_MOST, RANK_MOST, DType, tensor_bytes
 
+__all__ = [
+    "HANDLES",
+    "TENSOR_BYTES_MOST",
+    "Alloc",
+    "Allocated",
+    "Free",
+    "FromBuffer",
+    "Handle",
+    "InlineIds",
+    "Output",
+    "Read",
+    "Run",
+]
+
 HANDLES = 4096
 TENSOR_BYTES_MOST = (1 << 63) - 1
 

@@ -12,6 +12,32 @@ from typing import Annotated
 from wire.kinds import Choice, Flag, Listing, Octets, Perhaps, Signed, Text, Unsigned
 from wire.scalars import NamedValues, Table
 
+__all__ = [
+    "CAPABILITIES",
+    "CAPABILITY_BYTES",
+    "DETAILS",
+    "ERROR_TEXT_BYTES",
+    "NAME_BYTES",
+    "NONCE_BYTES",
+    "PROOF_BYTES",
+    "SESSION_KEY_BYTES",
+    "STATISTICS",
+    "Ack",
+    "Cancel",
+    "Capabilities",
+    "Error",
+    "ErrorCode",
+    "Goodbye",
+    "GoodbyeReason",
+    "Hello",
+    "Name",
+    "Ping",
+    "Pong",
+    "SignalDbm",
+    "Stats",
+    "Welcome",
+]
+
 NONCE_BYTES = 32  # nobody can make a nonce come twice
 PROOF_BYTES = 32  # SHA-256
 SESSION_KEY_BYTES = 32  # knowing it is owning the session, so it cannot be guessed

@@ -14,6 +14,15 @@ from wire.codec import Reader, Writer
 from wire.errors import BadPayload, OutOfBounds
 from wire.kinds import Text
 
+__all__ = [
+    "DEPTH_MOST",
+    "NAME_BYTES",
+    "PART_BYTES",
+    "StoreName",
+    "fault_of_files",
+    "fault_of_name",
+]
+
 NAME_BYTES = 512
 PART_BYTES = 128  # file systems allow 255; an unfinished file needs room for a suffix
 DEPTH_MOST = 8

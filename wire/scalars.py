@@ -13,6 +13,15 @@ from wire.codec import Kind, Reader, Writer, put_varint
 from wire.errors import BadPayload, OutOfBounds
 from wire.kinds import Flag, Octets, Real, Signed, Text, bound
 
+__all__ = [
+    "DEPTH_MOST",
+    "NAME_BYTES",
+    "NamedValues",
+    "Table",
+    "Tagged",
+    "Value",
+]
+
 Value = bool | int | float | str | bytes | tuple[Any, ...]  # of values again
 Table = tuple[tuple[str, Value], ...]
 

@@ -35,6 +35,30 @@ from enum import IntEnum, IntFlag
 from wire.errors import BadChecksum, BadPayload, OutOfBounds, UnknownVersion
 from wire.frames import Buffer, Checksum
 
+__all__ = [
+    "DIMENSION_MOST",
+    "HANDLE_MOST",
+    "LAYER_MOST",
+    "MAGIC",
+    "OFFSET_MOST",
+    "PIECE_MOST",
+    "RANK_MOST",
+    "TENSOR_HEADER_SIZE",
+    "TENSOR_VERSION",
+    "USUAL_PIECE",
+    "DType",
+    "TensorFlags",
+    "TensorHeader",
+    "check_piece",
+    "flat_view",
+    "pack_tensor_header",
+    "pieces",
+    "place",
+    "split_piece",
+    "tensor_bytes",
+    "unpack_tensor_header",
+]
+
 TENSOR_HEADER_SIZE = 64
 TENSOR_VERSION = 1
 MAGIC = 0x56
