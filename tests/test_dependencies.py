@@ -93,12 +93,12 @@ def test_no_reason_outlives_its_dependency() -> None:
 
 def test_every_import_is_a_direct_dependency() -> None:
     allowed = {requirement.name for requirement in [*RUNTIME, *EXTRAS["gpu"]]}
-    foreign = {package: path for path, package in _imports("server", "gpu_node", "potluck") if package not in allowed}
+    foreign = {package: path for path, package in _imports("wire", "server", "gpu_node", "potluck") if package not in allowed}
     assert foreign == {}
 
 
 def test_every_dependency_is_imported() -> None:
-    imported = {package for _, package in _imports("server", "gpu_node", "potluck")}
+    imported = {package for _, package in _imports("wire", "server", "gpu_node", "potluck")}
     idle = {requirement.name for requirement in [*RUNTIME, *EXTRAS["gpu"]]} - imported - UNSEEN.keys()
     assert idle == set()
 

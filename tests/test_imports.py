@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("server", "gpu_node", "potluck")
+PACKAGES = ("wire", "server", "gpu_node", "potluck")
 
 
 def _contracts(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -38,6 +38,9 @@ def test_the_contracts_are_kept() -> None:
         ("server/errors.py", "import gpu_node.errors", "The gateway and the GPU node never see each other"),
         ("gpu_node/errors.py", "import server.errors", "The gateway and the GPU node never see each other"),
         ("server/errors.py", "import potluck.errors", "The programs import nothing of what people type and import"),
+        ("wire/errors.py", "import time", "The protocol does no I/O"),
+        ("wire/errors.py", "import server.errors", "The protocol does no I/O"),
+        ("wire/errors.py", "import wire.frames", "No import cycles"),
         ("potluck/gateway.py", "import potluck.cli", "Nothing imports the command line"),
         ("potluck/gateway.py", "import server.errors", "The client library imports neither program"),
         ("server/settings.py", "import torch", "The gateway works where torch is not installed"),
@@ -62,6 +65,7 @@ def _unwrapped(output: str) -> list[str]:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
+        ("wire.connection", {"asyncio", "socket", "threading", "numpy", "json"}),
         ("server", {"torch", "pydantic", "starlette", "uvicorn"}),
         ("gpu_node", {"torch", "transformers", "numpy"}),
         ("gpu_node.model_store", {"torch", "transformers", "numpy"}),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("server", "gpu_node", "potluck")
+PACKAGES = ("wire", "server", "gpu_node", "potluck")
 
 
 @pytest.fixture(scope="module")

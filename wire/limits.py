@@ -19,7 +19,6 @@ __all__ = [
     "LARGEST_CREDIT",
     "LARGEST_PAYLOAD",
     "LARGEST_STREAM_ID",
-    "PING_PAYLOAD",
     "Limits",
 ]
 
@@ -27,8 +26,6 @@ __all__ = [
 LARGEST_PAYLOAD = 1 << 20
 # A peer that has proved nothing yet makes us keep no more than a page.
 HANDSHAKE_PAYLOAD = 4096
-# A PING carries a time or a number; its echo is kept until it is read.
-PING_PAYLOAD = 64
 # 16 bits in the header. Numbers are used again, so this bounds what runs at once and not what ever ran.
 LARGEST_STREAM_ID = 0xFFFF
 # What a frame takes of its receiver besides its payload: the objects that stand for it. Sending empty ones is not free.
@@ -56,7 +53,7 @@ class Limits:
     # All streams together.
     connection_queue: int = 16 << 20
     # Frames that need no credit (PONG, CREDIT, ERROR) and wait because the peer does not read. More is a flood.
-    control_frames: int = 4096
+    control_frames: int = 1024
 
     def __post_init__(self) -> None:
         if not INITIAL_CONNECTION_CREDIT <= self.connection_window <= LARGEST_CREDIT:

@@ -144,13 +144,11 @@ class Receiver:
         self._books.move(header, Way.RECEIVE)
         if header.type is FrameType.CREDIT:
             self._take_credit(header.stream_id, payload)
-        elif header.type is FrameType.PING:
-            if self._books.may_talk:
-                pong = Waiting(FrameType.PONG, 0, Flags.NONE, (payload,), header.size)
-                self._books.outbox.add_control(pong)
         elif header.stream_id:
             self._deliver_on_stream(header, payload)
         else:
+            if header.type is FrameType.PING and self._books.may_talk:
+                self._books.outbox.add_control(Waiting(FrameType.PONG, 0, Flags.NONE, (payload,), header.size))
             self.events.append(FrameReceived(header.type, 0, payload.toreadonly(), header.ends))
 
     def _deliver_on_stream(self, header: Header, payload: memoryview) -> None:

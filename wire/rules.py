@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wire.errors import IllegalReceive, IllegalSend, MalformedFrame
 from wire.frames import Flags, FrameType, Header
-from wire.limits import HANDSHAKE_PAYLOAD, LARGEST_PAYLOAD, PING_PAYLOAD
+from wire.limits import HANDSHAKE_PAYLOAD, LARGEST_PAYLOAD
 from wire.state import ANSWERS, ConnectionMove, Role, StreamMove, Way
 
 __all__ = [
@@ -26,7 +26,6 @@ _T = FrameType
 FREE_OF_CREDIT = frozenset({_T.HELLO, _T.WELCOME, _T.PING, _T.PONG, _T.CREDIT, _T.CANCEL, _T.ERROR, _T.GOODBYE})
 _ONLY_ON_ZERO = frozenset({_T.HELLO, _T.WELCOME, _T.PING, _T.PONG, _T.GOODBYE})
 _ON_ZERO = _ONLY_ON_ZERO | {_T.CREDIT, _T.ERROR}
-_SMALL = {_T.PING: PING_PAYLOAD, _T.PONG: PING_PAYLOAD, _T.CREDIT: 4}
 _ALWAYS_END = frozenset({_T.CANCEL, _T.ERROR, _T.GOODBYE})
 _NEVER_END = frozenset({_T.HELLO, _T.PING, _T.PONG, _T.CREDIT})
 _REPLIES = frozenset().union(*ANSWERS.values())
@@ -42,7 +41,7 @@ def flags_of(kind: FrameType, ends: bool) -> Flags:
 def largest_payload(kind: FrameType) -> int:
     """What needs no credit is bounded by its type, or it would be a way around all credit."""
     if kind in FREE_OF_CREDIT:
-        return _SMALL.get(kind, HANDSHAKE_PAYLOAD)
+        return 4 if kind is _T.CREDIT else HANDSHAKE_PAYLOAD
     return LARGEST_PAYLOAD
 
 

@@ -217,7 +217,7 @@ ANSWERS: Mapping[FrameType, frozenset[FrameType]] = {
     FrameType.FREE: frozenset({FrameType.ACK}),
     FrameType.WRITE: frozenset({FrameType.ACK}),
     FrameType.READ: frozenset({FrameType.DATA}),
-    FrameType.RUN: frozenset({FrameType.PROGRESS, FrameType.DATA, FrameType.DONE}),
+    FrameType.RUN: frozenset({FrameType.PROGRESS, FrameType.DATA, FrameType.ALLOCATED}),
     FrameType.STATS: frozenset({FrameType.STATS}),
 }
 

@@ -48,3 +48,12 @@ def ready(
         client.allow_compression()
         server.allow_compression()
     return client, server
+
+
+def server_ready(**named) -> Connection:
+    server = Connection(Role.SERVER, **named)
+    server.receive_data(frame(FrameType.HELLO, payload=b"hello"))
+    server.send(FrameType.WELCOME, 0, ends=True)
+    server.data_to_send()
+    server.events_received()
+    return server

@@ -1,24 +1,18 @@
 from __future__ import annotations
 
 import tracemalloc
-import zlib
 
 import pytest
 
-from tests.wire.pipe import frame, frames_of, move, ready, settle
+from tests.wire.pipe import frame, frames_of, move, ready, server_ready, settle
 from wire.connection import Connection, CreditReceived
 from wire.errors import (
-    BadChecksum,
-    BadPayload,
-    BadSequence,
     CreditExceeded,
     CutShort,
     IllegalReceive,
     IllegalSend,
-    MalformedFrame,
     OutOfBounds,
     QueueFull,
-    RemoteError,
     TooLarge,
 )
 from wire.frames import FrameType
@@ -26,30 +20,6 @@ from wire.limits import INITIAL_CONNECTION_CREDIT, LARGEST_PAYLOAD, Limits
 from wire.state import ConnectionState, Role
 
 T = FrameType
-HELLO = frame(T.HELLO, payload=b"hello")
-
-
-class ZlibCodec:
-    """Stands in for LZ4: the connection cares only that blocks come back."""
-
-    def compress(self, data):
-        return zlib.compress(bytes(data), 1)
-
-    def decompress(self, data, size):
-        inflater = zlib.decompressobj()
-        try:
-            return inflater.decompress(data, size)
-        except zlib.error as error:
-            raise ValueError(str(error)) from error
-
-
-def server_ready(**named) -> Connection:
-    server = Connection(Role.SERVER, **named)
-    server.receive_data(HELLO)
-    server.send(T.WELCOME, 0, ends=True)
-    server.data_to_send()
-    server.events_received()
-    return server
 
 
 def test_a_request_is_answered() -> None:
@@ -309,7 +279,7 @@ def test_a_client_that_leaves_hears_the_servers_last_word() -> None:
 def test_a_ping_is_answered_with_what_it_carried() -> None:
     client, server = ready()
     client.send(T.PING, 0, b"12:00")
-    move(client, server)
+    assert [event.type for event in frames_of(move(client, server))] == [T.PING]
     [pong] = frames_of(move(server, client))
     assert (pong.type, bytes(pong.payload)) == (T.PONG, b"12:00")
 
@@ -319,74 +289,6 @@ def test_pings_whose_answers_are_never_read_end_the_connection() -> None:
     with pytest.raises(TooLarge):
         for number in range(20):
             server.receive_data(frame(T.PING, sequence=number + 1))
-
-
-def test_compression_after_it_was_agreed_on() -> None:
-    client, server = ready(codec=ZlibCodec())
-    stream = client.open_stream(T.GENERATE, b"word " * 1000, ends=True, compress=True)
-    sent = b"".join(client.data_to_send())
-    assert len(sent) < 500
-    server.receive_data(sent)
-    [event] = frames_of(server.events_received())
-    assert bytes(event.payload) == b"word " * 1000 and event.cost > 5000
-    room = bytearray(5000)
-    server.send(T.DONE, stream, bytes(range(200)), ends=True, compress=True)  # gains nothing, goes plain
-    assert bytes(frames_of(move(server, client))[0].payload) == bytes(range(200))
-    stream = client.open_stream(T.READ, ends=True)
-    client.receive_into(stream, memoryview(room))
-    move(client, server)
-    server.send(T.DATA, stream, b"x" * 5000, ends=True, compress=True)
-    assert frames_of(move(server, client))[0].placed and room == b"x" * 5000
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [b"", b"\0\0\0\5", b"\0\0\0\0junk", b"\xff\xff\xff\xffjunk", b"\0\0\0\5junk", b"\0\0\0\7" + zlib.compress(b"four")],
-)
-def test_compressed_payloads_that_cannot_be_read(payload: bytes) -> None:
-    server = server_ready(codec=ZlibCodec())
-    server.allow_compression()
-    with pytest.raises(BadPayload):
-        server.receive_data(frame(T.GENERATE, 1, payload, sequence=1, flags=2))
-
-
-def test_compression_without_agreement() -> None:
-    with pytest.raises(IllegalReceive):
-        server_ready(codec=ZlibCodec()).receive_data(frame(T.GENERATE, 1, b"\0\0\0\1x", sequence=1, flags=2))
-    with pytest.raises(OutOfBounds):
-        Connection(Role.CLIENT).allow_compression()
-
-
-@pytest.mark.parametrize(
-    ("data", "error"),
-    [
-        (frame(T.PING, sequence=2), BadSequence),
-        (frame(T.PING, sequence=0), BadSequence),
-        (frame(T.PING, payload=b"x", sequence=1)[:-1] + b"y", BadChecksum),
-        (frame(T.PING, 1, sequence=1), MalformedFrame),
-        (frame(T.GENERATE, 0, sequence=1), MalformedFrame),
-        (frame(T.GOODBYE, sequence=1), MalformedFrame),
-        (frame(T.PING, payload=bytes(65), sequence=1), TooLarge),
-        (frame(T.CANCEL, 1, bytes(5000), sequence=1, ends=True), TooLarge),
-        (frame(T.TOKENS, 1, sequence=1), IllegalReceive),
-        (frame(T.DATA, 1, sequence=1), IllegalReceive),
-        (frame(T.HELLO, sequence=1), IllegalReceive),
-        (frame(T.CREDIT, 0, b"abc", sequence=1), BadPayload),
-        (frame(T.CREDIT, 0, bytes(4), sequence=1), CreditExceeded),
-        (frame(T.CREDIT, 0, b"\xff" * 4, sequence=1), CreditExceeded),
-        (frame(T.ERROR, 1, sequence=1, ends=True), IllegalReceive),
-    ],
-)
-def test_faults_of_the_peer(data: bytes, error: type[RemoteError]) -> None:
-    server = server_ready()
-    with pytest.raises(error):
-        server.receive_data(data)
-    assert server.state is ConnectionState.BROKEN
-    server.receive_data(data)
-    with pytest.raises(IllegalSend):
-        server.send(T.PING, 0)
-    server.abandon(b"why")
-    assert server.data_to_send()[0][0] == T.ERROR and server.state is ConnectionState.CLOSED
 
 
 def test_an_answer_that_does_not_fit_its_request() -> None:
@@ -420,7 +322,7 @@ def test_an_end_within_a_frame() -> None:
 @pytest.mark.parametrize(
     "misuse",
     [
-        lambda client, server, stream: client.send(T.PING, 0, bytes(65)),
+        lambda client, server, stream: client.send(T.PING, 0, bytes(4097)),
         lambda client, server, stream: client.send(T.DATA, stream, bytes(LARGEST_PAYLOAD + 1)),
         lambda client, server, stream: client.send(T.CREDIT, 0, b"\0\0\0\1"),
         lambda client, server, stream: client.send(T.DATA, 77),
