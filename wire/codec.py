@@ -94,7 +94,10 @@ class Reader:
 
     def varint(self) -> int:
         """LEB128 in its shortest form: one number has one spelling."""
-        value = self.byte()
+        if self.position >= self.end:
+            raise BadPayload("the payload ends within a field")
+        value = self.view[self.position]
+        self.position += 1
         if value < 0x80:
             return value
         value &= 0x7F
@@ -169,29 +172,33 @@ def put_record(writer: Writer, value: Any) -> None:
     table = record_fields(type(value))
     values = [getattr(value, field.name) for field in table]
     count = len(table)
-    while count and not table[count - 1].required and values[count - 1] == table[count - 1].default:
+    while count and values[count - 1] == table[count - 1].default:  # one that is required equals nothing
         count -= 1
-    for field, each in zip(table[:count], values, strict=False):
-        try:
+    each = None
+    field = None
+    try:
+        for field, each in zip(table[:count], values, strict=False):
             field.kind.put(writer, each)
-        except OutOfBounds as error:
-            raise OutOfBounds(f"{type(value).__name__}.{field.name}: {error}") from None
-        except (TypeError, AttributeError) as error:
-            raise OutOfBounds(f"{type(value).__name__}.{field.name}: wrong type, {type(each).__name__}") from error
+    except OutOfBounds as error:
+        raise OutOfBounds(f"{type(value).__name__}.{field.name if field else ''}: {error}") from None
+    except (TypeError, AttributeError) as error:
+        told = f"{type(value).__name__}.{field.name if field else ''}"
+        raise OutOfBounds(f"{told}: wrong type, {type(each).__name__}") from error
 
 
 def take_record(reader: Reader, record: type[Record]) -> Record:
     """Reads a record that reaches to the reader's end. What `__post_init__` refuses is the sender's mistake here."""
     values: list[Any] = []
-    for field in record_fields(record):
-        if reader.position == reader.end:
-            if field.required:
-                raise BadPayload(f"{record.__name__} lacks {field.name}")
-            break
-        try:
-            values.append(field.kind.take(reader))
-        except BadPayload as error:
-            raise BadPayload(f"{record.__name__}.{field.name}: {error}") from None
+    add, end, field = values.append, reader.end, None
+    try:
+        for field in record_fields(record):
+            if reader.position == end:
+                if field.default is MISSING:
+                    raise BadPayload("is lacking")
+                break
+            add(field.kind.take(reader))
+    except BadPayload as error:
+        raise BadPayload(f"{record.__name__}.{field.name if field else ''}: {error}") from None
     reader.position = reader.end  # fields of a newer sender
     try:
         return record(*values)

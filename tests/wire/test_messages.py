@@ -190,7 +190,7 @@ def test_defaults_at_the_end_are_left_out() -> None:
 
 
 def test_a_message_that_lacks_a_field_without_a_default_is_refused() -> None:
-    with pytest.raises(BadPayload, match=r"Generate lacks prompt"):
+    with pytest.raises(BadPayload, match=r"Generate\.prompt: is lacking"):
         decode_message(FrameType.GENERATE, b"\x01m")
 
 
