@@ -38,6 +38,10 @@ class Connection:
         self._last_number = 0
 
     @property
+    def role(self) -> Role:
+        return self._books.role
+
+    @property
     def state(self) -> ConnectionState:
         return self._books.state
 
