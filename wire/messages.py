@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wire.codec import decode, encode
+from wire.codec import Reader, decode, encode, record_fields
 from wire.errors import BadPayload, OutOfBounds
 from wire.frames import Buffer, FrameType
 from wire.kinds import byte_size
@@ -38,6 +38,7 @@ __all__ = [
     "encode_chunk",
     "encode_message",
     "frame_type",
+    "without_proof",
 ]
 
 Message = (
@@ -127,6 +128,24 @@ def encode_chunk(chunk: Chunk) -> list[Buffer]:
 def decode_chunk(payload: Buffer) -> Chunk:
     """The chunk in a DATA frame of a PUSH; its data is a view of `payload`. Raises RemoteErrors only."""
     return decode(payload, Chunk)
+
+
+def without_proof(kind: FrameType, payload: Buffer) -> bytes:
+    """The payload of a HELLO or WELCOME with its proof emptied and all else, also what a newer sender added, as it was.
+
+    Both sides make the transcript of this, so a sender puts 32 bytes of anything in place before it knows the proof.
+    """
+    if kind not in (FrameType.HELLO, FrameType.WELCOME):
+        raise OutOfBounds(f"{kind.name} has no proof")
+    reader = Reader(payload)
+    for field in record_fields(MESSAGES[kind]):
+        start = reader.position
+        if start == reader.end:
+            break
+        field.kind.take(reader)
+        if field.name == "proof":
+            return bytes(reader.view[:start]) + b"\0" + bytes(reader.view[reader.position :])
+    return bytes(payload)
 
 
 def _payload_most(kind: FrameType) -> int:

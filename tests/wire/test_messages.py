@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from typing import Any
 
@@ -23,9 +24,10 @@ from wire.messages import (
     encode_chunk,
     encode_message,
     frame_type,
+    without_proof,
 )
 from wire.messages_memory import Alloc, Run
-from wire.messages_session import Ack, Error, ErrorCode, Hello, Ping, Pong, Stats
+from wire.messages_session import Ack, Error, ErrorCode, Hello, Ping, Pong, Stats, Welcome
 from wire.messages_work import (
     Bounds,
     ChatMessage,
@@ -285,3 +287,26 @@ def test_what_is_no_message_is_refused() -> None:
 def test_numbers_have_one_spelling_and_64_bits(payload: bytes) -> None:
     with pytest.raises(BadPayload):
         decode(payload, Ack)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Hello((1,), "me", bytes(32), ("lz4",), b"p" * 32, b"k" * 32), Welcome(1, "node", bytes(32), (), b"p" * 32)],
+    ids=lambda message: type(message).__name__,
+)
+def test_the_transcript_has_all_but_the_proof_whatever_a_newer_sender_adds(message: Any) -> None:
+    kind = frame_type(message)
+    every_field = encode_every_field(message) + b"newer"
+    blank = without_proof(kind, every_field)
+    assert blank == every_field.replace(b"\x20" + b"p" * 32, b"\x00")
+    assert without_proof(kind, blank) == blank
+    assert decode_message(kind, blank) == dataclasses.replace(message, proof=b"")
+
+
+def test_a_transcript_of_what_has_no_proof() -> None:
+    first = payload_of(Hello((1,), "me", bytes(32)))
+    assert without_proof(FrameType.HELLO, first) == first
+    with pytest.raises(BadPayload):
+        without_proof(FrameType.HELLO, first[:-1])
+    with pytest.raises(OutOfBounds):
+        without_proof(FrameType.PING, b"")
