@@ -87,6 +87,10 @@ class Flags(IntFlag):
     COMPRESSED = 2  # the payload is its size as it was, 4 bytes, then an LZ4 block of it
 
 
+# As plain numbers: operators of a Flag take as long as all the rest of a header.
+_END, _COMPRESSED = int(Flags.END), int(Flags.COMPRESSED)
+
+
 class Checksum(Protocol):
     """CRC-32 as `zlib.crc32` computes it (polynomial 0x04C11DB7, reflected), going on from `value`."""
 
@@ -106,11 +110,11 @@ class Header:
 
     @property
     def ends(self) -> bool:
-        return bool(self.flags & Flags.END)
+        return int(self.flags) & _END != 0
 
     @property
     def compressed(self) -> bool:
-        return bool(self.flags & Flags.COMPRESSED)
+        return int(self.flags) & _COMPRESSED != 0
 
 
 _TYPES = {int(known): known for known in FrameType}
@@ -122,7 +126,7 @@ def pack_header(header: Header, payload: Sequence[Buffer], checksum: Checksum) -
     if not 0 <= header.size <= LARGEST_PAYLOAD or not 0 <= header.stream_id <= LARGEST_STREAM_ID:
         raise OutOfBounds(f"no frame has {header.size} bytes on stream {header.stream_id}")
     fields = _FIELDS.pack(
-        header.type, VERSION << 4 | header.flags, header.stream_id, header.size, header.sequence & SEQUENCE_MASK
+        header.type, VERSION << 4 | int(header.flags), header.stream_id, header.size, header.sequence & SEQUENCE_MASK
     )
     return fields + _CHECKSUM.pack(checksum_of(fields, payload, checksum))
 
