@@ -93,7 +93,9 @@ def test_no_reason_outlives_its_dependency() -> None:
 
 def test_every_import_is_a_direct_dependency() -> None:
     allowed = {requirement.name for requirement in [*RUNTIME, *EXTRAS["gpu"]]}
-    foreign = {package: path for path, package in _imports("wire", "server", "gpu_node", "potluck") if package not in allowed}
+    foreign = {
+        package: path for path, package in _imports("wire", "server", "gpu_node", "potluck") if package not in allowed
+    }
     assert foreign == {}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TypeVar
 
 from wire.errors import IllegalReceive, IllegalSend
 from wire.frames import FrameType
@@ -221,20 +220,22 @@ ANSWERS: Mapping[FrameType, frozenset[FrameType]] = {
     FrameType.STATS: frozenset({FrameType.STATS}),
 }
 
-_State = TypeVar("_State", ConnectionState, StreamState)
-
 
 def connection_after(role: Role, state: ConnectionState, way: Way, move: ConnectionMove) -> ConnectionState:
     """The state after `move`, seen by `role`."""
-    return _checked(CONNECTION_MOVES[role][state].get((way, move)), way, f"{move.value} while {state.value}")
+    after = CONNECTION_MOVES[role][state].get((way, move))
+    if after is None:
+        raise _fault(way)(f"{move.value} while {state.value}")
+    return after
 
 
 def stream_after(role: Role, state: StreamState, way: Way, move: StreamMove) -> StreamState:
     """The state of a stream after `move`, seen by `role`; `way` says whose fault an illegal one is."""
-    return _checked(STREAM_MOVES[role][state].get(move), way, f"{move.value} on a stream that is {state.value}")
+    after = STREAM_MOVES[role][state].get(move)
+    if after is None:
+        raise _fault(way)(f"{move.value} on a stream that is {state.value}")
+    return after
 
 
-def _checked(state: _State | None, way: Way, what: str) -> _State:
-    if state is not None:
-        return state
-    raise (IllegalSend if way is Way.SEND else IllegalReceive)(what)
+def _fault(way: Way) -> type[IllegalSend] | type[IllegalReceive]:
+    return IllegalSend if way is Way.SEND else IllegalReceive
