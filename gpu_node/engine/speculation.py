@@ -18,6 +18,7 @@ PRIOR_JUDGED = 2.0  # the first verdicts weigh against an even chance, so that o
 MIN_PAUSE = 8  # tokens without drafts after they stopped paying, doubled each time up to the longest
 MAX_PAUSE = 512
 PROBE = 2  # drafts when the pause is over
+MARGIN = 1.3  # times its price must a draft bring: the price is an estimate, and a wrong draft also delays the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class DraftRecord:
         """
         if written < self.resumes_at or limit < 1:
             return 0
+        price *= MARGIN
         if price >= 1.0:
             return 0
         if self.pause:
@@ -107,7 +109,7 @@ class DraftRecord:
         kept = MEMORY**verdicts
         right = self.accepted * kept + accepted
         judged = self.judged * kept + verdicts
-        if _paying(right / judged, price):
+        if _paying(right / judged, price * MARGIN):
             return DraftRecord(right, judged)
         pause = min(MAX_PAUSE, max(MIN_PAUSE, 2 * self.pause))
         return DraftRecord(right, judged, pause, written + pause)
