@@ -88,7 +88,9 @@ Table = dict[str, dict[str, Seen]]  # work, contender
 
 def main() -> None:
     arguments = _arguments()
-    report = Report("engine", vars(arguments))
+    local = {"vllm", "llama", "gguf"}  # where they lie on this machine is nobody's business
+    told = {name: bool(value) if name in local else value for name, value in vars(arguments).items()}
+    report = Report("engine", told)
     for model in _models(arguments):
         print(f"\n{model.name}, {model.dtype}, {arguments.threads} thread(s) on core(s) {arguments.cores}")
         with _running(_recipes(model, arguments), arguments, report) as contenders:
