@@ -18,7 +18,7 @@ PRIOR_JUDGED = 2.0  # the first verdicts weigh against an even chance, so that o
 MIN_PAUSE = 8  # tokens without drafts after they stopped paying, doubled each time up to the longest
 MAX_PAUSE = 512
 PROBE = 2  # drafts when the pause is over
-MARGIN = 2.0  # times its price must a draft bring: the price is an estimate, and a wrong draft also delays the others
+MARGIN = 1.3  # times its price must a draft bring: the price is an estimate, and a wrong draft also delays the others
 
 
 @dataclass(frozen=True, slots=True)

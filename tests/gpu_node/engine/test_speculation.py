@@ -154,7 +154,7 @@ def test_drafts_that_cost_nothing_are_always_welcome() -> None:
 
 def test_a_crowd_makes_drafts_dear() -> None:
     record = DraftRecord(8.0, 10.0)
-    assert [record.length(0.05 * decodes, 8, 0) for decodes in (1, 4, 8, 15)] == [8, 4, 1, 0]
+    assert [record.length(0.05 * decodes, 8, 0) for decodes in (1, 4, 12, 15)] == [8, 6, 1, 0]
 
 
 def test_kinds_of_matches_are_judged_apart() -> None:
