@@ -4,7 +4,11 @@
     |-- UsageError               the person at the keyboard: one sentence, exit code 2
     |-- ModelError               the model cannot be provided or loaded: one sentence, requests get 500
     |-- RequestError             the client's mistake: 4xx with a sentence
-    |   `-- ContextExceeded      prompt longer than the context while cutting is forbidden
+    |   |-- ContextExceeded      prompt longer than the context while cutting is forbidden
+    |   |-- Unsupported          known, and not possible on this node: 501
+    |   |-- UnknownHandle        no such buffer in the client's session
+    |   `-- DigestMismatch       bytes of a file are not those that were named
+    |-- StoreRefused             the model store is full, closed, or does not take this
     |-- NodeBusy                 the queue is full: 503
     |-- NodeStopping             the node ends: 503, a running stream gets an error line
     |-- NoRoom                   other models hold the memory that this one needs: 503, with who holds what
@@ -44,6 +48,24 @@ class ContextExceeded(RequestError):
         super().__init__("the input length exceeds the context length")
 
 
+class Unsupported(RequestError):
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message, status=501, field=field)
+
+
+class UnknownHandle(RequestError):
+    def __init__(self, handle: int) -> None:
+        super().__init__(f"this session has no buffer {handle}", status=404, field="handle")
+
+
+class DigestMismatch(RequestError):
+    """What was sent is not what was announced; nothing of it is kept."""
+
+
+class StoreRefused(NodeError):
+    """The model store cannot take what is offered."""
+
+
 class NodeBusy(NodeError):
     def __init__(self) -> None:
         super().__init__("server busy, please try again.  maximum pending requests exceeded")
@@ -55,7 +77,11 @@ class NodeStopping(NodeError):
 
 
 class NoRoom(NodeError):
-    """A model does not fit into the memory account as it is now."""
+    """A model or a buffer does not fit into the memory account as it is now."""
+
+    def __init__(self, message: str, free_bytes: int | None = None, needed_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.free_bytes, self.needed_bytes = free_bytes, needed_bytes
 
 
 class GenerationFailed(NodeError):

@@ -1,0 +1,1 @@
+"""The node's own protocol over TCP: clients, their sessions, and what they ask for."""
