@@ -40,7 +40,6 @@ log = logging.getLogger("gpu_node")
 
 # A load or a forward cannot be interrupted; after this the process ends around it.
 WORKER_SECONDS = 1.0
-DRAFTS = 8  # of one sequence in one step, where guessing is allowed
 
 
 class Node:
@@ -129,7 +128,7 @@ def engine_options(wish: LoadWish, max_waiting: int) -> EngineOptions:
         max_waiting=max_waiting,
         step_tokens=wish.step_tokens,
         mixed_step_tokens=wish.mixed_step_tokens,
-        max_drafts=DRAFTS if wish.speculation == "auto" else 0,
+        max_drafts=EngineOptions().max_drafts if wish.speculation == "auto" else 0,
     )
 
 

