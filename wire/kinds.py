@@ -133,9 +133,10 @@ class Real:
         return value
 
     def describe(self) -> str:
+        infinite = "" if self.finite else ", infinite allowed"
         if math.isinf(self.least) and math.isinf(self.most):
-            return "real, finite" if self.finite else "real, infinite allowed"
-        return f"real, {self.least:g} to {self.most:g}" if self.most < math.inf else f"real, {self.least:g} and more"
+            return f"real{infinite or ', finite'}"
+        return f"real, {self.least:g} {f'to {self.most:g}' if self.most < math.inf else 'and more'}{infinite}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from wire.frames import Buffer, FrameType
 from wire.kinds import byte_size
 from wire.limits import HANDSHAKE_PAYLOAD, LARGEST_PAYLOAD
 from wire.messages_memory import Alloc, Allocated, Free, Read, Run
-from wire.messages_session import Ack, Cancel, Error, Goodbye, Hello, Ping, Pong, Stats, Welcome
+from wire.messages_session import Ack, Cancel, Error, Goodbye, Hello, Ping, Pong, Welcome
+from wire.messages_stats import Stats
 from wire.messages_work import (
     Chunk,
     Done,

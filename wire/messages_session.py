@@ -1,11 +1,11 @@
 """Messages about the connection itself: who is there, is it alive, what went wrong, why it ends.
 
-Invariants: all but ACK and STATS fit `HANDSHAKE_PAYLOAD`; a proof is never the token. Must not know states or sockets.
+Invariants: all but ACK fit `HANDSHAKE_PAYLOAD`; a proof is never the token. Must not know states or sockets.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Annotated
 
@@ -21,7 +21,6 @@ __all__ = [
     "NONCE_BYTES",
     "PROOF_BYTES",
     "SESSION_KEY_BYTES",
-    "STATISTICS",
     "Ack",
     "Cancel",
     "Capabilities",
@@ -34,7 +33,6 @@ __all__ = [
     "Ping",
     "Pong",
     "SignalDbm",
-    "Stats",
     "Welcome",
 ]
 
@@ -46,7 +44,6 @@ CAPABILITIES = 32
 CAPABILITY_BYTES = 32
 ERROR_TEXT_BYTES = 1024
 DETAILS = 32
-STATISTICS = 1024
 
 Name = Annotated[str, Text(NAME_BYTES)]
 Capabilities = Annotated[tuple[str, ...], Listing(Text(CAPABILITY_BYTES, least=1), CAPABILITIES)]
@@ -105,7 +102,7 @@ class Hello:
     nonce: Annotated[bytes, Octets(NONCE_BYTES, least=NONCE_BYTES)]
     capabilities: Capabilities = ()
     proof: Annotated[bytes, Octets(PROOF_BYTES)] = b""
-    session_key: Annotated[bytes, Octets(SESSION_KEY_BYTES)] = b""
+    session_key: Annotated[bytes, Octets(SESSION_KEY_BYTES)] = field(default=b"", repr=False)  # never in a log
     signal_dbm: SignalDbm = None
 
 
@@ -118,7 +115,7 @@ class Welcome:
     nonce: Annotated[bytes, Octets(NONCE_BYTES, least=NONCE_BYTES)]
     capabilities: Capabilities = ()
     proof: Annotated[bytes, Octets(PROOF_BYTES)] = b""
-    session_key: Annotated[bytes, Octets(SESSION_KEY_BYTES)] = b""
+    session_key: Annotated[bytes, Octets(SESSION_KEY_BYTES)] = field(default=b"", repr=False)  # never in a log
     resumed: Annotated[bool, Flag()] = False
     node_id: Annotated[bytes, Octets(16)] = b""
     incarnation: Annotated[int, Unsigned()] = 0
@@ -171,10 +168,3 @@ class Ack:
 
     amount: Annotated[int, Unsigned()] = 0
     held: Annotated[tuple[int, ...], Listing(Unsigned(), 4096)] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Asks (empty), and answers with names and values."""
-
-    values: Annotated[Table, NamedValues(STATISTICS)] = ()

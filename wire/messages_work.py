@@ -64,6 +64,7 @@ __all__ = [
     "Given",
     "Ids",
     "JsonGuide",
+    "KeepAlive",
     "Load",
     "Loaded",
     "LogitBias",
@@ -108,6 +109,8 @@ Ids = Annotated[tuple[int, ...], TokenIds(TOKENS)]
 Count = Annotated[int, Unsigned(INT32)]
 Size = Annotated[int, Unsigned()]
 Number = Annotated[float, Real()]
+# How long a model stays after it: 0, it leaves; infinite, for ever; None, as the node is set.
+KeepAlive = Annotated[float | None, Perhaps(Real(least=0.0, finite=False))]
 Digest = Annotated[bytes, Octets(DIGEST_BYTES, least=DIGEST_BYTES)]
 
 
@@ -237,7 +240,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Asks for text. The same `job` again in one session goes on with what runs, from TOKENS number `next_index`."""
+    """Asks for text. The same `job` again in one session goes on with what runs, from TOKENS number `next_index`.
+
+    `render_only`: TOKENS with the prompt as the model's template makes it, then DONE; nothing is generated.
+    """
 
     model: Model
     prompt: Annotated[ChatPrompt | TextPrompt | TokenPrompt, OneOf((ChatPrompt, TextPrompt, TokenPrompt))]
@@ -252,6 +258,8 @@ class Generate:
     given: Annotated[tuple[Given, ...], Listing(Nested(Given), SAMPLES)] = ()
     job: Annotated[bytes, Octets(JOB_BYTES)] = b""
     next_index: Size = 0
+    keep_alive_seconds: KeepAlive = None
+    render_only: Annotated[bool, Flag()] = False
 
     def __post_init__(self) -> None:
         if self.given and len(self.given) != self.samples:
@@ -311,6 +319,7 @@ class Embed:
     dimensions: Count = 0
     caller: Caller = ""
     cache_salt: Caller = ""
+    keep_alive_seconds: KeepAlive = None
 
 
 @dataclass(frozen=True, slots=True)

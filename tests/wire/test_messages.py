@@ -27,7 +27,8 @@ from wire.messages import (
     without_proof,
 )
 from wire.messages_memory import Alloc, Run
-from wire.messages_session import Ack, Error, ErrorCode, Hello, Ping, Pong, Stats, Welcome
+from wire.messages_session import Ack, Error, ErrorCode, Hello, Ping, Pong, Welcome
+from wire.messages_stats import Stats
 from wire.messages_work import (
     Bounds,
     ChatMessage,

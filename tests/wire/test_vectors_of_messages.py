@@ -41,8 +41,8 @@ SHELF: dict[str, tuple[Callable[[str, bytes], Any], dict[str, Any]]] = {
 
 
 def _signed_with(*signs: str) -> Iterator[Any]:
-    for file, vectors in WRITTEN.items():
-        for name, (sign, data) in vectors.items():
+    for file in SHELF:
+        for name, (sign, data) in WRITTEN[file].items():
             if sign in signs:
                 yield pytest.param(file, name, data, id=f"{file}:{name}")
 

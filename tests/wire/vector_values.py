@@ -17,9 +17,9 @@ from wire.messages_session import (
     Hello,
     Ping,
     Pong,
-    Stats,
     Welcome,
 )
+from wire.messages_stats import DeviceRecord, HolderRecord, ModelRecord, ResidentRecord, Stats
 from wire.messages_work import (
     Bounds,
     ChatMessage,
@@ -93,7 +93,10 @@ MESSAGES: dict[str, Any] = {
         (Given((7, 8), 11), Given()),
         bytes(range(16)),
         17,
+        300.0,
+        True,
     ),
+    "GENERATE/for-ever": Generate("m", TextPrompt("hi"), keep_alive_seconds=math.inf),
     "GENERATE/pattern": Generate("m", TextPrompt(""), Sampling(guide=RegexGuide("[0-9]+"))),
     "TOKENS/one": Tokens(5, 4, "a", (7,)),
     "TOKENS/text-alone": Tokens(300, 299, "🙂"),
@@ -102,7 +105,7 @@ MESSAGES: dict[str, Any] = {
     ),
     "DONE/plain": Done(6, FinishReason.STOP, 12, 5, 1_000_000, 250_000_000),
     "DONE/two": Done(6, FinishReason.STOP, 12, 5, 1, 2, 3, (FinishReason.STOP, FinishReason.LENGTH), context=(1, 2, 3)),
-    "EMBED": Embed("m", ("one", "two"), 512, False, False, 256, "anna", "salt"),
+    "EMBED": Embed("m", ("one", "two"), 512, False, False, 256, "anna", "salt", 0.0),
     "VECTORS": Vectors(0, 2, 2, bytes.fromhex("0000803f 00000040 00004040 00008040"), 4),
     "ALLOC/matrix": Alloc(1, DType.FLOAT16, (4096, 4096), "cuda:0"),
     "ALLOC/scalar": Alloc(2, DType.INT64),
@@ -115,6 +118,30 @@ MESSAGES: dict[str, Any] = {
     "RUN/buffer": Run("m", FromBuffer(1), Output.HIDDEN, True, 2, "anna", "salt"),
     "STATS/question": Stats(),
     "STATS/answer": Stats((("uptime_seconds", 1.5), ("devices", ("cpu", b"\x00\xff", False, (1, -1))), ("free", -1))),
+    "STATS/everything": Stats(
+        (("version", "0.1.0"), ("slots", 8)),
+        (
+            ModelRecord(
+                "smollm2:135m",
+                "sha256:00ff",
+                270_000_000,
+                "safetensors",
+                "llama",
+                "134.5M",
+                "BF16",
+                1_900_000_000.5,
+                8192,
+                ("completion", "tools"),
+            ),
+            ModelRecord("org/tiny"),
+        ),
+        (
+            ResidentRecord("smollm2:135m", "ready", 8192, 270_000_000, 1 << 28, 8, 2, 1, 299.5, "cuda:0"),
+            ResidentRecord("org/tiny", "loading"),
+        ),
+        (DeviceRecord("NVIDIA X", "cuda", 24 << 30, 20 << 30, 4 << 30), DeviceRecord("cpu", "cpu")),
+        (HolderRecord("session 3", "buffers", 1 << 20, "live"), HolderRecord("smollm2:135m", "model")),
+    ),
     "DATA/chunk": Chunk(1, 1 << 32, DIGEST, b"some bytes of a file"),
 }
 # What a newer sender or one that leaves nothing out may send for the same value.
