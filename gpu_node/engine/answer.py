@@ -2,7 +2,8 @@
 
 Invariants: a token is written at most once; the end token is counted but not written; after `reason` is set nothing is
 taken any more; what text is held back (open characters, half a stop string) comes out at the end. The same tokens give
-the same answer whether they come one by one or several at a time. Must not know the scheduler, the clock or torch.
+the same answer whether they come one by one, several at a time, or were given as written elsewhere. Must not know the
+scheduler, the clock or torch.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from gpu_node.engine.prompt import kept_in_front
-from gpu_node.engine.sequence import Bounds, FinishReason, Token, TokenLogprob
+from gpu_node.engine.sequence import Bounds, FinishReason, Given, Token, TokenLogprob
 from gpu_node.engine.text_stream import StopWatch, TokenText
 from gpu_node.engine.vocabulary import Vocabulary
+from gpu_node.errors import GenerationFailed, RequestError
 
 NOTHING_BANNED: frozenset[int] = frozenset()
 
@@ -54,6 +56,55 @@ class Answer:
         self._text = TokenText(vocabulary.decode, prompt)
         self._stop = StopWatch(stop)
         self._base, self._base_written = prompt, 0  # what stands before `written[_base_written:]`
+        self.given_steps = 0  # of `steps`, those that were made elsewhere
+        self.unsaid = ""  # text of the given tokens that nobody was told
+        self._said_bytes = 0  # of the text to come: somebody was told
+
+    def resume(self, given: Given) -> None:
+        """Go through an answer that was begun elsewhere as if it had been written here; it may have ended there.
+
+        Raises `RequestError` when no answer to this request can have come so far.
+        """
+        text = ""
+        for token in given.ids:
+            if self.reason is not None:
+                raise RequestError("the given answer goes on behind its end", field="given")
+            text += self._rewrite(token)
+        if self.reason is not None:
+            text += self._flush()
+        self.given_steps = self.steps
+        self._skip_said(text, given.text_bytes)
+
+    def _rewrite(self, token: int) -> str:
+        self.steps += 1
+        if self._ends(token):
+            self.reason = "stop"
+            return ""
+        try:
+            text = self._write(token)
+        except GenerationFailed as error:
+            raise RequestError(f"the given answer is none that its guide allows: {error}", field="given") from error
+        if self.must_shift:
+            self.shift()
+        return text
+
+    def _skip_said(self, text: str, said_bytes: int) -> None:
+        """An answer that ended elsewhere has told what is still held back here."""
+        certain = text.encode()
+        possible = certain if self.reason is not None else (text + self._stop.held + self._text.held).encode()
+        try:
+            possible[:said_bytes].decode()
+        except UnicodeDecodeError:
+            raise RequestError("the given text ends within a character", field="given") from None
+        if said_bytes > len(possible):
+            raise RequestError("more text is given than the given tokens have", field="given")
+        self.unsaid = certain[said_bytes:].decode()
+        self._said_bytes = max(said_bytes - len(certain), 0)
+
+    def _without_said(self, text: str) -> str:
+        raw = text.encode()
+        said, self._said_bytes = self._said_bytes, max(self._said_bytes - len(raw), 0)
+        return raw[said:].decode(errors="ignore")
 
     @property
     def tokens(self) -> list[int]:
@@ -82,6 +133,8 @@ class Answer:
                 break
         if self.reason is not None:
             text += self._flush()
+        if self._said_bytes:
+            text = self._without_said(text)
         ids = tuple(self.written[before:])
         return Token(text, self.sample, ids, tuple(logprobs[: len(ids)])) if ids or text else None
 

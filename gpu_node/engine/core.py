@@ -243,9 +243,14 @@ class EngineCore:
         if not isinstance(job, Generation):
             self._feed(job)
             return
-        sequences = self._scheduler.submit(job.submission, self._clock())
-        self._jobs[job].update(sequences)
+        sequences: list[int] = []
+        for submission in job.submissions:
+            entered = self._scheduler.submit(submission, self._clock())
+            self._jobs[job].update(entered)
+            sequences += entered
         job.begin(sequences)
+        if not sequences:  # every answer had ended where it was begun
+            self._end(job, job.done(self._clock()))
         self._fresh.update(sequences)
         self._samples.update((sample.sequence, sample) for sample in job.samples)
 

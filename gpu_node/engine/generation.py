@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpu_node.engine.answer import Answer, GuideState
 from gpu_node.engine.mailbox import Call
 from gpu_node.engine.planned import PlannedPick, Submission
-from gpu_node.engine.sequence import Done, GenerationRequest
+from gpu_node.engine.sequence import Done, GenerationRequest, Token
 from gpu_node.engine.stats import Counters
 from gpu_node.engine.step import Choice, Pick
 from gpu_node.engine.vocabulary import Vocabulary
@@ -28,6 +28,15 @@ class PreparedGeneration:
     ids: tuple[int, ...]
     guides: tuple[GuideState | None, ...]  # one a sample
     arrived: float
+    begun: tuple[Answer, ...] = ()  # elsewhere, as far as they have come there; one a sample
+
+    @property
+    def submissions(self) -> tuple[Submission, ...]:
+        """Answers that were begun go on each from its own tokens; one that has ended needs no sequence."""
+        if not self.begun:
+            return (self.submission,)
+        open_ones = [answer for answer in self.begun if answer.reason is None]
+        return tuple(replace(self.submission, ids=tuple(answer.tokens), samples=1) for answer in open_ones)
 
     @property
     def submission(self) -> Submission:
@@ -90,25 +99,25 @@ class Sample:
 class Generation:
     def __init__(self, prepared: PreparedGeneration, call: Call, vocabulary: Vocabulary) -> None:
         self.request, self.call = prepared.request, call
-        self.submission = prepared.submission
-        self.samples: tuple[Sample, ...] = ()
+        self.submissions = prepared.submissions
+        self.answers: tuple[Answer, ...] = ()
+        self.samples: tuple[Sample, ...] = ()  # those that are being answered
         self._prepared, self._vocabulary = prepared, vocabulary
         self._begun: float | None = None
         self._read: float | None = None
         self._reused = 0
 
     def begin(self, sequences: Sequence[int]) -> None:
-        request = self.request
-        keys = draw_keys(request.sampling.seed, request.samples)
+        """One sequence for each answer that has not ended yet."""
+        self.answers = self._prepared.begun or answers_to(self._prepared, self._vocabulary)
+        keys = draw_keys(self.request.sampling.seed, self.request.samples)
+        going = [(answer, key) for answer, key in zip(self.answers, keys, strict=True) if answer.reason is None]
         self.samples = tuple(
-            Sample(
-                self,
-                sequence,
-                Answer(self._vocabulary, self._prepared.ids, request.bounds, request.stop, guide, number),
-                key,
-            )
-            for number, (sequence, key, guide) in enumerate(zip(sequences, keys, self._prepared.guides, strict=True))
+            Sample(self, sequence, answer, key) for sequence, (answer, key) in zip(sequences, going, strict=True)
         )
+        for answer in self.answers:
+            if answer.unsaid:
+                self.call.tell(Token(answer.unsaid, answer.sample))
 
     def note_begin(self, now: float, reused_tokens: int) -> None:
         """The prompt's first piece is about to be computed."""
@@ -121,20 +130,29 @@ class Generation:
             counters.first_token.observe(max(now - self._prepared.arrived, 0.0))
 
     def done(self, now: float) -> Done:
-        answers = [sample.answer for sample in self.samples]
+        answers = self.answers
         reasons = tuple(answer.reason or "stop" for answer in answers)
         begun = self._prepared.arrived if self._begun is None else self._begun
         read = now if self._read is None else self._read
         return Done(
             reason=reasons[0],
             prompt_tokens=len(self._prepared.ids),
-            output_tokens=sum(answer.steps for answer in answers),
+            output_tokens=sum(answer.steps - answer.given_steps for answer in answers),
             prompt_ns=_nanoseconds(read - begun),
             output_ns=_nanoseconds(now - read),
             context=(*self._prepared.ids, *answers[0].written),
             reused_tokens=self._reused,
             reasons=reasons,
         )
+
+
+def answers_to(prepared: PreparedGeneration, vocabulary: Vocabulary) -> tuple[Answer, ...]:
+    """Nothing is written yet."""
+    request = prepared.request
+    return tuple(
+        Answer(vocabulary, prepared.ids, request.bounds, request.stop, guide, number)
+        for number, guide in enumerate(prepared.guides)
+    )
 
 
 def draw_keys(seed: int | None, samples: int) -> list[int]:

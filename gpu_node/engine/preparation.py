@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from gpu_node.engine.answer import GuideState
-from gpu_node.engine.generation import PreparedGeneration
+from gpu_node.engine.generation import PreparedGeneration, answers_to
 from gpu_node.engine.prompt import prepare, refuse_absurd
 from gpu_node.engine.sequence import Bounds, EmbeddingRequest, GenerationRequest, Guide, InferenceRequest
 from gpu_node.engine.step import ModelRunner
+from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import ContextExceeded, GenerationFailed, NodeError, RequestError
 
 log = logging.getLogger("gpu_node.engine")
@@ -74,7 +75,22 @@ def prepare_generation(
     if guide is not None:
         with errors_of_its_own("the answer cannot be guided"):
             guides = [start_guide(guide) for _ in range(request.samples)]
-    return PreparedGeneration(replace(request, bounds=bounds), ids, tuple(guides), arrived)
+    ready = PreparedGeneration(replace(request, bounds=bounds), ids, tuple(guides), arrived)
+    return resumed(ready, vocabulary) if request.given else ready
+
+
+def resumed(fresh: PreparedGeneration, vocabulary: Vocabulary) -> PreparedGeneration:
+    """Its answers are where they were left elsewhere. Raises `RequestError` when they cannot have come so far."""
+    given = fresh.request.given
+    if len(given) != fresh.request.samples:
+        raise RequestError(f"{len(given)} given answers for {fresh.request.samples} samples", field="given")
+    if any(not 0 <= token < vocabulary.size for one in given for token in one.ids):
+        raise RequestError("the given answer holds a number that is no token of this model", field="given")
+    with errors_of_its_own("the given answer cannot be read"):
+        answers = answers_to(fresh, vocabulary)
+        for answer, one in zip(answers, given, strict=True):
+            answer.resume(one)
+    return replace(fresh, begun=answers)
 
 
 def prepare_texts(request: EmbeddingRequest, runner: ModelRunner, bound: Bound) -> list[tuple[int, ...]]:

@@ -116,6 +116,14 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """One answer as far as it has come elsewhere."""
+
+    ids: tuple[int, ...] = ()
+    text_bytes: int = 0  # UTF-8 bytes of its text that were handed on: the ids may be ahead of their text
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     prompt: Prompt
     sampling: SamplingOptions
@@ -126,6 +134,7 @@ class GenerationRequest:
     deadline: float | None = None  # on the engine's clock, seconds; after it the request fails
     caller: str = ""  # callers get equal turns
     cache_salt: str = ""  # only requests of one salt share cached prompts
+    given: tuple[Given, ...] = ()  # one a sample: only what follows is told, and is what would have followed there
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +162,8 @@ class Token:
 @dataclass(frozen=True, slots=True)
 class Done:
     reason: FinishReason
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: int  # of the prompt alone, whatever was given of the answer
+    output_tokens: int  # written here
     prompt_ns: int
     output_ns: int
     context: tuple[int, ...]  # ids of prompt and answer, to be given back in the next request

@@ -51,13 +51,15 @@ class TokenText:
             self._shorten(len(text) - self._told)
         return fresh
 
-    def flush(self) -> str:
+    @property
+    def held(self) -> str:
         """What is still held back, broken or not."""
-        if not self._holds:
-            return ""
-        self._holds = False
-        text = self._decode(self._window)
-        fresh, self._told = text[self._told :], len(text)
+        return self._decode(self._window)[self._told :] if self._holds else ""
+
+    def flush(self) -> str:
+        """What is still held back comes out."""
+        fresh = self.held
+        self._holds, self._told = False, self._told + len(fresh)
         return fresh
 
     def _shorten(self, held: int) -> None:
@@ -92,6 +94,11 @@ class StopWatch:
         keep = self._longest_beginning(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    @property
+    def held(self) -> str:
+        """What may still become a stop string."""
+        return self._held
 
     def flush(self) -> str:
         held, self._held = self._held, ""
