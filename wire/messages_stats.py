@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from wire.kinds import Listing, Nested, Perhaps, Real, Text
-from wire.messages_work import Count, Model, Size
+from wire.messages_work import OPTIONS, Count, Model, Size
 from wire.scalars import NamedValues, Table
 
 __all__ = [
@@ -52,6 +52,7 @@ class ModelRecord:
     modified_s: Annotated[float, Real(least=0.0)] = 0.0
     context_tokens: Count = 0
     capabilities: Annotated[tuple[str, ...], Listing(Text(WORD_BYTES, least=1), 32)] = ()
+    parameters: Annotated[Table, NamedValues(OPTIONS)] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ __all__ = [
     "STOP_BYTES",
     "TEXT_BYTES",
     "TOKENS",
+    "TOKEN_TEXT_BYTES",
     "UINT32",
     "Bounds",
     "Caller",
@@ -95,6 +96,7 @@ STOPS = 64
 STOP_BYTES = 1024
 SAMPLES = 128
 LOGPROBS = 1 << 10
+TOKEN_TEXT_BYTES = 1 << 10  # of one token: vocabularies have runs of spaces and dashes, none near this
 OPTIONS = 128
 FILES = 4096  # a model in shards with its tokenizer has some hundred
 DIGEST_BYTES = 32  # SHA-256
@@ -268,8 +270,11 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
+    """`text` is the token's alone, with U+FFFD where it is a part of a character."""
+
     id: Annotated[int, Unsigned(TOKEN_ID_MOST)]
     logprob: Annotated[float, Real(finite=False)] = -math.inf
+    text: Annotated[str, Text(TOKEN_TEXT_BYTES)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +312,7 @@ class Done:
     reused_tokens: Count = 0
     reasons: Annotated[tuple[FinishReason, ...], Listing(Choice(FinishReason), SAMPLES)] = ()
     context: Ids = ()
+    load_ns: Size = 0
 
 
 @dataclass(frozen=True, slots=True)

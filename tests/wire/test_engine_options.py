@@ -23,13 +23,14 @@ def _defaults(record: type[Any]) -> dict[str, Any]:
         (messages_work.RegexGuide, sequence.RegexGuide),
         (messages_work.ChatMessage, sequence.Message),
         (messages_work.ChatPrompt, sequence.ChatPrompt),
-        (messages_work.Logprob, sequence.Logprob),
     ],
 )
 def test_records_are_the_engines(ours: type[Any], engines: type[Any]) -> None:
-    assert set(_defaults(ours)) == set(_defaults(engines))
-    if ours is not messages_work.Logprob:  # there the default only saves bytes
-        assert _defaults(ours) == _defaults(engines)
+    assert _defaults(ours) == _defaults(engines)
+
+
+def test_logprobs_are_the_engines_with_the_text_that_a_client_has_no_vocabulary_for() -> None:
+    assert set(_defaults(messages_work.Logprob)) == {*_defaults(sequence.Logprob), "text"}
 
 
 def test_bounds_are_the_engines_and_the_context_may_be_the_models() -> None:

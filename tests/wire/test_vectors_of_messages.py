@@ -75,5 +75,6 @@ def test_one_vector_read_by_hand() -> None:
     message = b"\x00\x00\x01a\x01\x00\x00\x00\x07\x01"  # index, position, text, ids, sample
     minus_half = b"\x09\x07\xbf\xe0\x00\x00\x00\x00\x00\x00"
     minus_infinity = b"\x01\x08"  # the default is left out
-    logprob = minus_half + b"\x02" + minus_half + minus_infinity
+    with_text = b"\x0b" + minus_half[1:] + b"\x01a"
+    logprob = minus_half + b"\x02" + with_text + minus_infinity
     assert WRITTEN["messages.hex"]["TOKENS/logprobs"] == ("=", message + b"\x01" + bytes([len(logprob)]) + logprob)

@@ -101,10 +101,12 @@ MESSAGES: dict[str, Any] = {
     "TOKENS/one": Tokens(5, 4, "a", (7,)),
     "TOKENS/text-alone": Tokens(300, 299, "🙂"),
     "TOKENS/logprobs": Tokens(
-        0, 0, "a", (7,), 1, (TokenLogprob(Logprob(7, -0.5), (Logprob(7, -0.5), Logprob(8, -math.inf))),)
+        0, 0, "a", (7,), 1, (TokenLogprob(Logprob(7, -0.5), (Logprob(7, -0.5, "a"), Logprob(8, -math.inf))),)
     ),
     "DONE/plain": Done(6, FinishReason.STOP, 12, 5, 1_000_000, 250_000_000),
-    "DONE/two": Done(6, FinishReason.STOP, 12, 5, 1, 2, 3, (FinishReason.STOP, FinishReason.LENGTH), context=(1, 2, 3)),
+    "DONE/two": Done(
+        6, FinishReason.STOP, 12, 5, 1, 2, 3, (FinishReason.STOP, FinishReason.LENGTH), context=(1, 2, 3), load_ns=4
+    ),
     "EMBED": Embed("m", ("one", "two"), 512, False, False, 256, "anna", "salt", 0.0),
     "VECTORS": Vectors(0, 2, 2, bytes.fromhex("0000803f 00000040 00004040 00008040"), 4),
     "ALLOC/matrix": Alloc(1, DType.FLOAT16, (4096, 4096), "cuda:0"),
@@ -132,6 +134,7 @@ MESSAGES: dict[str, Any] = {
                 1_900_000_000.5,
                 8192,
                 ("completion", "tools"),
+                (("temperature", 0.5), ("stop", ("<end>",))),
             ),
             ModelRecord("org/tiny"),
         ),
