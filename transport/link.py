@@ -1,59 +1,300 @@
-"""The client's end of one connection after the handshake: requests, pings, the end.
+"""The client's end of one connection, from the socket through the handshake to the last goodbye.
 
-Skeleton: the signatures stand, what is behind them follows.
+Invariants: what `connect` returns has proved the token where there is one; whatever fails before that leaves no socket
+behind; a link is lost once, tells its owner at once, and is never mended (`session.py` makes a new one). A node that
+stops lets the running streams end; the last of them ends the link. Knows no sessions beyond the welcome's words.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from transport.errors import TransportError
-from transport.places import Access, Place
+from transport.codec import LZ4
+from transport.driver import Driver
+from transport.errors import ConnectFailed, ConnectionLost, Refused, TransportError, WrongToken
+from transport.places import Access, Place, reach
 from transport.streams import Stream
-from wire.messages import Message
-from wire.messages_session import GoodbyeReason, Welcome
-from wire.messages_work import Progress
+from transport.tls import Tls, line_over
+from wire.connection import FrameReceived
+from wire.errors import OutOfBounds, RemoteError, WrongProof
+from wire.frames import FrameType
+from wire.handshake import ClientHandshake, ClientTerms
+from wire.messages import Message, decode_message, encode_message, frame_type
+from wire.messages_session import Error, ErrorCode, Goodbye, GoodbyeReason, Ping, Pong, Welcome
+from wire.messages_work import Progress, Vectors
+from wire.state import Role
 
-__all__ = ["Access", "Link", "Place", "connect"]
+__all__ = ["Access", "Caller", "Link", "Place", "connect"]
+
+CONNECT_SECONDS = 5.0
+# The node answers a goodbye at once; a dead one never.
+GOODBYE_SECONDS = 1.0
+NONCE_BYTES = 32
+# After these the node keeps nothing of the session, so there is nothing to come back to.
+FREEING = frozenset({GoodbyeReason.FINISHED, GoodbyeReason.IDLE, GoodbyeReason.UNWELCOME})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a client says of itself in its HELLO."""
+
+    name: str = ""
+    session_key: bytes = b""
+    signal_dbm: int | None = None
 
 
 async def connect(
     place: Place,
     access: Access,
+    caller: Caller | None = None,
     *,
-    name: str = "",
-    session_key: bytes = b"",
-    timeout_seconds: float = 5.0,
-    signal_dbm: int | None = None,
+    timeout_seconds: float = CONNECT_SECONDS,
+    on_lost: Callable[[Link], None] | None = None,
 ) -> Link:
-    """Raises ConnectFailed, WrongToken, Refused (the node has no room for us), ProtocolBroken."""
-    raise NotImplementedError
+    """A link that is ready for requests.
+
+    Raises ConnectFailed (nobody there, or no relay node), WrongToken, Refused (the node has no room for us), and
+    OutOfBounds for a name that no HELLO can carry. `on_lost` is called once, from the loop, when the link ends.
+    """
+    caller = caller or Caller()
+    terms = ClientTerms(caller.name, access.token, (LZ4,), caller.session_key, caller.signal_dbm)
+    link = Link(place, ClientHandshake(terms, os.urandom(NONCE_BYTES)), on_lost)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await link.begin(access)
+    except TimeoutError as error:
+        raise ConnectFailed(str(place), f"no answer within {timeout_seconds:g} s") from error
+    finally:
+        if not link.is_ready:
+            await link.abandon()
+    return link
 
 
 class Link:
-    place: Place
-    welcome: Welcome
-    lost: TransportError | None
-    draining: bool  # the node stops: it opens no new streams
+    """Made by `connect`. Any number of tasks may use it at once."""
+
+    def __init__(
+        self, place: Place, handshake: ClientHandshake, on_lost: Callable[[Link], None] | None = None
+    ) -> None:
+        self.place = place
+        self.goodbye: Goodbye | None = None  # the node's
+        self._handshake, self._on_lost = handshake, on_lost
+        self._driver = Driver(Role.CLIENT, on_control=self._hear, on_request=None, on_lost=self._end)
+        self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended = asyncio.Event()
+        self._pings: dict[bytes, asyncio.Future[None]] = {}
+        self._numbers = itertools.count()
+        self._lost: TransportError | None = None
+        self._attached = False
+
+    @property
+    def welcome(self) -> Welcome:
+        assert self._handshake.welcome is not None, "a link is handed out after its handshake"
+        return self._handshake.welcome
+
+    @property
+    def is_ready(self) -> bool:
+        return self._handshake.welcome is not None and self._lost is None
+
+    @property
+    def lost(self) -> TransportError | None:
+        """Why there is no connection any more; None while there is."""
+        return self._lost
+
+    @property
+    def draining(self) -> bool:
+        """The node has said goodbye: it opens no new streams."""
+        return self.goodbye is not None
+
+    @property
+    def keeps_session(self) -> bool:
+        """Whether the node still has the session when this link is over."""
+        return self.goodbye is None or self.goodbye.reason not in FREEING
+
+    @property
+    def driver(self) -> Driver:
+        """For counters and measurements of the line."""
+        return self._driver
+
+    async def begin(self, access: Access) -> None:
+        """Socket, TLS, handshake. Only for `connect`."""
+        socket = await reach(self.place)
+        tls = Tls(access.tls, server_name=access.server_name or self.place.host) if access.tls else None
+        line = await line_over(socket, tls)
+        self._driver.attach(line)
+        self._attached = True
+        await self._driver.send_control(FrameType.HELLO, self._handshake.begin())
+        await self._greeted
+
+    async def abandon(self) -> None:
+        """Closes without a word, whatever has come so far."""
+        self._greeted.cancel()
+        if self._attached:
+            self._driver.close()
+            await self._driver.wait_closed()
 
     async def open(self, message: Message, *, ends: bool = True) -> Stream:
-        """A request. Raises ConnectionLost, and Refused with STOPPING when the node opens no more."""
-        raise NotImplementedError
+        """A request; `ends=False` when DATA follows. Raises ConnectionLost, Refused (STOPPING) while draining."""
+        return await self.open_raw(frame_type(message), *encode_message(message), ends=ends)
+
+    async def open_raw(self, kind: FrameType, *payload: bytes | bytearray | memoryview, ends: bool = True) -> Stream:
+        """The same for a payload that is no message: WRITE's tensor header."""
+        if self._lost is not None:
+            raise _again(self._lost)
+        if self.goodbye is not None:
+            raise Refused(ErrorCode.STOPPING, self.goodbye.text or "the node takes no more requests")
+        return await self._driver.open(kind, *payload, ends=ends)
 
     async def ask(self, message: Message, on_progress: Callable[[Progress], None] | None = None) -> Message:
-        """One request, one last answer. Raises Refused, ConnectionLost."""
-        raise NotImplementedError
+        """One request, one answer; several VECTORS become one. Raises Refused, ConnectionLost."""
+        stream = await self.open(message)
+        try:
+            vectors: list[Vectors] = []
+            while True:
+                answer = await stream.message()
+                if isinstance(answer, Progress):
+                    if on_progress is not None:
+                        on_progress(answer)
+                elif isinstance(answer, Vectors):
+                    vectors.append(_checked(answer, vectors))
+                    if stream.over:
+                        return _joined(vectors)
+                else:
+                    return answer
+        finally:
+            stream.cancel()
 
     async def ping(self, signal_dbm: int | None = None) -> float:
-        """Seconds there and back."""
-        raise NotImplementedError
+        """Seconds there and back. Tells the node the strength of the Wi-Fi signal, where that is known."""
+        loop = asyncio.get_running_loop()
+        echo = next(self._numbers).to_bytes(8, "big")
+        heard = self._pings[echo] = loop.create_future()
+        if signal_dbm is not None:
+            self._driver.signal_dbm = signal_dbm
+        started = loop.time()
+        try:
+            await self._send_ping(Ping(echo, signal_dbm))
+            await heard
+        finally:
+            self._pings.pop(echo, None)
+        return loop.time() - started
+
+    async def poke(self, signal_dbm: int | None = None) -> None:
+        """A ping whose answer nobody waits for: it counts as something heard."""
+        await self._send_ping(Ping(signal_dbm=signal_dbm))
 
     async def close(self, reason: GoodbyeReason = GoodbyeReason.FINISHED) -> None:
-        raise NotImplementedError
+        """Says goodbye, waits a moment for the node's, and closes. FINISHED frees everything of the session."""
+        if self._lost is None:
+            with contextlib.suppress(TimeoutError, TransportError):
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    self._driver.goodbye(reason, "")
+                    await self._ended.wait()
+        self._driver.close()
+        await self.wait_closed()
 
     def cut(self, reason: str) -> None:
-        """Ends the connection without a word; the session stays for its grace."""
-        raise NotImplementedError
+        """Ends the connection without a word: the node keeps the session for its grace."""
+        self._end(ConnectionLost(reason))
+        self._driver.close()
 
     async def wait_closed(self) -> None:
-        raise NotImplementedError
+        await self._driver.wait_closed()
+
+    async def _send_ping(self, ping: Ping) -> None:
+        if self._lost is not None:
+            raise _again(self._lost)
+        await self._driver.send_control(FrameType.PING, *encode_message(ping))
+
+    def _hear(self, frame: FrameReceived) -> None:
+        """A frame of stream 0."""
+        if frame.type is FrameType.WELCOME:
+            self._greet(frame)
+            return
+        message = decode_message(frame.type, frame.payload)
+        if isinstance(message, Pong):
+            waiting = self._pings.get(message.echo)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+        elif isinstance(message, Goodbye):
+            self._hear_goodbye(message)
+        elif isinstance(message, Error):
+            self._hear_error(message)
+
+    def _greet(self, frame: FrameReceived) -> None:
+        try:
+            answer = self._handshake.receive(frame.payload, frame.ends)
+        except WrongProof as error:
+            self._fail_greeting(WrongToken(f"{self.place}: {error}"))
+            raise
+        except RemoteError as error:
+            self._fail_greeting(ConnectFailed(str(self.place), f"no relay node of ours: {error}"))
+            raise
+        if answer is not None:
+            self._driver.send_control_now(FrameType.HELLO, answer)
+            return
+        if LZ4 in self.welcome.capabilities:
+            self._driver.allow_compression()
+        if not self._greeted.done():
+            self._greeted.set_result(None)
+
+    def _hear_error(self, error: Error) -> None:
+        """The node gives up the connection; before the welcome that is its answer to us."""
+        if error.code is ErrorCode.WRONG_PROOF:
+            self._fail_greeting(WrongToken(f"{self.place}: {error.text or 'another token is wanted'}"))
+        elif error.code >= ErrorCode.INTERNAL:
+            self._fail_greeting(Refused.by(error))
+        else:
+            self._fail_greeting(ConnectFailed(str(self.place), f"{error.code.name}: {error.text}"))
+
+    def _hear_goodbye(self, goodbye: Goodbye) -> None:
+        self.goodbye = goodbye
+
+    def _fail_greeting(self, error: TransportError) -> None:
+        if not self._greeted.done():
+            self._greeted.set_exception(error)
+
+    def _end(self, error: TransportError | None) -> None:
+        """The connection is over; the first reason counts."""
+        if self._lost is not None:
+            return
+        self._lost = error or ConnectionLost(self._closing_words())
+        self._fail_greeting(ConnectFailed(str(self.place), str(self._lost)))
+        for waiting in self._pings.values():
+            if not waiting.done():
+                waiting.set_exception(_again(self._lost))
+        self._ended.set()
+        if self._handshake.welcome is not None and self._on_lost is not None:
+            self._on_lost(self)
+
+    def _closing_words(self) -> str:
+        if self.goodbye is None:
+            return "the connection was closed"
+        return f"the node said goodbye: {self.goodbye.text or self.goodbye.reason.name.lower()}"
+
+
+def _again(error: TransportError) -> TransportError:
+    return error.again() if isinstance(error, ConnectionLost) else error
+
+
+def _checked(answer: Vectors, before: list[Vectors]) -> Vectors:
+    """The vectors come in order and without gaps."""
+    expected = sum(map(_rows, before))
+    if answer.first != expected or (before and answer.dimensions != before[0].dimensions):
+        raise OutOfBounds(f"vectors from {answer.first} on where {expected} is next")
+    return answer
+
+
+def _rows(vectors: Vectors) -> int:
+    return memoryview(vectors.data).nbytes // (4 * vectors.dimensions)
+
+
+def _joined(parts: list[Vectors]) -> Vectors:
+    first = parts[0]
+    data = first.data if len(parts) == 1 else b"".join(part.data for part in parts)
+    return Vectors(0, first.total, first.dimensions, data, max(part.prompt_tokens for part in parts))

@@ -1,43 +1,248 @@
 """One node over reconnects: one multiplexed connection, any number of callers, nothing lost at a cut.
 
-Skeleton: the signatures stand, what is behind them follows.
+Invariants: there is one connection at most, and one attempt at it; a cut one is made anew at once, with the session's
+key, so that buffers and running answers are found again; when the node's grace is over, or it keeps nothing, whoever
+waits is told. An answer is told once: behind a cut it goes on at the next token. Where it cannot, the caller gets the
+error. Time and chance come from the settings. Must not know what is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from transport.link import Access, Link, Place
-from transport.pauses import PausePolicy
+from transport.errors import ConnectFailed, ConnectionLost, ProtocolBroken, Refused, TransportError
+from transport.link import CONNECT_SECONDS, Access, Caller, Link, Place, connect
+from transport.pauses import PausePolicy, may_try_again, next_pause
+from transport.story import Story
+from transport.streams import Stream
+from wire.errors import RemoteError
 from wire.messages import Message
-from wire.messages_session import GoodbyeReason
-from wire.messages_work import Done, Generate, Progress, Tokens
+from wire.messages_memory import Alloc, Free
+from wire.messages_session import ErrorCode, GoodbyeReason
+from wire.messages_stats import Stats
+from wire.messages_work import JOB_BYTES, Done, Embed, Generate, Load, Progress, Tokens, Unload
 
-__all__ = ["RelaySession", "SessionSettings"]
+__all__ = ["Clock", "RelaySession", "SessionSettings", "SystemClock"]
+
+# Asking for these twice is as good as once.
+REPEATABLE = (Stats, Load, Unload, Alloc, Free, Embed)
 
 
+class Clock(Protocol):
+    """Steady time in seconds, and waiting; a test has one of its own."""
+
+    @property
+    def monotonic(self) -> Callable[[], float]: ...
+    @property
+    def sleep(self) -> Callable[[float], Awaitable[None]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SystemClock:
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+@dataclass(frozen=True, slots=True)
 class SessionSettings:
+    """`ping_seconds`: of silence, after which the node is asked; after `silent_pings` in vain the line is dead."""
+
     name: str = ""
-    connect_seconds: float = 5.0
-    ping_seconds: float = 15.0  # of silence, before the node is asked whether it is there
-    silent_pings: int = 2  # without an answer: the line is dead
+    connect_seconds: float = CONNECT_SECONDS
+    ping_seconds: float = 10.0  # below what home routers and phones give a silent connection
+    silent_pings: int = 2
     pauses: PausePolicy = PausePolicy()
+    clock: Clock = SystemClock()
+    chance: Callable[[], float] = field(default=random.random, repr=False)
 
 
 class RelaySession:
-    def __init__(self, place: Place, access: Access, settings: SessionSettings | None = None) -> None: ...
+    """Belongs to one event loop. Connects at the first use; close it."""
+
+    def __init__(self, place: Place, access: Access, settings: SessionSettings | None = None) -> None:
+        self.place = place
+        self.signal_dbm: int | None = None  # of the Wi-Fi, where the caller knows it; told at the next ping
+        self._access, self._settings = access, settings or SessionSettings()
+        self._clock = self._settings.clock
+        self._link: Link | None = None
+        self._key = b""
+        self._grace_seconds = 0.0
+        self._next: asyncio.Future[Link] | None = None  # of the connection that is being made
+        self._connecting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def connected(self) -> Link | None:
+        """The link as it is now, or None; makes none."""
+        return self._link
 
     async def link(self) -> Link:
-        """Connects, or waits for the reconnect under way. Raises ConnectFailed, WrongToken, Refused, ConnectionLost."""
-        raise NotImplementedError
+        """Connects, or waits for the connection that is being made.
 
-    def generate(self, request: Generate) -> AsyncGenerator[Tokens | Progress | Done, None]:
-        """Taken up again after a cut, exactly behind the last TOKENS; closing the generator cancels."""
-        raise NotImplementedError
+        Raises ConnectFailed, WrongToken or Refused where the node cannot be reached (after a cut: not within its
+        grace), ConnectionLost where this session was closed.
+        """
+        if self._closed:
+            raise ConnectionLost("the session was closed")
+        if self._link is not None:
+            return self._link
+        if self._next is None:
+            self._connect(cut_at=None)
+        assert self._next is not None
+        return await asyncio.shield(self._next)
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Progress | Done, None]:
+        """The answer, its Done last. Closing the generator cancels the work on the node.
+
+        Raises Refused, ProtocolBroken (a token is missing or came twice), and what `link` raises when a cut cannot be
+        mended.
+        """
+        story = Story(request, os.urandom(JOB_BYTES), self._clock.monotonic())
+        asked_under: bytes | None = None
+        while True:
+            link = await self.link()
+            if asked_under is not None and asked_under != link.welcome.session_key:
+                story.begin_anew(os.urandom(JOB_BYTES), self._clock.monotonic())
+            asked_under = link.welcome.session_key
+            try:
+                async with contextlib.aclosing(self._told(link, story)) as told:
+                    async for message in told:
+                        yield message
+                return
+            except ProtocolBroken:
+                raise
+            except ConnectionLost:
+                if self._closed:
+                    raise
+            except Refused as error:
+                if error.code is not ErrorCode.SESSION_GONE:
+                    raise
+                story.begin_anew(os.urandom(JOB_BYTES), self._clock.monotonic())
 
     async def ask(self, message: Message, on_progress: Callable[[Progress], None] | None = None) -> Message:
-        """One request, one answer; asked again after a cut where asking twice does no harm."""
-        raise NotImplementedError
+        """One request, one answer; asked once more after a cut where asking twice does no harm.
+
+        Raises Refused, ConnectionLost, and what `link` raises.
+        """
+        try:
+            return await (await self.link()).ask(message, on_progress)
+        except ProtocolBroken:
+            raise
+        except ConnectionLost:
+            if self._closed or not isinstance(message, REPEATABLE):
+                raise
+        return await (await self.link()).ask(message, on_progress)
 
     async def close(self, reason: GoodbyeReason = GoodbyeReason.FINISHED) -> None:
-        raise NotImplementedError
+        """Says goodbye; with FINISHED the node frees all of the session, with others it keeps it for its grace."""
+        self._closed = True
+        self._give_up(ConnectionLost("the session was closed"))
+        link, self._link = self._link, None
+        running = {task for task in (self._connecting, self._watching) if task is not None}
+        for task in running:
+            task.cancel()
+        if link is not None:
+            await link.close(reason)
+        if running := running | self._closing:
+            await asyncio.wait(running)
+
+    async def _told(self, link: Link, story: Story) -> AsyncGenerator[Tokens | Progress | Done, None]:
+        """What one link tells of the answer."""
+        stream: Stream = await link.open(story.request())
+        try:
+            while True:
+                message = await stream.message()
+                if isinstance(message, Tokens):
+                    yield story.take(message)
+                elif isinstance(message, Progress):
+                    yield message
+                elif isinstance(message, Done):
+                    yield story.end(message)
+                    return
+        except RemoteError as error:
+            link.accuse(error)
+            raise ProtocolBroken(error) from error
+        finally:
+            stream.cancel()
+
+    def _connect(self, cut_at: float | None) -> None:
+        """Begins to connect; `cut_at` is when the connection before was lost, None where there was none."""
+        self._next = asyncio.get_running_loop().create_future()
+        self._connecting = asyncio.get_running_loop().create_task(self._try(cut_at), name=f"connect {self.place}")
+
+    async def _try(self, cut_at: float | None) -> None:
+        settings, failures = self._settings, 0
+        while True:
+            await self._clock.sleep(next_pause(settings.pauses, failures, settings.chance()))
+            try:
+                caller = Caller(settings.name, self._key, self.signal_dbm)
+                link = await connect(
+                    self.place, self._access, caller,
+                    timeout_seconds=settings.connect_seconds, on_lost=self._lost,
+                )  # fmt: skip
+            except TransportError as error:
+                failures += 1
+                if not self._may_try_again(error, cut_at):
+                    self._give_up(error)
+                    return
+            else:
+                self._took(link)
+                return
+
+    def _may_try_again(self, error: TransportError, cut_at: float | None) -> bool:
+        if cut_at is None or not isinstance(error, ConnectFailed):
+            return False
+        return may_try_again(self._settings.pauses, self._grace_seconds, self._clock.monotonic() - cut_at)
+
+    def _took(self, link: Link) -> None:
+        self._link, self._key = link, link.welcome.session_key
+        self._grace_seconds = float(link.welcome.grace_seconds)
+        waiting, self._next = self._next, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(link)
+        self._watching = asyncio.get_running_loop().create_task(self._watch(link), name=f"watch {self.place}")
+
+    def _give_up(self, error: TransportError) -> None:
+        """There is no connection; who waits for one hears why, and the next who asks begins anew."""
+        waiting, self._next = self._next, None
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+            waiting.exception()  # it may be that nobody waits
+
+    def _lost(self, link: Link) -> None:
+        """Called by the link at its end."""
+        closing = asyncio.get_running_loop().create_task(link.wait_closed(), name=f"close {self.place}")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        if self._link is not link:
+            return
+        self._link = None
+        if self._watching is not None:
+            self._watching.cancel()
+        if not link.keeps_session or (link.goodbye is not None and link.goodbye.reason is GoodbyeReason.REPLACED):
+            self._key = b""
+        if not self._closed and link.goodbye is None:
+            self._connect(cut_at=self._clock.monotonic())
+
+    async def _watch(self, link: Link) -> None:
+        """Finds a line that is dead and does not say so."""
+        in_vain, heard = 0, -1
+        while link.lost is None:
+            in_vain = 0 if link.driver.received_bytes != heard else in_vain + 1
+            if in_vain > self._settings.silent_pings:
+                link.cut("the node is silent")
+                return
+            heard = link.driver.received_bytes
+            with contextlib.suppress(TransportError):
+                if in_vain:
+                    await link.poke(self.signal_dbm)
+            await self._clock.sleep(self._settings.ping_seconds)
