@@ -12,16 +12,18 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Protocol
 
+from gpu_node.departures import Holder, Need, Yielding
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError, NodeStopping, NoRoom, RequestError
 from gpu_node.host import ModelHost
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_source import ModelSource
 from gpu_node.names import canonical
-from gpu_node.vram import Account, Claim, Departures, Holder, plan_room, who_holds_what
+from gpu_node.room import Room
+from gpu_node.vram import Account, Claim, Holding
 
 log = logging.getLogger("gpu_node")
 
@@ -54,15 +56,11 @@ class Residents:
     def __init__(self, start: Start, catalog: ModelCatalog, build: Build, accounts: Sequence[Account]) -> None:
         """The first account is that of the device that is used where nothing else is said."""
         self._start, self._catalog, self._build = start, catalog, build
-        self._accounts = {account.device: account for account in accounts}
-        self._usual = accounts[0].device
+        self._room = Room(accounts, lambda: self.loaded, self._leave)
         self._hosts = {canonical(start.source.name): build(start.source, start.wish)}
-        self._moving = asyncio.Lock()  # wakes its waiters in order
         self._arrivals: dict[tuple[ModelHost, bool], asyncio.Task[None]] = {}
         self._departures: set[asyncio.Task[None]] = set()
         self._timers: dict[ModelHost, asyncio.TimerHandle] = {}
-        self._idle = asyncio.Event()  # set whenever some model may have become idle
-        self._loading = ""  # the model that is coming in just now
         self._stopped = False
 
     @property
@@ -72,14 +70,30 @@ class Residents:
 
     @property
     def accounts(self) -> tuple[Account, ...]:
-        """As things are now: an engine may have given up its model or a part of its cache by itself."""
-        held = {host.name: host.held for host in self.loaded}
-        for device, account in self._accounts.items():
-            kept = {name: held.get(name, claim) for name, claim in account.claims.items()}
-            gone = {name for name in kept if name not in held and name != self._loading}
-            claims = {name: claim for name, claim in kept.items() if name not in gone}
-            self._accounts[device] = replace(account, claims=claims)
-        return tuple(self._accounts.values())
+        """As things are now."""
+        return self._room.accounts
+
+    @property
+    def holdings(self) -> list[Holding]:
+        """Who holds what: models, and sessions with buffers."""
+        return self._room.holdings()
+
+    def share_with(self, sessions: Yielding) -> None:
+        """From now on these hold models and buffers too, and make room when they must."""
+        self._room.sessions = sessions
+
+    async def reserve(self, owner: str, device: str, size_bytes: int) -> str:
+        """Memory for buffers of a session, on the device that is answered; `device` empty: where there is room.
+
+        Others leave for it by the rule of `departures`. Raises `NoRoom`, `RequestError` for a device that is not
+        here, `NodeStopping`. Whoever gets it gives it back by `release`."""
+        if self._stopped:
+            raise NodeStopping()
+        return await self._room.reserve(owner, device, size_bytes)
+
+    def release(self, owner: str, device: str, size_bytes: int) -> None:
+        """What `reserve` gave, or a part of it."""
+        self._room.take_back(owner, device, size_bytes)
 
     @property
     def hosts(self) -> tuple[ModelHost, ...]:
@@ -184,7 +198,7 @@ class Residents:
         await host.engine.close()
 
     async def _leave_alone(self, host: ModelHost) -> None:
-        async with self._moving:
+        async with self._room.moving:
             if host.slots.busy or self._arriving(host):
                 raise RequestError(f"{host.name} is in use as it is loaded now; unload it first", status=409)
             await self._leave(host)
@@ -200,7 +214,7 @@ class Residents:
         """Unload if the time is really over; a request that came meanwhile has moved it."""
         if not host.idle:
             return
-        async with self._moving:
+        async with self._room.moving:
             if host.idle and host.engine.runner is not None and host.seconds_left <= TIMER_SLACK_SECONDS:
                 await self._leave(host)
 
@@ -258,7 +272,7 @@ class Residents:
             host.activity = "fetching" if host.description is None else "waiting for room"
             if host.description is None:
                 await host.prepare()
-            async with self._moving:
+            async with self._room.moving:
                 if not host.ready:
                     await self._bring_in(host, patient)
         except DeviceOutOfMemory as error:
@@ -277,68 +291,38 @@ class Residents:
     async def _bring_in(self, host: ModelHost, patient: bool) -> None:
         host.activity = "waiting for room"
         device = self._device_of(host)
-        claim = host.claim({account.device: account for account in self.accounts}[device])
-        await self._make_room(self._plan(host, device, claim.total_bytes, patient))
+        claim = host.claim(self._room.account(device))
+        await self._room.make(Need(host.name, claim.total_bytes), device, patient)
         log.info("loading %s", host.name)
         host.activity, host.error = "loading", ""
-        self._accounts[device] = self._accounts[device].claim(host.name, claim)
-        self._loading = host.name
+        self._room.claim(host.name, device, claim)
+        self._room.loading = host.name
         try:
-            await self._load_with_room(host, claim)
+            await self._load_with_room(host, claim, device)
         except BaseException:
-            self._release(host)
+            self._room.release(host.name)
             raise
         finally:
-            self._loading = ""
-        self._release(host)
-        device = self._device_of(host)  # as it really is
-        self._accounts[device] = self._accounts[device].claim(host.name, host.held)
+            self._room.loading = ""
+        self._room.claim(host.name, self._device_of(host), host.held)  # as it really is
         host.fresh, host.before = True, None
         host.rest()
 
-    async def _load_with_room(self, host: ModelHost, claim: Claim) -> None:
+    async def _load_with_room(self, host: ModelHost, claim: Claim, device: str) -> None:
         try:
             await host.load(claim)
         except DeviceOutOfMemory:
-            others = tuple(one.name for one in self.loaded if one.idle and one is not host)
-            if not others:
+            if not await self._room.empty(device, but=host.name):
                 raise
-            await self._make_room(Departures(others))  # the guess was too small: with the device to itself it may fit
-            await host.load(claim)
+            await host.load(claim)  # the guess was too small: with the device to itself it may fit
 
     def _device_of(self, host: ModelHost) -> str:
         """Whose account: told by the loaded model, else by how it is to be loaded."""
         runner = host.engine.runner
-        told = runner.device if runner is not None else host.wish.device
-        return next((name for name in self._accounts if name.partition(":")[0] == told.partition(":")[0]), self._usual)
-
-    def _release(self, host: ModelHost) -> None:
-        self._accounts = {device: account.release(host.name) for device, account in self._accounts.items()}
-
-    def _plan(self, host: ModelHost, device: str, needed_bytes: int, patient: bool) -> Departures:
-        account, holders = self._accounts[device], self.holders()
-        plan = plan_room(account, host.name, needed_bytes, holders)
-        if plan.busy and not patient:
-            raise NoRoom(f"there is no room for {host.name}: {who_holds_what(account, holders)}")
-        return plan
+        return self._room.device_of(runner.device if runner is not None else host.wish.device)
 
     def holders(self) -> list[Holder]:
-        return [Holder(one.name, one.idle, one.last_used, one.kept, one.running) for one in self.loaded]
-
-    async def _make_room(self, plan: Departures) -> None:
-        leaving = [host for name in plan.names for host in self.loaded if host.name == name]
-        for host in leaving:
-            host.leaving = True  # requests for it that come now wait for their turn
-        try:
-            for host in leaving:
-                while not host.idle:
-                    self._idle.clear()
-                    await self._idle.wait()
-                log.info("%s leaves to make room", host.name)
-                await self._leave(host)
-        finally:
-            for host in leaving:
-                host.leaving = False
+        return self._room.holders()
 
     async def _leave(self, host: ModelHost) -> None:
         host.leaving = True
@@ -348,7 +332,7 @@ class Residents:
         finally:
             host.leaving = False
             host.fresh = False
-            self._release(host)
+            self._room.release(host.name)
         await self._forget()
 
     async def _forget(self, but: ModelHost | None = None) -> None:
@@ -373,7 +357,7 @@ class Residents:
         return host
 
     def _now_idle(self, host: ModelHost) -> None:
-        self._idle.set()
+        self._room.idle.set()
         self._stop_timer(host)
         if host.idle and host.ready and math.isfinite(host.seconds_left) and not self._stopped:
             loop = asyncio.get_running_loop()

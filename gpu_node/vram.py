@@ -1,16 +1,15 @@
-"""The account of a device's memory: who holds how much, what a model will need, and who must leave to make room.
+"""The account of a device's memory: which model and which client's session holds how much, and what a model will need.
 
-Pure: values in, values out, no device is asked. Invariant: what is claimed never exceeds the budget, unless a model
-turned out larger than was thought. Must not know torch, HTTP or time beyond the numbers it is given.
+Pure: values in, values out, no device is asked. Invariants: every byte has one owner; what is claimed never exceeds the
+budget, unless a model turned out larger than was thought. Must not know torch, HTTP, or who leaves for whom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-from gpu_node.errors import NoRoom
 from gpu_node.load_wish import LoadWish
 
 # Of the memory that is free at the start; the rest is for activations, other programs and what was guessed too small.
@@ -40,11 +39,12 @@ class Claim:
 class Account:
     device: str
     budget_bytes: int
-    claims: Mapping[str, Claim] = field(default_factory=dict)
+    claims: Mapping[str, Claim] = field(default_factory=dict)  # by model
+    buffers: Mapping[str, int] = field(default_factory=dict)  # bytes by session; nobody with none
 
     @property
     def used_bytes(self) -> int:
-        return sum(claim.total_bytes for claim in self.claims.values())
+        return sum(claim.total_bytes for claim in self.claims.values()) + sum(self.buffers.values())
 
     @property
     def free_bytes(self) -> int:
@@ -57,60 +57,32 @@ class Account:
     def release(self, name: str) -> Account:
         return replace(self, claims={other: claim for other, claim in self.claims.items() if other != name})
 
+    def lend(self, owner: str, size_bytes: int) -> Account:
+        """So much more for buffers of this session; whether there is room is the caller's to know."""
+        return self._with_buffers(owner, self.buffers.get(owner, 0) + size_bytes)
+
+    def take_back(self, owner: str, size_bytes: int) -> Account:
+        held = self.buffers.get(owner, 0)
+        assert 0 <= size_bytes <= held, f"{owner} gives back {size_bytes} bytes of {held}"
+        return self._with_buffers(owner, held - size_bytes)
+
+    def without_buffers(self, owner: str) -> Account:
+        return self._with_buffers(owner, 0)
+
+    def _with_buffers(self, owner: str, size_bytes: int) -> Account:
+        others = {other: held for other, held in self.buffers.items() if other != owner}
+        return replace(self, buffers={**others, owner: size_bytes} if size_bytes else others)
+
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """A loaded model as the choice of who leaves sees it."""
+class Holding:
+    """A line of the list of who holds what."""
 
-    name: str
-    idle: bool
-    last_used: float
-    kept: bool = False  # for ever, unless nobody else can make room
-    requests: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Departures:
-    """Who leaves, in this order; those that are busy only when they have become idle."""
-
-    names: tuple[str, ...] = ()
-    busy: tuple[str, ...] = ()
-
-
-def plan_room(account: Account, name: str, needed_bytes: int, holders: Sequence[Holder]) -> Departures:
-    """Idle models leave first, least recently used first, kept ones after the others; then busy ones.
-
-    Raises `NoRoom` when even an empty device has no room.
-    """
-    if needed_bytes > account.budget_bytes:
-        raise NoRoom(
-            f"{name} needs {gigabytes(needed_bytes)} and {account.device} has {gigabytes(account.budget_bytes)} "
-            "to give; a shorter context, a smaller cache or quantised weights need less"
-        )
-    missing = needed_bytes - (account.budget_bytes - account.release(name).used_bytes)
-    leaving: list[Holder] = []
-    order = sorted(holders, key=lambda holder: (not holder.idle, holder.kept, holder.last_used))
-    for holder in order:
-        if missing <= 0:
-            break
-        if holder.name in account.claims and holder.name != name:
-            leaving.append(holder)
-            missing -= account.claims[holder.name].total_bytes
-    if missing > 0:
-        raise NoRoom(f"{name} needs {gigabytes(needed_bytes)}, and {who_holds_what(account, holders)}")
-    return Departures(tuple(one.name for one in leaving), tuple(one.name for one in leaving if not one.idle))
-
-
-def who_holds_what(account: Account, holders: Sequence[Holder]) -> str:
-    if not account.claims:
-        return f"{account.device} has {gigabytes(account.free_bytes)} free"
-    requests = {holder.name: holder.requests for holder in holders}
-    parts = [
-        f"{name} holds {gigabytes(claim.total_bytes)}"
-        + (f" and is answering {requests[name]}" if requests.get(name) else "")
-        for name, claim in account.claims.items()
-    ]
-    return f"of {gigabytes(account.budget_bytes)} on {account.device} " + ", ".join(parts)
+    owner: str  # a model's name, or a session's
+    what: Literal["model", "buffers"]
+    device: str
+    size_bytes: int
+    state: Literal["live", "cut", "idle"]  # of a model: live while it is used, or held by a connected session
 
 
 def gigabytes(size: int) -> str:

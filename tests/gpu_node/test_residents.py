@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gpu_node.departures import CutSession
 from gpu_node.durations import FOREVER
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeBusy, NodeStopping, NoRoom, RequestError
 from gpu_node.load_wish import LoadWish
@@ -349,3 +350,48 @@ async def test_models_that_were_only_looked_at_do_not_pile_up() -> None:
         await until_true(lambda: len(residents.hosts) <= 2)
         await use(residents, "b")
         assert loaded(residents) == ["b"]
+
+
+async def test_buffers_of_sessions_stand_in_the_same_account_and_idle_models_leave_for_them() -> None:
+    async with residents_of(fleet_of(room_for=2)) as residents:
+        await use(residents, "a")
+        await use(residents, "b")
+        async with residents.hold("b"):
+            assert await residents.reserve("session 1", "", ONE) == "cpu"
+            assert loaded(residents) == ["b"], "the busy one stays"
+            with pytest.raises(NoRoom, match="buffers of clients hold") as caught:
+                await residents.reserve("session 1", "cpu", 1)
+            assert (caught.value.free_bytes, caught.value.needed_bytes) == (0, 1)
+        told = {(one.owner, one.what, one.state) for one in residents.holdings}
+        assert told == {("b", "model", "idle"), ("session 1", "buffers", "live")}
+        residents.release("session 1", "cpu", ONE)
+        assert residents.accounts[0].free_bytes == ONE
+
+
+async def test_a_load_ends_cut_sessions_first() -> None:
+    residents: Residents
+
+    class Cut:
+        def __init__(self) -> None:
+            self.gone: list[str] = []
+
+        def cut(self) -> list[CutSession]:
+            return [] if self.gone else [CutSession("session 1", 1.0)]
+
+        def held(self) -> set[str]:
+            return set()
+
+        async def give_up(self, owner: str) -> None:
+            self.gone.append(owner)
+            residents.release(owner, "cpu", ONE)
+
+    async with residents_of(fleet_of(room_for=2)) as residents:
+        cut = Cut()
+        residents.share_with(cut)
+        await residents.reserve("session 1", "", ONE)
+        await use(residents, "a")
+        await use(residents, "b")
+        assert cut.gone == ["session 1"] and loaded(residents) == ["a", "b"]
+        residents.stop()
+        with pytest.raises(NodeStopping):
+            await residents.reserve("session 2", "", 1)

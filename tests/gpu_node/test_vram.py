@@ -1,16 +1,13 @@
-"""The account adds up, guesses with care, and names who leaves; property: what is planned really fits."""
+"""The account adds up, and guesses with care what a model will need."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gpu_node.errors import NoRoom
 from gpu_node.load_wish import LoadWish, parse_bytes
-from gpu_node.vram import Account, Claim, Holder, ModelSize, cache_token_bytes, needed, plan_room, weights_bytes
+from gpu_node.vram import Account, Claim, ModelSize, cache_token_bytes, needed, weights_bytes
 
 LLAMA = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
 SMALL = ModelSize(135_000_000, 98_000_000, LLAMA, "BF16")
@@ -23,11 +20,6 @@ def account(budget: int = 100, **claims: int) -> Account:
     return made
 
 
-def holders(*names: str, busy: tuple[str, ...] = (), kept: tuple[str, ...] = ()) -> list[Holder]:
-    """The first was used longest ago."""
-    return [Holder(name, name not in busy, at, name in kept, int(name in busy)) for at, name in enumerate(names)]
-
-
 def test_claims_are_counted_replaced_and_released() -> None:
     here = account(a=30, b=20)
     assert (here.used_bytes, here.free_bytes) == (50, 50)
@@ -36,66 +28,19 @@ def test_claims_are_counted_replaced_and_released() -> None:
     assert account(10, a=30).free_bytes == 0, "a model may turn out larger than was thought"
 
 
-def test_nobody_leaves_where_there_is_room() -> None:
-    assert plan_room(account(a=30), "new", 70, holders("a")).names == ()
-
-
-def test_the_least_recently_used_idle_one_leaves_and_no_more_than_needed() -> None:
-    here = account(a=30, b=30, c=30)
-    assert plan_room(here, "new", 40, holders("b", "a", "c")).names == ("b",)
-    assert plan_room(here, "new", 70, holders("b", "a", "c")).names == ("b", "a")
-
-
-def test_kept_ones_leave_after_others_and_busy_ones_last() -> None:
-    here = account(a=30, b=30, c=30)
-    plan = plan_room(here, "new", 100, holders("a", "b", "c", busy=("a",), kept=("b",)))
-    assert (plan.names, plan.busy) == (("c", "b", "a"), ("a",))
+def test_buffers_count_beside_models_and_go_by_session() -> None:
+    here = account(a=30).lend("session 1", 20).lend("session 2", 5).lend("session 1", 10)
+    assert (here.used_bytes, here.free_bytes, dict(here.buffers)) == (65, 35, {"session 1": 30, "session 2": 5})
+    assert dict(here.take_back("session 1", 10).take_back("session 2", 5).buffers) == {"session 1": 20}
+    assert dict(here.without_buffers("session 1").buffers) == {"session 2": 5}
+    assert here.release("a").used_bytes == 35
+    with pytest.raises(AssertionError, match="gives back 6 bytes of 5"):
+        here.take_back("session 2", 6)
 
 
 def test_a_cache_of_less_than_a_block_is_a_block() -> None:
     claim = needed(SMALL, LoadWish(max_running=1), 1, account(10**10))
     assert claim.cache_bytes == 16 * cache_token_bytes(LLAMA, "auto", "BF16")
-
-
-def test_a_model_that_grows_does_not_count_against_itself() -> None:
-    assert plan_room(account(a=60), "a", 90, holders("a")).names == ()
-
-
-def test_what_can_never_fit_says_what_there_is() -> None:
-    with pytest.raises(NoRoom, match=r"new needs 3\.00 GB and cpu has 2\.00 GB to give"):
-        plan_room(Account("cpu", 2 * 10**9), "new", 3 * 10**9, ())
-
-
-def test_a_refusal_names_who_holds_what() -> None:
-    here = account(100 * 10**6, gone=60 * 10**6, b=20 * 10**6)
-    with pytest.raises(NoRoom, match=r"gone holds 0\.06 GB, b holds 0\.02 GB and is answering 1"):
-        plan_room(here, "new", 90 * 10**6, holders("b", busy=("b",)))
-
-
-@given(
-    budget=st.integers(1, 200),
-    sizes=st.lists(st.tuples(st.integers(0, 50), st.booleans(), st.booleans()), max_size=6),
-    wanted=st.integers(1, 250),
-)
-def test_who_leaves_makes_enough_room_and_nobody_leaves_for_nothing(
-    budget: int, sizes: list[tuple[int, bool, bool]], wanted: int
-) -> None:
-    here, there = Account("cpu", budget), []
-    for at, (size, idle, kept) in enumerate(sizes):
-        here = here.claim(str(at), Claim(size, 0))
-        there.append(Holder(str(at), idle, float(at), kept))
-    try:
-        plan = plan_room(here, "new", wanted, there)
-    except NoRoom:
-        assert wanted > budget or wanted > budget - here.used_bytes
-        return
-    for name in plan.names:
-        here = here.release(name)
-    assert wanted <= budget - here.used_bytes
-    if plan.names:
-        last = here.claim(plan.names[-1], Claim(sizes[int(plan.names[-1])][0], 0))
-        assert wanted > budget - last.used_bytes, "the last one had to go too"
-    assert set(plan.busy) == {name for name in plan.names if not sizes[int(name)][1]}
 
 
 @pytest.mark.parametrize(
