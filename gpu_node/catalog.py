@@ -1,4 +1,5 @@
-"""Which models a request may name: the one that was configured, those of the manifest, and those that lie in `models/`.
+"""Which models a request may name: the one that was configured, those of the manifest, those that lie in `models/`, and
+those that clients have pushed, which never take the place of another.
 
 A name never reaches the file system as a path. Reading what a model is takes disk accesses, so it is kept until the
 files change; call it in a thread.
@@ -14,8 +15,9 @@ from typing import Protocol
 from gpu_node.errors import NodeError
 from gpu_node.manifest import Manifest
 from gpu_node.model_folder import ModelDescription
-from gpu_node.model_source import FolderSource, GgufSource, HubSource, KnownSource, ModelSource
+from gpu_node.model_source import FolderSource, GgufSource, HubSource, KnownSource, ModelSource, names_of
 from gpu_node.names import canonical, is_valid, same_model
+from gpu_node.pushed import PushedModels
 
 # Names of a hub are organisation/name; deeper paths are none.
 HUB_NAME_PARTS = 2
@@ -24,6 +26,9 @@ HUB_NAME_PARTS = 2
 class Store(Protocol):
     @property
     def manifest(self) -> Manifest: ...
+
+    @property
+    def pushed(self) -> PushedModels: ...
 
     def resolve(self, model: str) -> ModelSource: ...
 
@@ -49,10 +54,21 @@ class Catalog:
 
     def find(self, name: str) -> ModelSource | None:
         """A model that a request may have loaded by naming it."""
+        return self.find_own(name) or self._store.pushed.find(name)
+
+    def find_own(self, name: str) -> ModelSource | None:
+        """One that this machine's owner has put here."""
         known = self._store.manifest.find(name)
         if known is not None:
             return KnownSource(known)
         return next((source for source in self._side_loaded() if same_model(source.name, name)), None)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a client may push nothing under this name."""
+        if self.find_own(name) is not None:
+            return True
+        pushed = self._configured == self._store.pushed.find(name)
+        return not pushed and any(same_model(name, own) for own in names_of(self._configured))
 
     def find_fetchable(self, name: str) -> ModelSource | None:
         """Also one of the hub: only for who asks for a loading in so many words."""
@@ -62,7 +78,8 @@ class Catalog:
         return HubSource(name)
 
     def sources(self) -> list[ModelSource]:
-        every = [self._configured, *map(KnownSource, self._store.manifest.models), *self._side_loaded()]
+        own = [self._configured, *map(KnownSource, self._store.manifest.models), *self._side_loaded()]
+        every = [*own, *self._store.pushed.sources()]
         found: dict[str, ModelSource] = {}
         for source in every:
             found.setdefault(canonical(source.name), source)

@@ -7,6 +7,7 @@
     |   |-- ContextExceeded      prompt longer than the context while cutting is forbidden
     |   |-- Unsupported          known, and not possible on this node: 501
     |   |-- UnknownHandle        no such buffer in the client's session
+    |   |-- SessionGone          what the client comes back to is not there any more: begin anew
     |   `-- DigestMismatch       bytes of a file are not those that were named
     |-- StoreRefused             the model store is full, closed, or does not take this
     |-- NodeBusy                 the queue is full: 503
@@ -58,12 +59,22 @@ class UnknownHandle(RequestError):
         super().__init__(f"this session has no buffer {handle}", status=404, field="handle")
 
 
+class SessionGone(RequestError):
+    def __init__(self, what: str) -> None:
+        super().__init__(what, status=410)
+
+
 class DigestMismatch(RequestError):
     """What was sent is not what was announced; nothing of it is kept."""
 
 
 class StoreRefused(NodeError):
     """The model store cannot take what is offered."""
+
+    def __init__(self, message: str, free_bytes: int | None = None, needed_bytes: int | None = None) -> None:
+        """The numbers are given where room is what lacks."""
+        super().__init__(message)
+        self.free_bytes, self.needed_bytes = free_bytes, needed_bytes
 
 
 class NodeBusy(NodeError):

@@ -6,6 +6,7 @@ A mistake is a `UsageError` with one sentence, before anything is started.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,19 +30,21 @@ class KnownSource:
 @dataclass(frozen=True, slots=True)
 class GgufSource:
     path: Path
+    called: str = ""  # otherwise than the file
 
     @property
     def name(self) -> str:
-        return name_of_path(self.path.stem)
+        return self.called or name_of_path(self.path.stem)
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
     path: Path
+    called: str = ""  # otherwise than the folder
 
     @property
     def name(self) -> str:
-        return name_of_path(self.path.name)
+        return self.called or name_of_path(self.path.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,12 @@ def names_of(source: ModelSource) -> tuple[str, ...]:
     return (source.name, *aliases, "default")
 
 
-def resolve(model: str, manifest: Manifest, models: Path) -> ModelSource:
-    """`models` is the folder of side-loaded files: their names work without a path."""
+def resolve(
+    model: str, manifest: Manifest, models: Path, pushed: Callable[[str], ModelSource | None] = lambda _: None
+) -> ModelSource:
+    """`models` is the folder of side-loaded files: their names work without a path. `pushed` knows what clients sent.
+
+    Raises `UsageError`."""
     known = manifest.find(model)
     if known is not None:
         return KnownSource(known)
@@ -73,6 +80,9 @@ def resolve(model: str, manifest: Manifest, models: Path) -> ModelSource:
     side_loaded = _side_loaded(model, models)
     if side_loaded is not None:
         return _of_path(side_loaded.resolve())
+    sent = pushed(model)
+    if sent is not None:
+        return sent
     if path.suffix in PICKLE_SUFFIXES | {".gguf", ".safetensors"} or model.startswith(("/", ".", "~")):
         raise UsageError(f"there is no file or folder {model}")
     if _HUB_ID.fullmatch(model):

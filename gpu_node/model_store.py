@@ -42,6 +42,7 @@ from gpu_node.model_folder import (
 from gpu_node.model_source import FolderSource, GgufSource, HubSource, KnownSource, ModelSource, resolve
 from gpu_node.names import name_of_path
 from gpu_node.progress import Progress
+from gpu_node.pushed import PushedModels
 from gpu_node.wheel import fetch_from_wheel, show_download
 
 # The largest vocabularies make a tokenizer of about 35 MB.
@@ -61,9 +62,10 @@ class ModelStore:
         self._models = models
         self._progress = progress
         self.manifest = read_manifest(models)
+        self.pushed = PushedModels((cache / "pushed").resolve())
 
     def resolve(self, model: str) -> ModelSource:
-        return resolve(model, self.manifest, self._models)
+        return resolve(model, self.manifest, self._models, self.pushed.find)
 
     def find(self, source: ModelSource) -> Path | None:
         """The model's folder if it is there already. Quick; no network, no torch."""
@@ -157,7 +159,7 @@ class ModelStore:
     def _key(self, source: KnownSource | GgufSource) -> str:
         if isinstance(source, KnownSource):
             return f"{name_of_path(source.name)}-{source.model.sha256[:12]}"
-        return f"{source.name}-{sampled_digest(source.path)[:12]}"
+        return f"{name_of_path(source.path.stem)}-{sampled_digest(source.path)[:12]}"
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self._folder).free
