@@ -13,13 +13,17 @@ __all__ = ["PausePolicy", "may_try_again", "next_pause"]
 
 @dataclass(frozen=True, slots=True)
 class PausePolicy:
-    """`patience_seconds`: how long after the cut it is tried; None: as long as the node keeps the session."""
+    """`patience_seconds`: how long after the cut it is tried; None: as long as the node keeps the session.
+
+    `when_refused`: also while nobody listens there. Such a node has forgotten its sessions, but comes back perhaps.
+    """
 
     first_seconds: float = 0.05  # a cable that was replugged, a node that took us for another connection
     factor: float = 2.0
     longest_seconds: float = 5.0
     jitter: float = 0.5  # this share of a pause is left to chance
     patience_seconds: float | None = None
+    when_refused: bool = True
 
 
 def next_pause(policy: PausePolicy, failures: int, chance: float) -> float:
@@ -33,7 +37,11 @@ def next_pause(policy: PausePolicy, failures: int, chance: float) -> float:
     return whole * (1 - policy.jitter * chance)
 
 
-def may_try_again(policy: PausePolicy, grace_seconds: float, cut_for_seconds: float) -> bool:
-    """Whether another try can still help after so long without a connection."""
+def may_try_again(
+    policy: PausePolicy, grace_seconds: float, cut_for_seconds: float, *, refused: bool = False
+) -> bool:
+    """Whether another try can still help after so long without a connection; `refused`: nobody listened at the last."""
+    if refused and not policy.when_refused:
+        return False
     patience = grace_seconds if policy.patience_seconds is None else policy.patience_seconds
     return cut_for_seconds < patience

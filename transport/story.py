@@ -25,6 +25,8 @@ class Story:
         self._before = 0  # of those, the ones of jobs that are gone
         given = request.given or (Given(),) * request.samples
         self._ids = [list(each.ids) for each in given]
+        self._given = sum(map(len, self._ids))
+        self._written_before = 0  # ids that jobs which are gone have told
         self._text_bytes = [each.text_bytes for each in given]
 
     def request(self) -> Generate:
@@ -33,7 +35,7 @@ class Story:
 
     def begin_anew(self, job: bytes, now: float) -> None:
         """The node has the job no more: another one goes on behind the ids so far."""
-        self._before = self._told
+        self._before, self._written_before = self._told, sum(map(len, self._ids)) - self._given
         given = tuple(Given(tuple(ids), size) for ids, size in zip(self._ids, self._text_bytes, strict=True))
         untold = not any(each.ids or each.text_bytes for each in given)
         self._request = replace(self._request, job=job, given=() if untold else given, deadline_ms=self._left(now))
@@ -58,7 +60,9 @@ class Story:
         """The end as the reader is to see it. Raises BadPayload when TOKENS are missing before it."""
         if done.index != self._told - self._before:
             raise BadPayload(f"DONE after {done.index} TOKENS, of which {self._told - self._before} came")
-        return replace(done, index=self._told) if self._before else done
+        if not self._before:
+            return done
+        return replace(done, index=self._told, output_tokens=done.output_tokens + self._written_before)
 
     def _left(self, now: float) -> int | None:
         deadline = self._request.deadline_ms
