@@ -131,6 +131,10 @@ class Connection:
         known = stream_id in self._books.streams
         return min(LARGEST_PAYLOAD, self._books.outbox.room(stream_id)) if known else 0
 
+    def has_waiting(self, stream_id: int) -> bool:
+        """Whether frames of this stream have yet to leave by `data_to_send`."""
+        return stream_id in self._books.streams and self._books.outbox.has_waiting(stream_id)
+
     def cancel(self, stream_id: int, *payload: Buffer) -> bool:
         """The client wants no more. False when the server never heard of the stream: then no end of it will come."""
         if self._books.role is Role.SERVER:

@@ -29,6 +29,7 @@ from wire.messages_work import (
     Unload,
     Vectors,
 )
+from wire.token_frames import pack_tokens, unpack_tokens
 
 __all__ = [
     "MESSAGES",
@@ -38,6 +39,7 @@ __all__ = [
     "decode_message",
     "encode_chunk",
     "encode_message",
+    "encode_tokens",
     "frame_type",
     "without_proof",
 ]
@@ -98,6 +100,10 @@ def encode_message(message: Message) -> list[Buffer]:
 
     Raises OutOfBounds for what the other side would refuse.
     """
+    if type(message) is Tokens and message.sample == 0 and message.logprobs == ():
+        usual = pack_tokens(message.index, message.position, message.text, message.ids)
+        if usual is not None:
+            return [usual]
     kind = frame_type(message)
     parts = encode(message)
     size = sum(map(byte_size, parts))
@@ -108,6 +114,8 @@ def encode_message(message: Message) -> list[Buffer]:
 
 def decode_message(kind: FrameType, payload: Buffer) -> Message:
     """The message in `payload`. Its blobs are views of it. Raises RemoteErrors only."""
+    if kind is FrameType.TOKENS and (usual := unpack_tokens(payload)) is not None:
+        return usual
     record = MESSAGES.get(kind)
     if record is None:
         raise BadPayload(f"{kind.name} carries no message")
@@ -116,6 +124,12 @@ def decode_message(kind: FrameType, payload: Buffer) -> Message:
         raise BadPayload(f"{kind.name} of {size} bytes; {_payload_most(kind)} is the most")
     message: Message = decode(payload, record)
     return message
+
+
+def encode_tokens(index: int, position: int, text: str, ids: tuple[int, ...] = ()) -> bytes:
+    """As `encode_message` of TOKENS of sample 0, in one piece, without making the message first."""
+    usual = pack_tokens(index, position, text, ids)
+    return b"".join(encode_message(Tokens(index, position, text, ids))) if usual is None else usual
 
 
 def encode_chunk(chunk: Chunk) -> list[Buffer]:
