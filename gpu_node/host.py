@@ -117,6 +117,7 @@ class ModelHost:
         self.running = 0  # requests that have the model, not only wait for it
         self.leaving = False
         self.fresh = False  # loaded for somebody who has not taken it yet
+        self.owners: set[str] = set()  # sessions that want it here until they give it back
         self.activity = ""  # what a loading is doing just now
         self.read_bytes = self.total_bytes = 0  # of the weights, while they are loaded
         self.error = ""
@@ -162,10 +163,13 @@ class ModelHost:
     @property
     def seconds_left(self) -> float:
         """How long the model stays if nobody asks for it."""
+        if self.owners:
+            return FOREVER
         return max(self._expires - self._stay.clock(), 0.0)
 
     @property
     def kept(self) -> bool:
+        """For ever, whether a session wants it or not."""
         return not math.isfinite(self._expires)
 
     async def prepare(self) -> None:

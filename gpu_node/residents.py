@@ -199,7 +199,7 @@ class Residents:
 
     async def _leave_alone(self, host: ModelHost) -> None:
         async with self._room.moving:
-            if host.slots.busy or self._arriving(host):
+            if host.slots.busy or host.owners or self._arriving(host):
                 raise RequestError(f"{host.name} is in use as it is loaded now; unload it first", status=409)
             await self._leave(host)
 

@@ -16,8 +16,9 @@ from wire.frames import FrameType
 from wire.messages import Message, decode_message
 
 if TYPE_CHECKING:
-    from gpu_node.relay.buffers import BufferSpace
     from transport.streams import Stream
+
+    from gpu_node.relay.buffers import BufferSpace
 
 SessionState = Literal["live", "cut", "idle"]
 Asked = TypeVar("Asked", bound=Message)
