@@ -75,13 +75,10 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 class DatagramSocket:
-    """`voice` is the socket that speaks for this one where this one hears only what is broadcast."""
-
-    def __init__(self, host: str, port: int, deliver: Deliver, voice: DatagramSocket | None = None) -> None:
+    def __init__(self, host: str, port: int, deliver: Deliver) -> None:
         """Raises OSError when the place cannot be had."""
         self._socket = bind_socket(host, port)
-        self._deliver, self._voice = deliver, voice
-        self.host = host
+        self._deliver, self.host = deliver, host
         self.port: int = self._socket.getsockname()[1]
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._read)
@@ -92,9 +89,6 @@ class DatagramSocket:
 
     def send(self, datagram: bytes, host: str, port: int) -> None:
         """Now or never: a datagram that finds no way or no room is lost, like any other."""
-        if self._voice is not None:
-            self._voice.send(datagram, host, port)
-            return
         place = numeric(host, port)
         if place is not None:
             with contextlib.suppress(OSError):
