@@ -1,0 +1,104 @@
+"""Two drivers over a pair of sockets, after their handshake, and what each was told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from transport.driver import Driver
+from transport.errors import TransportError
+from transport.lines import Line, SocketLine
+from transport.streams import Stream
+from wire.connection import FrameReceived
+from wire.frames import FrameType
+from wire.limits import Limits
+from wire.state import Role
+
+STILL_RUNNING = object()
+
+
+class End:
+    """One side: its driver, the control frames it got, the requests that came, and how it ended."""
+
+    def __init__(self, role: Role, limits: Limits | None = None) -> None:
+        self.control: list[FrameReceived] = []
+        self.requests: asyncio.Queue[tuple[Stream, FrameReceived]] = asyncio.Queue()
+        self.losses: list[TransportError | None] = []
+        self.at_request: Callable[[Stream, FrameReceived], None] | None = None
+        self.at_control: Callable[[FrameReceived], None] | None = None
+        self.greeted = asyncio.Event()
+        self.driver = Driver(
+            role, on_control=self._control, on_lost=self.losses.append, on_request=self._request, limits=limits
+        )
+
+    async def request(self) -> Stream:
+        """The next stream, its request released."""
+        stream, frame = await self.requests.get()
+        stream.release(frame)
+        return stream
+
+    def _control(self, frame: FrameReceived) -> None:
+        self.control.append(frame)
+        self.greeted.set()
+        if self.at_control:
+            self.at_control(frame)
+
+    def _request(self, stream: Stream, frame: FrameReceived) -> None:
+        if self.at_request:
+            self.at_request(stream, frame)
+        else:
+            self.requests.put_nowait((stream, frame))
+
+
+class Pair:
+    def __init__(self, client: End, server: End) -> None:
+        self.client, self.server = client, server
+
+    async def ask(self, kind: FrameType = FrameType.GENERATE, payload: bytes = b"ask", ends: bool = True):
+        """The client's and the server's end of a new stream."""
+        stream = await self.client.driver.open(kind, payload, ends=ends)
+        return stream, await self.server.request()
+
+    async def greet(self) -> None:
+        await self.client.driver.send_control(FrameType.HELLO, b"hello")
+        await self.server.greeted.wait()
+        await self.server.driver.send_control(FrameType.WELCOME, b"welcome", ends=True)
+        await self.client.greeted.wait()
+
+    async def close(self) -> None:
+        for end in (self.client, self.server):
+            end.driver.close()
+            await end.driver.wait_closed()
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Two TCP sockets that are connected with each other."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    return one, other
+
+
+@asynccontextmanager
+async def pair(
+    limits: Limits | None = None,
+    *,
+    client_limits: Limits | None = None,
+    lines: tuple[Line, Line] | None = None,
+    compress: bool = False,
+) -> AsyncIterator[Pair]:
+    client, server = End(Role.CLIENT, client_limits or limits), End(Role.SERVER, limits)
+    ours, theirs = lines or tuple(SocketLine(each) for each in socket.socketpair())
+    client.driver.attach(ours)
+    server.driver.attach(theirs)
+    both = Pair(client, server)
+    try:
+        await both.greet()
+        if compress:
+            client.driver.allow_compression()
+            server.driver.allow_compression()
+        yield both
+    finally:
+        await both.close()
