@@ -162,6 +162,10 @@ class Receiver:
         after = stream_after(books.role, before, Way.RECEIVE, stream_move(header, books.peer, Way.RECEIVE))
         if header.compressed:
             payload = self._decompressed(stream, header, payload)
+        elif header.type is FrameType.DATA and not self._placed and (room := stream.place(len(payload))) is not None:
+            # The room was named while the frame was on its way: it has its place before those that come after it.
+            room[:] = payload
+            payload, self._placed = room, True
         cost = 0 if header.type in FREE_OF_CREDIT else cost_of(len(payload))
         books.given.take(cost)
         stream.given.take(cost)

@@ -99,6 +99,21 @@ def test_data_beyond_the_room_is_the_peers_fault() -> None:
         move(client, server)
 
 
+def test_room_that_is_named_while_a_frame_is_on_its_way_begins_with_that_frame() -> None:
+    client, server = ready()
+    stream = client.open_stream(T.WRITE)
+    move(client, server)
+    client.send(T.DATA, stream, b"a" * 100)
+    client.send(T.DATA, stream, b"b" * 50, ends=True)
+    sent = b"".join(client.data_to_send())
+    server.receive_data(sent[:60])
+    room = bytearray(150)
+    server.receive_into(stream, memoryview(room))
+    server.receive_data(sent[60:])
+    assert [event.placed for event in frames_of(server.events_received())] == [True, True]
+    assert room == b"a" * 100 + b"b" * 50
+
+
 @pytest.mark.parametrize("room", [memoryview(b"fixed"), memoryview(bytearray(0)), memoryview(bytearray(8))[::2]])
 def test_room_must_be_fit_to_receive_into(room: memoryview) -> None:
     client, _ = ready()
