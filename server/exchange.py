@@ -65,13 +65,30 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of the answer, as the node cut it. `tokens` is how many of the model's tokens it holds."""
+    """A piece of the answer, as the node cut it. `tokens` is how many of the model's tokens it holds.
+
+    `ids` are those tokens where the node tells them; they may be ahead of their text, or have told it before.
+    """
 
     text: str = ""
     thinking: str = ""
     tool_calls: tuple[Any, ...] = ()
     logprobs: tuple[Any, ...] = ()
     tokens: int = 1
+    ids: tuple[int, ...] | None = None  # None: this node tells none
+
+    @property
+    def is_heard(self) -> bool:
+        """Is there anything in it for the client?"""
+        return bool(self.text or self.thinking or self.tool_calls or self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An answer as far as it has come elsewhere: its tokens, and how many UTF-8 bytes of its text were handed on."""
+
+    ids: tuple[int, ...]
+    text_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ NodeKind = Literal["ollama", "openai", "relay"]
 NodeOrigin = Literal["file", "embedded", "discovered"]
 
 DEFAULT_OLLAMA_PORT = 11434
+DEFAULT_RELAY_PORT = 8765
 
 
 def model_key(name: str) -> ModelKey:
@@ -51,6 +52,8 @@ class NodeSpec:
     enabled: bool = True
     api_key_env: str | None = None
     continues_final_message: bool = False  # kind openai: vLLM's continue_final_message works there
+    tls: bool = False  # kind relay: the node is spoken to through TLS
+    tls_file: str | None = None  # certificates that are trusted, PEM; None: those that the system trusts
     origin: NodeOrigin = "file"
     last_resort: bool = False  # the embedded node: used only when nothing else can serve
 
@@ -90,6 +93,7 @@ class ProbeReport:
     continues_assistant: bool = False
     renders: bool = False  # answers `_debug_render_only` (Ollama 0.11.5 and later, our own node)
     gpu_node: bool = False  # our own: loads models on request and tells its devices
+    node_id: str = ""  # our own: the id that it has wherever it is found, in hexadecimal figures
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from server.backends.base import Backend
 from server.backends.node_http import NodeHttp
-from server.backends.operations import NodeOperations
+from server.backends.operations import NodeOperations, Operations, OperationsByKind
 from server.nodes import NodeKind
 
 __all__ = ["KINDS", "Backends"]
@@ -16,6 +16,7 @@ __all__ = ["KINDS", "Backends"]
 KINDS: Mapping[NodeKind, tuple[str, str]] = {
     "ollama": ("server.backends.ollama", "OllamaBackend"),
     "openai": ("server.backends.openai", "OpenAIBackend"),
+    "relay": ("server.backends.relay", "RelayBackend"),
 }
 
 
@@ -29,7 +30,8 @@ class Backends(Mapping[NodeKind, Backend]):
         self._secrets = secrets
         self._http = http or NodeHttp()
         self._made: dict[NodeKind, Backend] = {}
-        self.operations = NodeOperations(self._http, secrets)  # of our own GPU nodes, whatever kind their entry has
+        # of our own GPU nodes, whatever kind their entry has
+        self.operations: Operations = OperationsByKind(NodeOperations(self._http, secrets), self._relay_operations)
 
     def __getitem__(self, kind: NodeKind) -> Backend:
         if kind not in self._made:
@@ -45,4 +47,12 @@ class Backends(Mapping[NodeKind, Backend]):
 
     async def aclose(self) -> None:
         """Close all connections to all nodes."""
+        for backend in self._made.values():
+            await backend.aclose()
         await self._http.aclose()
+
+    def _relay_operations(self) -> Operations:
+        relay = self["relay"]
+        assert hasattr(relay, "operations"), "a backend of kind relay has them"
+        operations: Operations = relay.operations
+        return operations

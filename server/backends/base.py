@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from server.errors import NodeRefused
-from server.exchange import Message, NodeEvent, Operation
+from server.exchange import Begun, Message, NodeEvent, Operation
 from server.nodes import NodeSpec, ProbeReport
 from server.patience import Patience
 
@@ -25,7 +25,8 @@ class Call:
     """What one node is asked, in Ollama's terms (see `exchange.AskRequest.fields`).
 
     `continues` says that the last message is the beginning of the very answer wanted: Ollama and our own node take it
-    so or not by template (dispatch has checked), kind openai needs to be told.
+    so or not by template (dispatch has checked), kind openai needs to be told. `begun` is how far another node has
+    come with the answer to this very call; only kind relay is ever asked so.
     """
 
     operation: Operation
@@ -35,6 +36,7 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     continues: bool = False
+    begun: Begun | None = None
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ whatever a node says, only `NodeError`s are raised, and nothing is repeated. Kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import orjson
@@ -82,6 +82,28 @@ class NodeOperations:
         if answer.status != 200:
             raise error_of_status(spec.address, answer.status, answer.headers, answer.body)
         return _object(spec.address, answer.body)
+
+
+class OperationsByKind:
+    """The operations of a node, however it is reached."""
+
+    def __init__(self, http: Operations, relay: Callable[[], Operations]) -> None:
+        """`relay` gives the operations over the protocol, made when the first such node is there."""
+        self._http, self._relay = http, relay
+
+    async def ask(self, spec: NodeSpec, path: str, timeout_seconds: float) -> Record:
+        return await self._of(spec).ask(spec, path, timeout_seconds)
+
+    async def order(self, spec: NodeSpec, path: str, body: Mapping[str, Any], timeout_seconds: float) -> Record:
+        return await self._of(spec).order(spec, path, body, timeout_seconds)
+
+    def lines(
+        self, spec: NodeSpec, path: str, body: Mapping[str, Any], patience: Patience
+    ) -> AsyncGenerator[Record, None]:
+        return self._of(spec).lines(spec, path, body, patience)
+
+    def _of(self, spec: NodeSpec) -> Operations:
+        return self._relay() if spec.kind == "relay" else self._http
 
 
 class Lines:

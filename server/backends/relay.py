@@ -1,0 +1,164 @@
+"""Nodes of kind relay: our own GPU nodes over their binary protocol, one multiplexed connection each.
+
+All that is asked of a node shares its session, which mends a cut by itself: a running answer is taken up where it was
+left, and the time that takes counts as silence. Whatever the node or the transport says leaves here as a `NodeError`,
+judged as over HTTP. What the calls mean is `relay_request`'s, what the answers mean `relay_answer`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.backends.base import Call, Patience
+from server.backends.faults import NODE_FORM_WORDS, about_form
+from server.backends.node_http import NodeHttp
+from server.backends.relay_answer import done_of, embedding_of, error_of, token_of, too_large, translated
+from server.backends.relay_links import Line, RelayLinks
+from server.backends.relay_operations import RelayOperations
+from server.backends.relay_report import report_of, shown
+from server.backends.relay_request import asked_of, embed_of, rendering_of
+from server.backends.relay_watch import Watch
+from server.errors import NodeBroken, NodeRefused, NodeStalled
+from server.exchange import Durations, Embedding, NodeDone, NodeEvent, Usage
+from server.nodes import NodeSpec, ProbeReport, model_key
+from transport.errors import TransportError
+from wire.errors import LocalError
+from wire.messages_work import Done, Embed, Generate, Load, Progress, Tokens, Unload, Vectors
+
+
+class RelayBackend:
+    """`secrets` maps the names that entries give in `api_key_env` to tokens; `http` is for other kinds of nodes."""
+
+    def __init__(self, http: NodeHttp | None, secrets: Mapping[str, str], links: RelayLinks | None = None) -> None:
+        self._links = links or RelayLinks(secrets)
+        self.operations = RelayOperations(self._links)
+
+    async def probe(self, spec: NodeSpec, timeout_seconds: float) -> ProbeReport:
+        with self._links.line(spec) as line:
+            return report_of(await line.stats(timeout_seconds, "probe"))
+
+    async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncGenerator[Sequence[NodeEvent], None]:
+        with self._links.line(spec) as line:
+            asking = Asking(call, line, patience)
+            try:
+                async with aclosing(asking.events()) as batches:
+                    async for batch in batches:
+                        yield batch
+            finally:
+                asking.watch.close()
+
+    async def render(self, spec: NodeSpec, call: Call, timeout_seconds: float) -> str:
+        with self._links.line(spec) as line, translated(spec.address):
+            asked = rendering_of(asked_of(call, await line.parameters(call.model, timeout_seconds)), call)
+            try:
+                async with asyncio.timeout(timeout_seconds), aclosing(line.session.generate(asked)) as messages:
+                    return "".join([message.text async for message in messages if isinstance(message, Tokens)])
+            except TimeoutError as problem:
+                message = f"{spec.address} did not render a prompt within {timeout_seconds:g} s"
+                raise NodeStalled(message, "render") from problem
+
+    async def show(self, spec: NodeSpec, model: str, timeout_seconds: float, verbose: bool = False) -> dict[str, Any]:
+        with self._links.line(spec) as line:
+            stats = await line.stats(timeout_seconds, "show")
+        for record in stats.models:
+            if model_key(record.name) == model_key(model):
+                return shown(record)
+        raise NodeRefused(f"model '{model}' not found", 404)
+
+    async def aclose(self) -> None:
+        """Close the connections to all nodes of this kind."""
+        await self._links.aclose()
+
+
+@dataclass(slots=True)
+class Asking:
+    """One call at one node, from the first byte to the last event."""
+
+    call: Call
+    line: Line
+    patience: Patience
+    watch: Watch = field(init=False)
+    begun_ns: int = field(default_factory=time.perf_counter_ns, init=False)
+    heard: bool = field(default=False, init=False)  # something of the answer
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.line.address, self.patience)
+
+    async def events(self) -> AsyncGenerator[Sequence[NodeEvent], None]:
+        """Raises NodeError."""
+        asked = await self._asked()
+        if asked is None:  # nothing to embed
+            yield (Embedding([]), NodeDone("stop", self.call.model))
+            return
+        try:
+            await self._connect()
+            if isinstance(asked, Generate):
+                async with aclosing(self._told(asked)) as batches:
+                    async for batch in batches:
+                        yield batch
+            else:
+                yield await self._asked_once(asked)
+        except TransportError as problem:
+            error = error_of(self.line.address, problem, begun=self.heard)
+            cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+            raise about_form(error, NODE_FORM_WORDS) if "format" in self.call.fields else error from cause
+        except LocalError as problem:
+            raise too_large(problem) from problem
+
+    async def _asked(self) -> Generate | Load | Unload | Embed | None:
+        if self.call.operation == "embed":
+            return embed_of(self.call)
+        return asked_of(self.call, await self.line.parameters(self.call.model, self.patience.connect))
+
+    async def _connect(self) -> None:
+        self.watch.expect("connect", self.patience.connect)
+        with self.watch:
+            await self.line.session.link()
+        self.watch.expect("first_token", self.patience.first_token)
+
+    async def _told(self, asked: Generate) -> AsyncGenerator[Sequence[NodeEvent], None]:
+        watch, between = self.watch, self.patience.between_tokens
+        async with aclosing(self.line.session.generate(asked)) as messages:
+            while True:
+                with watch:
+                    message = await anext(messages, None)
+                match message:
+                    case Tokens():
+                        self.heard = True
+                        yield (token_of(message),)
+                        watch.expect("between_tokens", between)
+                    case Done():
+                        yield (self._done(message),)
+                        return
+                    case Progress():  # the model is being loaded: a sign of life
+                        self._note(message)
+                    case None:
+                        raise NodeBroken(f"{self.line.address} ended its answer without a last word")
+
+    async def _asked_once(self, asked: Load | Unload | Embed) -> Sequence[NodeEvent]:
+        """What needs no generating: a loading, an unloading, vectors."""
+        with self.watch:
+            answer = await self.line.session.ask(asked, self._note)
+        model, durations = self.call.model, Durations(total=self._total_ns())
+        if isinstance(asked, Embed):
+            if not isinstance(answer, Vectors):
+                raise NodeBroken(f"{self.line.address} answered EMBED with {type(answer).__name__}")
+            found = embedding_of(answer, self.line.address, len(asked.texts))
+            return (found, NodeDone("stop", model, Usage(answer.prompt_tokens), durations))
+        return (NodeDone("load" if isinstance(asked, Load) else "unload", model, durations=durations),)
+
+    def _note(self, _: Progress) -> None:
+        self.watch.expect("first_token", self.patience.first_token)
+
+    def _done(self, done: Done) -> NodeDone:
+        """Only where a text goes through the template do the ids of prompt and answer lead on, as over HTTP."""
+        with_context = self.call.operation == "generate" and not self.call.fields.get("raw")
+        return done_of(done, self.call.model, self._total_ns(), with_context=with_context)
+
+    def _total_ns(self) -> int:
+        return time.perf_counter_ns() - self.begun_ns
