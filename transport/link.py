@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 from transport.codec import LZ4
 from transport.driver import Driver
-from transport.errors import ConnectFailed, ConnectionLost, Refused, TransportError, WrongToken
+from transport.errors import ConnectFailed, ConnectionLost, Refused, StreamEnded, TransportError, WrongToken
 from transport.places import Access, Place, reach
 from transport.streams import Stream
 from transport.tls import Tls, line_over
 from wire.connection import FrameReceived
-from wire.errors import OutOfBounds, RemoteError, WrongProof
+from wire.errors import BadPayload, RemoteError, WrongProof
 from wire.frames import FrameType
 from wire.handshake import ClientHandshake, ClientTerms
 from wire.messages import Message, decode_message, encode_message, frame_type
@@ -91,6 +91,7 @@ class Link:
         self._numbers = itertools.count()
         self._lost: TransportError | None = None
         self._attached = False
+        self._leaving: asyncio.Task[None] | None = None
 
     @property
     def welcome(self) -> Welcome:
@@ -136,7 +137,7 @@ class Link:
         self._greeted.cancel()
         if self._attached:
             self._driver.close()
-            await self._driver.wait_closed()
+            await self.wait_closed()
 
     async def open(self, message: Message, *, ends: bool = True) -> Stream:
         """A request; `ends=False` when DATA follows. Raises ConnectionLost, Refused (STOPPING) while draining."""
@@ -153,19 +154,21 @@ class Link:
     async def ask(self, message: Message, on_progress: Callable[[Progress], None] | None = None) -> Message:
         """One request, one answer; several VECTORS become one. Raises Refused, ConnectionLost."""
         stream = await self.open(message)
+        vectors: list[Vectors] = []
         try:
-            vectors: list[Vectors] = []
             while True:
                 answer = await stream.message()
                 if isinstance(answer, Progress):
                     if on_progress is not None:
                         on_progress(answer)
-                elif isinstance(answer, Vectors):
-                    vectors.append(_checked(answer, vectors))
-                    if stream.over:
-                        return _joined(vectors)
-                else:
+                elif not isinstance(answer, Vectors):
                     return answer
+                elif _are_all(vectors, answer):
+                    return _joined(vectors)
+        except RemoteError as error:
+            raise stream.break_off(error) from error
+        except StreamEnded as error:
+            raise stream.break_off(BadPayload("the stream ended before its answer")) from error
         finally:
             stream.cancel()
 
@@ -193,7 +196,7 @@ class Link:
         if self._lost is None:
             with contextlib.suppress(TimeoutError, TransportError):
                 async with asyncio.timeout(GOODBYE_SECONDS):
-                    self._driver.goodbye(reason, "")
+                    self._driver.goodbye(reason)
                     await self._ended.wait()
         self._driver.close()
         await self.wait_closed()
@@ -204,7 +207,10 @@ class Link:
         self._driver.close()
 
     async def wait_closed(self) -> None:
+        """Until the socket is closed."""
         await self._driver.wait_closed()
+        if self._leaving is not None:
+            await asyncio.wait({self._leaving})
 
     async def _send_ping(self, ping: Ping) -> None:
         if self._lost is not None:
@@ -236,7 +242,8 @@ class Link:
             self._fail_greeting(ConnectFailed(str(self.place), f"no relay node of ours: {error}"))
             raise
         if answer is not None:
-            self._driver.send_control_now(FrameType.HELLO, answer)
+            self._driver.connection.send(FrameType.HELLO, 0, answer)
+            self._driver.flush_soon()
             return
         if LZ4 in self.welcome.capabilities:
             self._driver.allow_compression()
@@ -253,7 +260,19 @@ class Link:
             self._fail_greeting(ConnectFailed(str(self.place), f"{error.code.name}: {error.text}"))
 
     def _hear_goodbye(self, goodbye: Goodbye) -> None:
+        """A node that stops lets what runs come to its end; otherwise there is nothing left to wait for."""
+        if self.goodbye is not None or self._lost is not None:
+            return
         self.goodbye = goodbye
+        if goodbye.reason is GoodbyeReason.STOPPING:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave(), name=f"leave {self.place}")
+        else:
+            self._driver.goodbye(goodbye.reason)
+
+    async def _leave(self) -> None:
+        while streams := list(self._driver.streams.values()):
+            await streams[0].wait_over()
+        self._driver.goodbye(GoodbyeReason.STOPPING)
 
     def _fail_greeting(self, error: TransportError) -> None:
         if not self._greeted.done():
@@ -279,15 +298,17 @@ class Link:
 
 
 def _again(error: TransportError) -> TransportError:
+    """An exception that several raise mixes up their tracebacks."""
     return error.again() if isinstance(error, ConnectionLost) else error
 
 
-def _checked(answer: Vectors, before: list[Vectors]) -> Vectors:
-    """The vectors come in order and without gaps."""
-    expected = sum(map(_rows, before))
-    if answer.first != expected or (before and answer.dimensions != before[0].dimensions):
-        raise OutOfBounds(f"vectors from {answer.first} on where {expected} is next")
-    return answer
+def _are_all(vectors: list[Vectors], more: Vectors) -> bool:
+    """Takes `more`, and says whether that was the last. Raises BadPayload for a gap."""
+    expected = sum(map(_rows, vectors))
+    if more.first != expected or (vectors and more.dimensions != vectors[0].dimensions):
+        raise BadPayload(f"vectors from {more.first} on where {expected} is next")
+    vectors.append(more)
+    return expected + _rows(more) >= more.total
 
 
 def _rows(vectors: Vectors) -> int:

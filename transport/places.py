@@ -8,6 +8,7 @@ protocol: what goes over the socket is `link.py`'s.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -118,4 +119,6 @@ async def _end(attempts: set[asyncio.Task[socket.socket]]) -> None:
 
 
 def _reason(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
+    """In words; asyncio puts the address where the system's own words would be."""
+    plain = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return (plain or str(error) or type(error).__name__).lower()

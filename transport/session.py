@@ -17,12 +17,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from transport.errors import ConnectFailed, ConnectionLost, ProtocolBroken, Refused, TransportError
+from transport.errors import ConnectFailed, ConnectionLost, ProtocolBroken, Refused, StreamEnded, TransportError
 from transport.link import CONNECT_SECONDS, Access, Caller, Link, Place, connect
 from transport.pauses import PausePolicy, may_try_again, next_pause
 from transport.story import Story
 from transport.streams import Stream
-from wire.errors import RemoteError
+from wire.errors import BadPayload, RemoteError
 from wire.messages import Message
 from wire.messages_memory import Alloc, Free
 from wire.messages_session import ErrorCode, GoodbyeReason
@@ -169,8 +169,9 @@ class RelaySession:
                     yield story.end(message)
                     return
         except RemoteError as error:
-            link.accuse(error)
-            raise ProtocolBroken(error) from error
+            raise stream.break_off(error) from error
+        except StreamEnded as error:
+            raise stream.break_off(BadPayload("the stream ended without DONE")) from error
         finally:
             stream.cancel()
 
@@ -201,7 +202,9 @@ class RelaySession:
     def _may_try_again(self, error: TransportError, cut_at: float | None) -> bool:
         if cut_at is None or not isinstance(error, ConnectFailed):
             return False
-        return may_try_again(self._settings.pauses, self._grace_seconds, self._clock.monotonic() - cut_at)
+        refused = isinstance(error.__cause__, ConnectionRefusedError)
+        cut_for = self._clock.monotonic() - cut_at
+        return may_try_again(self._settings.pauses, self._grace_seconds, cut_for, refused=refused)
 
     def _took(self, link: Link) -> None:
         self._link, self._key = link, link.welcome.session_key

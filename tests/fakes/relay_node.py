@@ -158,6 +158,7 @@ class RelayPeer(asyncio.Protocol):
         self.connection = Connection(Role.SERVER)
         self.session: RelaySessionState | None = None
         self.gone = asyncio.Event()
+        self.mute = False  # this connection alone
         self._room = asyncio.Event()
         self._answers: dict[int, Answerer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,7 +186,7 @@ class RelayPeer(asyncio.Protocol):
         self.node.news()
 
     def data_received(self, data: bytes) -> None:
-        if self.node.mute:
+        if self.node.mute or self.mute:
             return
         fault: RemoteError | None = None
         try:

@@ -14,7 +14,8 @@ from wire.frames import FrameType
 from wire.limits import LARGEST_PAYLOAD
 from wire.messages import Message, decode_chunk, decode_message, encode_message, frame_type
 from wire.messages_memory import Alloc, Allocated, Free, FromBuffer, InlineIds, Read, Run
-from wire.messages_session import Ack, Error, ErrorCode, Stats
+from wire.messages_session import Ack, Error, ErrorCode
+from wire.messages_stats import Stats
 from wire.messages_work import (
     Done,
     Embed,
@@ -71,6 +72,7 @@ class RelayScript:
     gate: asyncio.Semaphore | None = None  # each TOKENS takes one permit
     stats: tuple[tuple[str, Any], ...] = (("version", "0.1.0"), ("slots", 4))
     frame_bytes: int = 256 << 10  # of DATA
+    lie: str = ""  # "gap", "repeat" or "short": how the next answers are wrong
 
 
 @dataclass
@@ -177,7 +179,10 @@ class Answerer:
                 continue
             if self.script.gate is not None:
                 await self.script.gate.acquire()
-            await self._send(Tokens(index, position, piece.text, piece.ids, piece.sample, piece.logprobs))
+            number = index + {"gap": 1, "repeat": -1}.get(self.script.lie, 0) if index == 2 else index
+            await self._send(Tokens(number, position, piece.text, piece.ids, piece.sample, piece.logprobs))
+        if self.script.lie == "short":
+            pieces = [*pieces, Piece("", ())]
         written = sum(len(piece.ids) for piece in pieces)
         await self._send(Done(len(pieces), self.script.reason, 3, written, 1000, 2000), ends=True)
 
