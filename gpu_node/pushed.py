@@ -23,6 +23,8 @@ STAGING = ".staging"
 _ASIDE = ".aside-"
 _SLASH = "@"  # in no name of a model
 
+PushedSource = FolderSource | GgufSource
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
@@ -36,7 +38,7 @@ class PushedModels:
         self.folder = folder
         self.staging = folder / STAGING
 
-    def find(self, name: str) -> ModelSource | None:
+    def find(self, name: str) -> PushedSource | None:
         folder = self._folder_of(canonical(name))
         return source_of(folder) if folder is not None and _is_folder(folder) else None
 
@@ -94,7 +96,7 @@ class PushedModels:
         return sorted(entry for entry in self.folder.iterdir() if entry.name[0] != "." and _is_folder(entry))
 
 
-def source_of(folder: Path) -> ModelSource | None:
+def source_of(folder: Path) -> PushedSource | None:
     """None for a folder that holds no model."""
     name = folder.name.replace(_SLASH, "/")
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):

@@ -22,7 +22,7 @@ from pathlib import Path
 from gpu_node.errors import ModelError, NodeStopping, RequestError, StoreRefused
 from gpu_node.growing_file import GrowingFile
 from gpu_node.model_folder import describe
-from gpu_node.model_source import FolderSource, GgufSource
+from gpu_node.model_source import GgufSource
 from gpu_node.push_rules import fault_of_offer
 from gpu_node.pushed import PushedModels, StoredFile, source_of, sync_folder, write_note
 from wire.messages_work import Chunk, Push
@@ -111,12 +111,11 @@ class Staging:
     def _is_stored(self, offer: Push) -> bool:
         offered = {(file.name, file.size, file.digest.hex()) for file in offer.files}
         stored = self._pushed.files_of(offer.model)
-        folder = self._pushed.find(offer.model)
-        if {(file.name, file.size, file.digest) for file in stored} != offered or folder is None:
+        source = self._pushed.find(offer.model)
+        if {(file.name, file.size, file.digest) for file in stored} != offered or source is None:
             return False
-        assert isinstance(folder, FolderSource | GgufSource), "the only kinds that are pushed"
-        root = folder.path.parent if isinstance(folder, GgufSource) else folder.path
-        return all(_size_of(root / file.name) == file.size for file in stored)
+        folder = source.path.parent if isinstance(source, GgufSource) else source.path
+        return all(_size_of(folder / file.name) == file.size for file in stored)
 
     def _adopt(self, offer: Push, descriptor: int) -> None:
         """What some model here holds already need not come again; it is checked as if it had come."""
@@ -246,7 +245,6 @@ def _refuse_what_is_no_model(folder: Path, model: str) -> None:
     try:
         if source is None:
             raise ModelError("it holds no model")
-        assert isinstance(source, FolderSource | GgufSource), "the only kinds that are pushed"
         describe(source.path)
     except (ModelError, UnicodeDecodeError) as error:
         shutil.rmtree(folder, ignore_errors=True)
