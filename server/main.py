@@ -26,6 +26,7 @@ from server.api.reply import Send
 from server.api.services import OpenRequests, Services
 from server.backends import Backends
 from server.breaker import BreakerLimits
+from server.discovery import Discovery, DiscoveryOptions
 from server.dispatch import Dispatcher
 from server.draining import Draining
 from server.embedded import EmbeddedNode, EmbeddedOptions
@@ -42,7 +43,8 @@ from server.registry import Registry
 from server.retry import RetryBudget
 from server.routing import STRATEGIES, Policy
 from server.seating import Seating, SeatingLimits
-from server.settings import Settings, SettingsError, read_settings
+from server.settings import TOKEN_NAME, Settings, SettingsError, read_settings
+from transport.beacons import Reach
 
 MAX_DESCRIPTORS = 65_536  # more than a gateway can serve; a bound, since some systems count in their table's memory
 
@@ -118,9 +120,9 @@ async def running(
         if named and not settings.phones_file.exists():
             log.warning("the fleet file %s does not exist; it is read as soon as it does", settings.phones_file)
         health = Health(registry, backends, _pace(settings))
-        await stack.enter_async_context(
-            _loops({"health": health.run, "fleet file": fleet_file.watch, "embedded node": embedded.run})
-        )
+        discovery = Discovery(registry, _discovery_options(settings, environ))
+        loops = {"health": health.run, "fleet file": fleet_file.watch, "embedded node": embedded.run}
+        await stack.enter_async_context(_loops({**loops, "discovery": discovery.run}))
         services = Services(
             settings=settings,
             access=access,
@@ -150,6 +152,11 @@ def _missing_told(state: FleetFileState) -> FleetFileState:
     """A file that the owner named and that is not there: no fleet without phones, but a mistake."""
     missing = state.error is None and not state.specs and not state.path.exists()
     return replace(state, error="does not exist") if missing else state
+
+
+def _discovery_options(settings: Settings, environ: Mapping[str, str]) -> DiscoveryOptions:
+    token = environ.get(TOKEN_NAME, "").strip() or None
+    return DiscoveryOptions(settings.discovery, token, Reach(port=settings.discovery_port))
 
 
 def _access(settings: Settings) -> AccessRules:

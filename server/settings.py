@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 EmbeddedMode = Literal["auto", "on", "off"]
+DiscoveryMode = Literal["auto", "on", "off"]
 StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
 
 PREFIX = "POTLUCK_"
@@ -44,6 +45,8 @@ class Settings(BaseModel):
     embedded_node: EmbeddedMode = "auto"
     embedded_model: str = "default"
     model_aliases: dict[str, str] = Field(default_factory=dict)
+    discovery: DiscoveryMode = "auto"
+    discovery_port: int = Field(8766, ge=1, le=65535)
 
     # scheduling
     strategy: StrategyName = "weighted_round_robin"

@@ -113,12 +113,12 @@ class Prober:
         self._speakers.clear()
         self._listeners.clear()
 
-    def probe(self, places: Iterable[tuple[str, int]] = ()) -> None:
-        """Ask everybody once, and those at `places` (host in figures, UDP port) besides."""
+    def probe(self, places: Iterable[tuple[str, int]] = (), *, everybody: bool = True) -> None:
+        """Ask everybody once, and those at `places` (host in figures, UDP port) besides, or them alone."""
         nonce = secrets.token_bytes(16)
         self._nonces.add(nonce, self._times.monotonic())
         datagram = pack_beacon(Probe(nonce, int(self._times.wall() * 1000), self._name), self._token)
-        hosts = (_LOOPBACK, *broadcasts(self._reach.seen()))
+        hosts = (_LOOPBACK, *broadcasts(self._reach.seen())) if everybody else ()
         for host, port in dict.fromkeys([*((host, self._reach.port) for host in hosts), *places]):
             for speaker in self._speakers:
                 if speaker.is_v6 == (":" in host):
@@ -151,7 +151,9 @@ class Prober:
         if self._replays.is_news(beacon, int(self._times.wall() * 1000), asked.keys()):
             sent = asked.get(beacon.answers)
             seconds = None if sent is None else now - sent
-            self._on_found(Found(beacon, source.host, source.port, signed, seconds))
+            found = Found(beacon, source.host, source.port, signed, seconds)
+            if found.addresses:
+                self._on_found(found)
 
 
 async def discover(

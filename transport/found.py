@@ -42,7 +42,7 @@ class Found:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where to connect, the best first; never empty."""
+        """Where to connect, the best first; empty when a signed one names none that can be meant."""
         return believed_addresses(self.announcement, self.source, self.signed)
 
     @property
@@ -60,7 +60,7 @@ def believed_addresses(announcement: Announcement, source: str, signed: bool) ->
     others = [each for each in announced if _can_be_meant(each.host, source)]
     if _is_scoped(source):  # an address of one link only; the node's others are good everywhere
         own, others = others, own
-    return tuple(dict.fromkeys([*own, *others])) or (Address(source, announced[0].port),)
+    return tuple(dict.fromkeys([*own, *others]))  # never the source alone: a signed datagram may be sent on by anybody
 
 
 def _bare(host: str) -> str:

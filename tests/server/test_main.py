@@ -90,7 +90,7 @@ async def test_a_change_of_the_fleet_file_is_seen(tmp_path: Path):
 
 async def test_a_fleet_file_that_was_named_and_is_missing_is_told(tmp_path: Path):
     path, text = tmp_path / "typo.json", io.StringIO()
-    async with running(Settings(phones_file=path, embedded_node="off"), {}, text) as gateway:
+    async with running(Settings(phones_file=path, embedded_node="off", discovery="off"), {}, text) as gateway:
         assert gateway.services.fleet_file().error == "does not exist"
         assert "typo.json does not exist" in text.getvalue()
         write_phones(path, [])
@@ -100,7 +100,7 @@ async def test_a_fleet_file_that_was_named_and_is_missing_is_told(tmp_path: Path
 async def test_no_fleet_file_where_none_was_named_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     text = io.StringIO()
-    async with running(Settings(embedded_node="off"), {}, text) as gateway:
+    async with running(Settings(embedded_node="off", discovery="off"), {}, text) as gateway:
         assert gateway.services.fleet_file().error is None
         assert text.getvalue() == ""
 
