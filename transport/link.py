@@ -78,9 +78,7 @@ async def connect(
 class Link:
     """Made by `connect`. Any number of tasks may use it at once."""
 
-    def __init__(
-        self, place: Place, handshake: ClientHandshake, on_lost: Callable[[Link], None] | None = None
-    ) -> None:
+    def __init__(self, place: Place, handshake: ClientHandshake, on_lost: Callable[[Link], None] | None = None) -> None:
         self.place = place
         self.goodbye: Goodbye | None = None  # the node's
         self._handshake, self._on_lost = handshake, on_lost
@@ -215,7 +213,7 @@ class Link:
     async def _send_ping(self, ping: Ping) -> None:
         if self._lost is not None:
             raise _again(self._lost)
-        await self._driver.send_control(FrameType.PING, *encode_message(ping))
+        await self._driver.send_control(FrameType.PING, b"".join(encode_message(ping)))
 
     def _hear(self, frame: FrameReceived) -> None:
         """A frame of stream 0."""

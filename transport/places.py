@@ -8,6 +8,7 @@ protocol: what goes over the socket is `link.py`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -65,8 +66,12 @@ async def reach(place: Place, stagger_seconds: float = STAGGER_SECONDS) -> socke
 
 
 async def _addresses(place: Place) -> list[tuple[int, Any]]:
+    """Names are looked up in a thread; figures need none."""
+    kind, figures = socket.SOCK_STREAM, socket.AI_NUMERICHOST
+    with contextlib.suppress(OSError):
+        return [(each[0], each[4]) for each in socket.getaddrinfo(place.host, place.port, type=kind, flags=figures)]
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(place.host, place.port, type=kind)
     except OSError as error:
         raise ConnectFailed(str(place), _reason(error)) from error
     except UnicodeError as error:

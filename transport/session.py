@@ -58,8 +58,8 @@ class SessionSettings:
     connect_seconds: float = CONNECT_SECONDS
     ping_seconds: float = 10.0  # below what home routers and phones give a silent connection
     silent_pings: int = 2
-    pauses: PausePolicy = PausePolicy()
-    clock: Clock = SystemClock()
+    pauses: PausePolicy = field(default_factory=PausePolicy)
+    clock: Clock = field(default_factory=SystemClock)
     chance: Callable[[], float] = field(default=random.random, repr=False)
 
 
@@ -190,7 +190,7 @@ class RelaySession:
                     self.place, self._access, caller,
                     timeout_seconds=settings.connect_seconds, on_lost=self._lost,
                 )  # fmt: skip
-            except TransportError as error:
+            except Exception as error:  # of our own making too, such as a name too long: those who wait must hear of it
                 failures += 1
                 if not self._may_try_again(error, cut_at):
                     self._give_up(error)
@@ -199,7 +199,7 @@ class RelaySession:
                 self._took(link)
                 return
 
-    def _may_try_again(self, error: TransportError, cut_at: float | None) -> bool:
+    def _may_try_again(self, error: Exception, cut_at: float | None) -> bool:
         if cut_at is None or not isinstance(error, ConnectFailed):
             return False
         refused = isinstance(error.__cause__, ConnectionRefusedError)
@@ -214,7 +214,7 @@ class RelaySession:
             waiting.set_result(link)
         self._watching = asyncio.get_running_loop().create_task(self._watch(link), name=f"watch {self.place}")
 
-    def _give_up(self, error: TransportError) -> None:
+    def _give_up(self, error: Exception) -> None:
         """There is no connection; who waits for one hears why, and the next who asks begins anew."""
         waiting, self._next = self._next, None
         if waiting is not None and not waiting.done():

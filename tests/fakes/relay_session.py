@@ -268,7 +268,7 @@ class Answerer:
                 alloc, room = self._buffer(handle)
                 whole = alloc.dtype in (DType.INT64, DType.INT32)
                 code = {DType.INT64: "q", DType.INT32: "i", DType.FLOAT32: "f"}[alloc.dtype]
-                values = memoryview(bytes(room)).cast(code).tolist()
+                values = array.array(code, bytes(room)).tolist()
                 width = 1 if whole else alloc.shape[-1]
                 read = [int(value) for value in values[::width]]
         read = read[-1:] if message.last_only else read

@@ -60,7 +60,9 @@ async def test_a_ping_comes_back():
 
 async def test_a_refusal_leaves_the_link_well():
     async with fake_relay_node() as node:
-        node.script.refusals.append(Refusal(FrameType.LOAD, Error(ErrorCode.NO_ROOM, "full", 500, (("free_bytes", 7),))))
+        node.script.refusals.append(
+            Refusal(FrameType.LOAD, Error(ErrorCode.NO_ROOM, "full", 500, (("free_bytes", 7),)))
+        )
         link = await connect(node.place, OPEN)
         with pytest.raises(Refused) as refused:
             await link.ask(Load("tiny"))
@@ -145,8 +147,8 @@ async def test_a_node_that_stops_lets_the_running_answer_end_and_takes_no_other(
         stream = await link.open(ASKED)
         await node.heard_of(Generate)
         node.goodbye(GoodbyeReason.STOPPING, "maintenance")
-        while not link.draining:
-            await asyncio.sleep(0)
+        await link.ping()  # comes after the goodbye
+        assert link.draining
         with pytest.raises(Refused, match="maintenance") as refused:
             await link.open(ASKED)
         assert refused.value.code is ErrorCode.STOPPING
