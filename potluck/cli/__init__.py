@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from potluck.cli import ask, chat, programs, status
+from potluck.cli import ask, chat, discover, programs, status
 from potluck.version import __version__
 
 __all__ = ["app"]
@@ -47,3 +47,4 @@ app.command("node", context_settings=programs.PASS_ON_WITH_HELP, add_help_option
 app.command("ask")(ask.ask)
 app.command("chat")(chat.chat)
 app.command("status")(status.status)
+app.command("discover")(discover.discover)
