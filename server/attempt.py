@@ -6,7 +6,7 @@ another one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,7 +81,15 @@ class Skips:
 def first_call(course: Course, seat: Seat) -> Call:
     request = course.request
     options = options_for(seat, request.options)
+    if seat.node.spec.kind == "relay" and not _names_seed(options):
+        # the draws of an answer that breaks off are those that another node goes on with
+        options = {**options, "seed": course.seed}
     return Call(request.operation, seat.copy.name, request.messages, request.prompt, options, request.fields)
+
+
+def _names_seed(options: Mapping[str, Any]) -> bool:
+    seed = options.get("seed")
+    return isinstance(seed, int) and seed >= 0  # below it is Ollama's way to say "any"
 
 
 async def plan(
@@ -89,6 +97,7 @@ async def plan(
 ) -> tuple[Way | str, Call]:
     """How this node is to be asked. Raises NoWayOn when it cannot go on, NodeError when it cannot be asked at all."""
     if not course.told.anything:
+        course.told.forget_unheard()
         return ("retry" if course.attempts else "first"), first_call(course, seat)
     for way in ways(course.request, seat.node, course.told):
         try:
@@ -96,6 +105,8 @@ async def plan(
         except (NodeBroken, NodeRefused):
             continue  # it does not render as it says: then this way does not fit, and the next may
         if call is not None:
+            if way != "exact":
+                course.told.ids = None  # what comes now follows a text, not those tokens
             return way, call
     raise NoWayOn("this node cannot continue the answer")
 
@@ -117,11 +128,21 @@ class Asking:
 
 
 async def _call_for(way: Way, course: Course, asking: Asking) -> Call | None:
+    if way == "exact":
+        return _exact_call(course, asking.seat)
     if way == "chat":
         return _chat_call(course, asking.seat) if await _chat_stays_open(course, asking) else None
     if way == "raw":
         return await _raw_call(course, asking)
     return first_call(course, asking.seat)
+
+
+def _exact_call(course: Course, seat: Seat) -> Call | None:
+    """The very same request with the tokens so far; they mean something to the same weights and vocabulary only."""
+    copy = course.copy
+    if copy is None or not copy.digest or copy.digest != seat.copy.digest:
+        return None
+    return replace(first_call(course, seat), begun=course.told.begun)
 
 
 async def _chat_stays_open(course: Course, asking: Asking) -> bool:
@@ -204,7 +225,8 @@ def _told(course: Course, attempt: Attempt, batch: Sequence[Any]) -> list[Event]
     for event in batch:
         if isinstance(event, Token):
             attempt.tokens += course.told.add(event)
-            events.append(event)
+            if event.text or event.is_heard:
+                events.append(event)
         elif isinstance(event, Embedding):
             events.append(event)
     if events and course.first_token_at is None:
@@ -237,7 +259,7 @@ def _cleaned(
             if text == event.text:
                 cleaned.append(event)
             elif text or event.thinking or event.tool_calls:
-                cleaned.append(replace(event, text=text, tokens=seam.held_tokens if text else 0))
+                cleaned.append(replace(event, text=text, tokens=seam.held_tokens if text else 0, ids=None))
         else:
             cleaned.append(event)
     return cleaned

@@ -1,8 +1,10 @@
 """How a half-told answer goes on at another node, and the seam between the parts. Pure: values in, values out.
 
 What a node really does decides, never its name: chat goes on where the node's own rendering stays open after the text
-so far, raw takes the rendering as a prompt, replay asks again and skips what was told. Whatever passes the seam must
-give the client one text without a gap or a repeat, or an honest end. The rules come from recordings of real servers.
+so far, raw takes the rendering as a prompt, replay asks again and skips what was told. Where the tokens themselves are
+known, a node of our protocol goes on behind the last of them, exactly as the first one would have. Whatever passes the
+seam must give the client one text without a gap or a repeat, or an honest end. The rules come from recordings of real
+servers.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from server.exchange import AskRequest, Message, Token
+from server.exchange import AskRequest, Begun, Message, Token
 from server.nodes import Node
 from server.workload import told_tokens
 
-Way = Literal["chat", "raw", "replay"]
+Way = Literal["exact", "chat", "raw", "replay"]
 ENDLESS = (-1, -2)  # Ollama's num_predict: no end, and until the context is full
 # fields under which an answer cannot be cut and glued: what they ask for is not text alone
 REPLAY_ONLY_FIELDS = ("images", "tools", "think", "suffix", "logprobs")
@@ -39,6 +41,7 @@ class Told:
     thoughts: list[str] = field(default_factory=list)
     tokens: int = 0
     other_than_text: bool = False  # tool calls cannot be continued
+    ids: list[int] | None = field(default_factory=list)  # of all tokens so far; None: not all are known
 
     @property
     def text(self) -> str:
@@ -52,11 +55,22 @@ class Told:
 
     @property
     def anything(self) -> bool:
-        return self.tokens > 0 or bool(self.parts or self.thoughts) or self.other_than_text
+        return bool(self.parts or self.thoughts) or self.other_than_text
+
+    @property
+    def begun(self) -> Begun | None:
+        """The answer so far by its tokens; None where they are not known."""
+        return None if self.ids is None else Begun(tuple(self.ids), len(self.text.encode()))
 
     def add(self, token: Token) -> int:
         """Write the token down; returns how many of the model's tokens it may have held."""
-        count = told_tokens(token.text, token.tokens)
+        ids = token.ids
+        if ids is None:
+            count, self.ids = told_tokens(token.text, token.tokens), None
+        else:
+            count = len(ids)
+            if self.ids is not None:
+                self.ids += ids
         self.tokens += count
         if token.text:
             self.parts.append(token.text)
@@ -66,9 +80,19 @@ class Told:
             self.other_than_text = True
         return count
 
+    def forget_unheard(self) -> None:
+        """Nothing was heard yet, perhaps for tokens that are no whole character: the answer may begin anew."""
+        self.tokens, self.ids = 0, []
+
 
 def ways(request: AskRequest, node: Node, told: Told) -> tuple[Way, ...]:
     """The ways that could work at this node, in the order to try them. Empty: none fits."""
+    if node.spec.kind == "relay" and told.ids is not None and not told.other_than_text:
+        return ("exact", *_by_text(request, node, told))
+    return _by_text(request, node, told)
+
+
+def _by_text(request: AskRequest, node: Node, told: Told) -> tuple[Way, ...]:
     replay: tuple[Way, ...] = ("replay",) if request.options.get("temperature") == 0 else ()
     if told.other_than_text:
         return ()

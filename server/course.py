@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from random import getrandbits
 
 from server.affinity import Conversation
 from server.continuation import Told, Way, remaining_predict
@@ -12,6 +13,7 @@ from server.retry import Outage
 from server.roster import Seat
 
 NANOSECONDS = 1_000_000_000
+SEED_BITS = 62  # every protocol of ours carries it, and no two answers share one
 
 
 @dataclass(slots=True)
@@ -34,7 +36,7 @@ class Course:
     spent: Durations = field(default_factory=Durations)  # by parts that broke off
     renderings: dict[tuple[str, str, int | None], str] = field(default_factory=dict)  # by digest, version, context
     homecoming: HomecomingOutcome = "new"
-
+    seed: int = field(default_factory=lambda: getrandbits(SEED_BITS))  # where the client wants none
 
 @dataclass(slots=True)
 class Attempt:
@@ -65,6 +67,8 @@ def usage_of(course: Course, attempt: Attempt) -> Usage:
     done = attempt.done
     if done is None:
         return Usage(course.conversation.tokens, course.told.tokens)
+    if attempt.way == "exact":  # the prompt is the same, and of the answer only the rest was written there
+        return Usage(done.usage.prompt_tokens, attempt.tokens_before + done.usage.completion_tokens)
     if attempt.way in ("chat", "raw"):
         prompt = max(0, done.usage.prompt_tokens - attempt.tokens_before)
         return Usage(prompt, attempt.tokens_before + (done.usage.completion_tokens or attempt.tokens))

@@ -174,7 +174,7 @@ class Failover:
     def _note_sent(self, course: Course, attempt: Attempt) -> None:
         course.attempts += 1
         seat = attempt.seat
-        if attempt.way in ("chat", "raw", "replay"):
+        if attempt.way in ("exact", "chat", "raw", "replay"):
             self._observer.answer_resumed(seat.id, attempt.way)
         self._observer.attempt_started(seat.id, seat.copy.name)
 
@@ -343,5 +343,5 @@ def done_of(course: Course, attempt: Attempt, reason: str, now: float) -> Done:
         attempts=course.attempts,
         nodes=tuple(shares),
         homecoming=course.homecoming,
-        context=done.context if done is not None and len(shares) == 1 else (),
+        context=done.context if done is not None and (len(shares) == 1 or attempt.way == "exact") else (),
     )

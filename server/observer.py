@@ -55,7 +55,7 @@ class Observer(Protocol):
         ...
 
     def answer_resumed(self, node: NodeId, way: str) -> None:
-        """A half-told answer goes on at `node` by `way`: chat, raw or replay."""
+        """A half-told answer goes on at `node` by `way`: exact, chat, raw or replay."""
         ...
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from server.nodes import DEFAULT_OLLAMA_PORT, NodeId, NodeKind, NodeSpec
+from server.nodes import DEFAULT_OLLAMA_PORT, DEFAULT_RELAY_PORT, NodeId, NodeKind, NodeSpec
 
 FIELDS = (
     "host",
@@ -27,6 +27,7 @@ FIELDS = (
     "enabled",
     "api_key_env",
     "continues_final_message",
+    "tls",
 )
 MAX_TEXT_CHARS = 200
 MAX_CONCURRENCY = 10_000
@@ -57,12 +58,15 @@ def spec_of(entry: Any) -> NodeSpec:
     for key in entry:
         if key not in FIELDS:
             raise EntryError(f"unknown field {key!r}: {nearest(key, FIELDS)}", key)
-    host, port = _host(entry), _field(entry, "port", _port, DEFAULT_OLLAMA_PORT)
-    kind = _field(entry, "kind", _kind, "ollama")
+    host, kind = _host(entry), _field(entry, "kind", _kind, "ollama")
+    port = _field(entry, "port", _port, _default_port(kind))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     identity = _field(entry, "id", _text, address)
     if entry.get("continues_final_message") is True and kind != "openai":
         raise EntryError("'continues_final_message' is for nodes of kind 'openai' only", "continues_final_message")
+    tls = _field(entry, "tls", _trust, False)
+    if tls and kind != "relay":
+        raise EntryError("'tls' is for nodes of kind 'relay' only", "tls")
     return NodeSpec(
         id=NodeId(identity),
         name=_field(entry, "name", _text, identity),
@@ -77,6 +81,8 @@ def spec_of(entry: Any) -> NodeSpec:
         enabled=_field(entry, "enabled", _flag, True),
         api_key_env=_field(entry, "api_key_env", _variable, None),
         continues_final_message=_field(entry, "continues_final_message", _flag, False),
+        tls=bool(tls),
+        tls_file=tls if isinstance(tls, str) else None,
     )
 
 
@@ -88,8 +94,9 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
     entry |= {"max_concurrency": spec.max_concurrency, "serial": spec.serial, "tags": list(spec.tags)}
     entry |= {"enabled": spec.enabled, "api_key_env": spec.api_key_env}
     entry["continues_final_message"] = spec.continues_final_message
+    entry["tls"] = spec.tls_file or spec.tls
     defaults = {
-        "port": DEFAULT_OLLAMA_PORT,
+        "port": _default_port(spec.kind),
         "id": spec.address,
         "name": spec.id,
         "kind": "ollama",
@@ -101,6 +108,7 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
         "enabled": True,
         "api_key_env": None,
         "continues_final_message": False,
+        "tls": False,
     }
     return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
 
@@ -154,13 +162,23 @@ def _port(value: Any) -> int:
 
 
 def _kind(value: Any) -> NodeKind:
-    kinds = get_args(NodeKind)
-    if value == "relay":
-        raise EntryError("nodes of kind 'relay' cannot be served yet; 'ollama' and 'openai' can", "kind")
-    if value not in kinds:
-        raise ValueError("'ollama' or 'openai'")
+    if value not in get_args(NodeKind):
+        raise ValueError("'ollama', 'openai' or 'relay'")
     kind: NodeKind = value
     return kind
+
+
+def _default_port(kind: NodeKind) -> int:
+    return DEFAULT_RELAY_PORT if kind == "relay" else DEFAULT_OLLAMA_PORT
+
+
+def _trust(value: Any) -> bool | str:
+    """What certificates are trusted: true for those that the system trusts, else the path of a file."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError("true, false, or the path of a file with certificates")
+    return value.strip()
 
 
 def _text(value: Any) -> str:

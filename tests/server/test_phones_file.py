@@ -60,7 +60,7 @@ def test_every_field():
         "api_key_env": "KEY",
         "continues_final_message": True,
     }
-    assert set(entry) == set(FIELDS)
+    assert set(entry) == set(FIELDS) - {"tls"}
     assert spec_of(entry) == NodeSpec(
         id=NodeId("a"),
         name="Kitchen",
@@ -76,6 +76,15 @@ def test_every_field():
         api_key_env="KEY",
         continues_final_message=True,
     )
+
+
+def test_a_relay_node_has_a_port_and_perhaps_certificates_of_its_own():
+    spec = spec_of({"host": "a", "kind": "relay"})
+    assert (spec.id, spec.port, spec.tls, spec.tls_file, spec.api_key_env) == ("a:8765", 8765, False, None, None)
+    spec = spec_of({"host": "a", "kind": "relay", "tls": True, "port": 9000})
+    assert (spec.id, spec.port, spec.tls, spec.tls_file) == ("a:9000", 9000, True, None)
+    spec = spec_of({"host": "a", "kind": "relay", "tls": " node.pem "})
+    assert (spec.tls, spec.tls_file) == (True, "node.pem")
 
 
 @pytest.mark.parametrize("weight", [0.001, 1000])
@@ -147,6 +156,9 @@ def test_hosts_have_one_spelling(host: str, kept: str, identity: str):
         ("api_key_env", "sk-1234"),
         ("api_key_env", ""),
         ("continues_final_message", 1),
+        ("tls", 1),
+        ("tls", " "),
+        ("tls", None),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_fields_name(field: str, value: object):
@@ -159,7 +171,8 @@ def test_what_a_message_says():
     assert entry_error(host="a", port=True) == "'port' must be a whole number from 1 to 65535, not true"
     assert "'host' is missing" in entry_error(port=1)
     assert "until phones are served over USB" in entry_error(serial="S1")
-    assert "'relay' cannot be served yet" in entry_error(host="a", kind="relay")
+    assert "'ollama', 'openai' or 'relay'" in entry_error(host="a", kind="vllm")
+    assert "kind 'relay' only" in entry_error(host="a", tls=True)
     assert "kind 'openai' only" in entry_error(host="a", continues_final_message=True)
     assert "never the key itself" in entry_error(host="a", api_key_env="sk-12")
 
@@ -251,6 +264,9 @@ def test_a_folder_is_no_file(tmp_path: Path):
 SPECS = (
     spec_of({"host": "a"}),
     spec_of({"host": "b", "weight": "auto", "model": ["x", "y"], "tags": ["t"], "enabled": False, "name": "Ä"}),
+    spec_of({"host": "r", "kind": "relay"}),
+    spec_of({"host": "r", "kind": "relay", "port": 11434, "tls": True}),
+    spec_of({"host": "s", "kind": "relay", "tls": "certificate.pem"}),
     spec_of({"host": "::1", "kind": "openai", "port": 8000, "continues_final_message": True, "model": "x"}),
 )
 
@@ -317,7 +333,10 @@ def test_the_schema_is_one_and_knows_the_same_fields():
         {"host": "http://a"},
         {"host": "a", "prot": 1},
         {"host": "a", "port": 0},
-        {"host": "a", "kind": "relay"},
+        {"host": "a", "kind": "vllm"},
+        {"host": "a", "tls": True},
+        {"host": "a", "kind": "openai", "tls": "a.pem"},
+        {"host": "a", "kind": "relay", "tls": ""},
         {"host": "a", "weight": 0},
         {"host": "a", "weight": "heavy"},
         {"host": "a", "weight": 1e308},
