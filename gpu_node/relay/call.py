@@ -16,9 +16,10 @@ from wire.frames import FrameType
 from wire.messages import Message, decode_message
 
 if TYPE_CHECKING:
-    from transport.streams import Stream
-
     from gpu_node.relay.buffers import BufferSpace
+    from gpu_node.relay.holds import Holds
+    from gpu_node.relay.jobs import Jobs
+    from transport.streams import Stream
 
 SessionState = Literal["live", "cut", "idle"]
 Asked = TypeVar("Asked", bound=Message)
@@ -56,6 +57,20 @@ class Session(Protocol):
     @property
     def buffers(self) -> BufferSpace:
         """Its tensors."""
+        ...
+
+    @property
+    def holds(self) -> Holds:
+        """Its models, to take and give back."""
+        ...
+
+    @property
+    def jobs(self) -> Jobs:
+        """Its answers under way."""
+        ...
+
+    def surely_heard(self, told_at: float) -> bool:
+        """Whether what was sent at that time of the event loop has arrived beyond doubt."""
         ...
 
 

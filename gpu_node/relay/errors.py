@@ -60,6 +60,7 @@ class Failure:
     details: Table = ()
 
 
+CANCELLED = Failure(ErrorCode.CANCELLED, "as asked")
 INTERNAL = Failure(ErrorCode.INTERNAL, "a defect of the node; its log says more")
 
 

@@ -8,14 +8,17 @@ engines or messages, only payloads.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from gpu_node.errors import NodeBusy, RequestError, SessionGone
-from gpu_node.relay.errors import Failure
+from gpu_node.errors import NodeBusy, NodeError, RequestError, SessionGone
+from gpu_node.relay.errors import CANCELLED, INTERNAL, Failure, failure_of
 from wire.frames import Buffer, FrameType
+
+log = logging.getLogger("gpu_node.relay")
 
 # Frames of one answer: a hundred thousand tokens, or some thousand with twenty logprobs each.
 JOB_BYTES = 8 << 20
@@ -48,6 +51,9 @@ class Ending:
     failure: Failure | None = None
 
 
+Work = Callable[[], Awaitable[Ending]]
+
+
 class Job:
     def __init__(self, fingerprint: bytes = b"", first_index: int = 0, most_bytes: int = JOB_BYTES) -> None:
         """`fingerprint` is that of the request, since the same job with another request is a mistake."""
@@ -57,7 +63,7 @@ class Job:
         self.kept_bytes = 0
         self._most_bytes = most_bytes
         self._frames: deque[bytes] = deque()
-        self._first = first_index  # number of the first frame that is kept
+        self.first_index = self._first = first_index  # `_first`: number of the first frame that is kept
         self._follower: Follower | None = None
         self._leave: asyncio.Future[None] | None = None  # wakes who follows: the end came, or another follower
         self._task: asyncio.Task[None] | None = None
@@ -70,8 +76,8 @@ class Job:
     def running(self) -> bool:
         return self.ending is None
 
-    def start(self, work: Coroutine[Any, Any, Ending], name: str) -> None:
-        """`work` answers by `tell`; it raises nothing."""
+    def start(self, work: Work, name: str) -> None:
+        """`work` answers by `tell`, and raises `NodeError` for what cannot be answered."""
         self._task = asyncio.get_running_loop().create_task(self._run(work), name=name)
 
     async def stop(self) -> None:
@@ -79,6 +85,8 @@ class Job:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self.ending is None:  # cancelled before its first step
+            self._end(Ending(failure=CANCELLED))
 
     async def tell(self, kind: FrameType, payload: bytes) -> None:
         """One more frame: TOKENS are kept and numbered, others are for those who hear them now."""
@@ -125,8 +133,20 @@ class Job:
             await follower.send(FrameType.TOKENS, self._frames[at - self._first])
             at += 1
 
-    async def _run(self, work: Coroutine[Any, Any, Ending]) -> None:
-        self.ending = await work
+    async def _run(self, work: Work) -> None:
+        try:
+            ending = await work()
+        except NodeError as error:
+            ending = Ending(failure=failure_of(error))
+        except asyncio.CancelledError:
+            ending = Ending(failure=CANCELLED)
+        except Exception:  # top of the task
+            log.exception("an answer broke off")
+            ending = Ending(failure=INTERNAL)
+        self._end(ending)
+
+    def _end(self, ending: Ending) -> None:
+        self.ending = ending
         if self._leave is not None and not self._leave.done() and self._follower is not None:
             self._leave.set_result(None)
 
@@ -171,8 +191,9 @@ class Jobs:
         self._jobs[name] = job
         self._forget_oldest()
 
-    def remove(self, name: bytes) -> None:
-        self._jobs.pop(name, None)
+    def remove(self, name: bytes, job: Job) -> None:
+        if self._jobs.get(name) is job:
+            del self._jobs[name]
 
     def forget_heard(self, heard: Callable[[float], bool]) -> None:
         """Drop those whose end was sent at a time of which `heard` is sure that it arrived."""

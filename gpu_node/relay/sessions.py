@@ -50,6 +50,11 @@ class Times:
 class Leash(Protocol):
     """A session's connection."""
 
+    @property
+    def heard_at(self) -> float:
+        """When anything last came over it, on the event loop's clock."""
+        ...
+
     def leave(self, reason: GoodbyeReason) -> None:
         """Say goodbye, and end soon, without waiting for what is under way."""
         ...
@@ -58,15 +63,16 @@ class Leash(Protocol):
 class ClientSession:
     """What one client owns on this node, over all its connections."""
 
-    def __init__(self, number: int, key: bytes, name: str, residents: Residents, times: Times) -> None:
+    def __init__(self, number: int, key: bytes, name: str, terms: SessionTerms, times: Times) -> None:
         self.number, self.name = number, name
         self.key = key
         self.over = False
         self.connection: Leash | None = None
         self.jobs = Jobs()
         self.tasks: set[asyncio.Task[None]] = set()  # requests that are being answered
-        self.holds = Holds(residents, self.owner)
+        self._holds: Holds | None = None
         self._buffers: BufferSpace | None = None
+        self._grace_seconds = terms.grace_seconds
         self._clock, self._since = times.clock, times.clock()
 
     @property
@@ -90,12 +96,22 @@ class ClientSession:
         return self.holds.names
 
     @property
+    def holds(self) -> Holds:
+        assert self._holds is not None, "it is furnished"
+        return self._holds
+
+    @property
     def buffers(self) -> BufferSpace:
-        assert self._buffers is not None, "given by whoever made the session"
+        assert self._buffers is not None, "it is furnished"
         return self._buffers
 
-    def furnish(self, buffers: BufferSpace) -> None:
-        self._buffers = buffers
+    def furnish(self, holds: Holds, buffers: BufferSpace) -> None:
+        """Once, before anybody sees the session; both are made for its `owner`."""
+        self._holds, self._buffers = holds, buffers
+
+    def surely_heard(self, told_at: float) -> bool:
+        """Whoever still talks over a connection long after something was sent on it has got that."""
+        return self.connection is not None and self.connection.heard_at - told_at > self._grace_seconds
 
     def touch(self) -> None:
         """A sign of life, or of its end: times count from now."""
@@ -219,8 +235,8 @@ class Sessions:
                 raise NodeBusy()
             self.end(next(one for one in self.all if one.owner == cut[0].owner))
         self._numbers += 1
-        session = ClientSession(self._numbers, self._make_key(), name, self._residents, self._times)
-        session.furnish(self._make_buffers(session.owner))
+        session = ClientSession(self._numbers, self._make_key(), name, self.terms, self._times)
+        session.furnish(Holds(self._residents, session.owner), self._make_buffers(session.owner))
         self._by_key[session.key] = session
         self._watch(session)
         return session

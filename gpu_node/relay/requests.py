@@ -1,0 +1,79 @@
+"""Which request is answered by whom, and how every one of them ends.
+
+Invariants: a request ends in one answer or one ERROR, whatever its handler does; a fault of ours is one stream's
+INTERNAL and a line in the log, and harms nobody else; what a client sent in breach of the protocol ends its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gpu_node.errors import NodeError
+from gpu_node.relay.call import Handler, Handlers, RelayCall
+from gpu_node.relay.counters import RelayCounters
+from gpu_node.relay.errors import CANCELLED, INTERNAL, Failure, failure_of
+from gpu_node.relay.sessions import ClientSession, Sessions
+from transport.errors import Cancelled, ConnectionLost, StreamEnded
+from transport.streams import Stream
+from wire.connection import FrameReceived
+from wire.errors import RemoteError
+from wire.messages_session import ErrorCode
+
+log = logging.getLogger("gpu_node.relay")
+
+UNKNOWN = Failure(ErrorCode.UNSUPPORTED, "this node does not do that")
+TOO_SHORT = Failure(ErrorCode.BAD_REQUEST, "the request ended before all of it was there")
+
+
+class Requests:
+    def __init__(self, handlers: Handlers, sessions: Sessions, counters: RelayCounters) -> None:
+        self._handlers, self._sessions, self._counters = handlers, sessions, counters
+
+    def begin(self, session: ClientSession, stream: Stream, request: FrameReceived) -> None:
+        """Answer it in a task of its own, which belongs to the session."""
+        self._counters.requests[request.type.name] += 1
+        handler = self._handlers.get(request.type)
+        if handler is None:
+            self.refuse(stream, request, UNKNOWN)
+            return
+        loop = asyncio.get_running_loop()
+        work = self._answer(RelayCall(session, stream, request), handler)
+        task = loop.create_task(work, name=f"{request.type.name} of {session.owner}")
+        session.tasks.add(task)
+        task.add_done_callback(lambda done: self._sessions.settle(session, done))
+        # Not at once: a task that was cancelled before its first step would leave its request unanswered.
+        stream.on_cancel = lambda: loop.call_soon(task.cancel) and None
+
+    def refuse(self, stream: Stream, request: FrameReceived, failure: Failure) -> None:
+        stream.release(request)
+        self._fail(stream, failure)
+
+    async def _answer(self, call: RelayCall, handler: Handler) -> None:
+        stream = call.stream
+        try:
+            await handler(call)
+            if not stream.over:
+                log.error("%s of %s was left without an end", call.request.type.name, call.session.owner)
+                self._fail(stream, INTERNAL)
+        except asyncio.CancelledError:  # by the client, or with its session: the task ends here either way
+            self._fail(stream, CANCELLED)
+        except NodeError as error:
+            self._fail(stream, failure_of(error))
+        except RemoteError as error:
+            stream.break_off(error)
+        except Cancelled:
+            self._fail(stream, CANCELLED)
+        except StreamEnded:
+            self._fail(stream, TOO_SHORT)
+        except ConnectionLost:
+            pass  # nobody is there to be told
+        except Exception:  # top of the task
+            log.exception("%s of %s broke off", call.request.type.name, call.session.owner)
+            self._fail(stream, INTERNAL)
+
+    def _fail(self, stream: Stream, failure: Failure) -> None:
+        if stream.over:
+            return
+        self._counters.failures[failure.code.name] += 1
+        stream.fail(failure.code, failure.text, retry_after_ms=failure.retry_after_ms, details=failure.details)
