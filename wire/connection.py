@@ -12,11 +12,11 @@ import zlib
 
 from wire.errors import IllegalSend, OutOfBounds, QueueFull
 from wire.flow import cost_of
-from wire.frames import Buffer, Checksum, Flags, FrameType, Header
+from wire.frames import Buffer, Checksum, Flags, FrameType
 from wire.limits import LARGEST_PAYLOAD, LARGEST_STREAM_ID, Limits
 from wire.outbox import Waiting, size_of
 from wire.receiver import Codec, CreditReceived, Event, FrameReceived, Receiver
-from wire.rules import FREE_OF_CREDIT, check_answer, check_place, flags_of, largest_payload, stream_move
+from wire.rules import FREE_OF_CREDIT, Meaning, check_answer, flags_of, largest_payload
 from wire.state import ANSWERS, ConnectionState, Role, StreamMove, StreamState, Way, stream_after
 from wire.streams import SIZE_FIELD, Books, Stream
 
@@ -24,6 +24,9 @@ __all__ = ["Codec", "Connection", "CreditReceived", "Event", "FrameReceived"]
 
 # Smaller payloads gain less than the 4 bytes and the work cost.
 SMALLEST_COMPRESSED = 64
+_NOT_SENT_BY_HAND = frozenset({
+    FrameType.CREDIT, FrameType.CANCEL, FrameType.ERROR, FrameType.PONG, FrameType.GOODBYE,
+})  # fmt: skip
 
 
 class Connection:
@@ -72,8 +75,9 @@ class Connection:
 
     def release(self, event: FrameReceived) -> None:
         """The event's payload needs no room any more: the peer may send as much anew. Once per event."""
-        if event.stream is not None and event.cost and not event.placed:
-            self._books.give_back(event.stream, event.cost)
+        _, _, _, _, cost, placed, stream = event
+        if cost and not placed and stream is not None:
+            self._books.give_back(stream, cost)
 
     def allow_compression(self) -> None:
         """Both sides said in the handshake that they can; without a codec this side never says so."""
@@ -92,6 +96,10 @@ class Connection:
         self._stream(stream_id).rooms.append(room)
         self.widen(stream_id)
 
+    def forget_rooms(self) -> None:
+        """From now on no byte goes into any room that was named: whose they are may want them for something else."""
+        self._receiver.forget_rooms()
+
     def widen(self, stream_id: int) -> None:
         """Lets the peer have a bulk stream's window under way, before this side consumes."""
         stream = self._stream(stream_id)
@@ -105,7 +113,7 @@ class Connection:
         if len(self._books.streams) >= self._limits.streams:
             raise QueueFull(f"{self._limits.streams} streams are open")
         number = self._free_number()
-        self._send_on(number, self._frame(kind, number, payload, ends, compress))
+        self._send_on(None, self._frame(kind, number, payload, ends, compress))
         self._last_number = number
         return number
 
@@ -118,11 +126,10 @@ class Connection:
         then nothing is sent and no state has changed.
         """
         frame = self._frame(kind, stream_id, payload, ends, compress)
-        if kind in (FrameType.CREDIT, FrameType.CANCEL, FrameType.ERROR, FrameType.PONG, FrameType.GOODBYE):
+        if kind in _NOT_SENT_BY_HAND:
             raise IllegalSend(f"{kind.name} is sent by itself or has a method of its own")
         if stream_id:
-            self._stream(stream_id)
-            self._send_on(stream_id, frame)
+            self._send_on(self._stream(stream_id), frame)
         else:
             self._send_control(frame)
 
@@ -183,7 +190,9 @@ class Connection:
     def _frame(
         self, kind: FrameType, stream_id: int, payload: tuple[Buffer, ...], ends: bool, compress: bool = False
     ) -> Waiting:
-        pieces = tuple(_flat(piece) for piece in payload if len(piece))
+        pieces = payload
+        if len(payload) != 1 or type(payload[0]) is not bytes:
+            pieces = tuple(_flat(piece) for piece in payload if len(piece))
         size = size_of(pieces)
         most = largest_payload(kind)
         if size > most:
@@ -193,28 +202,37 @@ class Connection:
             block = _flat(self._codec.compress(pieces[0] if len(pieces) == 1 else b"".join(pieces)))
             if SIZE_FIELD.size + len(block) < size:
                 pieces, flags = (SIZE_FIELD.pack(size), block), flags | Flags.COMPRESSED
-        return Waiting(kind, stream_id, flags, pieces, size_of(pieces), cost)
+                size = size_of(pieces)
+        return Waiting(kind, stream_id, flags, pieces, size, cost)
 
     def _send_control(self, frame: Waiting) -> None:
-        header = _header(frame)
-        check_place(header, Way.SEND)
-        self._books.after(header, Way.SEND)
-        self._books.outbox.add_control(frame)
-        self._books.move(header, Way.SEND)
+        """A frame that needs no credit; what it means for its stream is the caller's."""
+        books = self._books
+        meaning = books.said.of(frame.type, frame.flags, frame.stream_id)
+        books.check(meaning, Way.SEND)
+        books.outbox.add_control(frame)
+        books.move(meaning, Way.SEND)
 
-    def _send_on(self, number: int, frame: Waiting) -> None:
-        header, books = _header(frame), self._books
-        check_place(header, Way.SEND)
-        books.after(header, Way.SEND)
-        move = stream_move(header, books.role, Way.SEND)
-        stream = books.streams.get(number)
-        after = stream_after(books.role, stream.state if stream else StreamState.IDLE, Way.SEND, move)
-        if stream and books.role is Role.SERVER:
-            check_answer(stream.request, frame.type, Way.SEND)
-        books.outbox.check(number if stream else None, frame.cost)
-        stream = stream or books.begin(number, frame.type)
-        books.outbox.add(frame)
-        books.settle(stream, after)
+    def _send_on(self, stream: Stream | None, frame: Waiting) -> None:
+        """A frame of `stream`; None is a stream that begins with it."""
+        kind, number, flags, _, _, cost = frame
+        books = self._books
+        meaning = books.said.of(kind, flags, number)
+        if meaning.move not in books.sends:
+            books.check(meaning, Way.SEND)
+        before = stream.state if stream else StreamState.IDLE
+        after = self._after(before, meaning)
+        if stream and kind not in stream.answers and books.role is Role.SERVER:
+            check_answer(stream.request, kind, Way.SEND)
+        books.outbox.check(stream.line if stream else None, cost)
+        stream = stream or books.begin(number, kind)
+        books.outbox.add(frame, stream.line)
+        if after is not before:
+            books.settle(stream, after)
+
+    def _after(self, before: StreamState, meaning: Meaning) -> StreamState:
+        assert meaning.stream_move is not None, "a frame of stream 0"
+        return stream_after(self._books.role, before, Way.SEND, meaning.stream_move)
 
     def _stream(self, stream_id: int) -> Stream:
         stream = self._books.streams.get(stream_id)
@@ -231,7 +249,3 @@ class Connection:
 
 def _flat(piece: Buffer) -> Buffer:
     return piece if isinstance(piece, bytes | bytearray) else piece.cast("B") if piece.format != "B" else piece
-
-
-def _header(frame: Waiting) -> Header:
-    return Header(frame.type, frame.flags, frame.stream_id, frame.size, 0)

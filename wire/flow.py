@@ -62,11 +62,13 @@ class GivenCredit:
         self.left -= cost
         self.held += cost
 
-    def consume(self, cost: int) -> None:
-        """The frame needs no room of ours any more."""
-        if cost > self.held:
-            raise OutOfBounds(f"{cost} bytes are given back, {self.held} are held")
-        self.held -= cost
+    def consume(self, cost: int) -> bool:
+        """The frame needs no room of ours any more. True when a grant is due."""
+        held = self.held
+        if cost > held:
+            raise OutOfBounds(f"{cost} bytes are given back, {held} are held")
+        self.held = held = held - cost
+        return (self.window - held - self.left) * 2 >= self.window
 
     def widen(self, window: int) -> None:
         """Lets more be under way from now on. A window never shrinks: what is given is given."""

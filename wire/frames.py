@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from wire.errors import MalformedFrame, OutOfBounds, TooLarge, UnknownVersion
+from wire.errors import MalformedFrame, OutOfBounds, RemoteError, TooLarge, UnknownVersion
 from wire.limits import LARGEST_PAYLOAD, LARGEST_STREAM_ID
 
 __all__ = [
@@ -45,10 +44,14 @@ Buffer = bytes | bytearray | memoryview
 
 _FIELDS = struct.Struct(">BBHII")
 _CHECKSUM = struct.Struct(">I")
+_WHOLE = struct.Struct(">BBHIII")
 
 
 class FrameType(IntEnum):
     """What a payload is. The numbers are grouped by the upper four bits and never given to something else."""
+
+    # That of an Enum is made of its name in Python, and every frame is looked up in tables by its type.
+    __hash__ = int.__hash__
 
     HELLO = 0x01
     WELCOME = 0x02
@@ -82,6 +85,8 @@ class FrameType(IntEnum):
 class Flags(IntFlag):
     """The lower four bits of the second byte; 4 and 8 are reserved and must be 0."""
 
+    __hash__ = int.__hash__
+
     NONE = 0
     END = 1  # the sender's half of the stream ends with this frame
     COMPRESSED = 2  # the payload is its size as it was, 4 bytes, then an LZ4 block of it
@@ -97,9 +102,8 @@ class Checksum(Protocol):
     def __call__(self, data: Buffer, value: int = ..., /) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The header of one frame as its fields; `checksum` is the one it came with."""
+class Header(NamedTuple):
+    """The header of one frame as its fields; `checksum` is the one it came with. A tuple, for one is made per frame."""
 
     type: FrameType
     flags: Flags
@@ -119,6 +123,7 @@ class Header:
 
 _TYPES = {int(known): known for known in FrameType}
 _FLAGS = tuple(Flags(bits) for bits in range(4))
+_SECOND_BYTES = {VERSION << 4 | bits: flags for bits, flags in enumerate(_FLAGS)}
 
 
 def pack_header(header: Header, payload: Sequence[Buffer], checksum: Checksum) -> bytes:
@@ -128,29 +133,33 @@ def pack_header(header: Header, payload: Sequence[Buffer], checksum: Checksum) -
     fields = _FIELDS.pack(
         header.type, VERSION << 4 | int(header.flags), header.stream_id, header.size, header.sequence & SEQUENCE_MASK
     )
-    return fields + _CHECKSUM.pack(checksum_of(fields, payload, checksum))
-
-
-def unpack_header(data: Buffer) -> Header:
-    """The header in the first 16 bytes of `data`. Raises RemoteErrors for what no frame may say; the checksum is read,
-    not checked, for the payload is not here yet."""
-    kind, version_and_flags, stream_id, size, sequence = _FIELDS.unpack_from(data)
-    if version_and_flags >> 4 != VERSION:
-        raise UnknownVersion(f"the frame is of version {version_and_flags >> 4}, this side speaks {VERSION}")
-    known = _TYPES.get(kind)
-    if known is None:
-        raise MalformedFrame(f"no frame has the type {kind:#04x}")
-    bits = version_and_flags & 0x0F
-    if bits >= len(_FLAGS):
-        raise MalformedFrame(f"reserved flags are set: {bits:#x}")
-    if size > LARGEST_PAYLOAD:
-        raise TooLarge(f"a payload of {size} bytes; {LARGEST_PAYLOAD} is the most")
-    return Header(known, _FLAGS[bits], stream_id, size, sequence, _CHECKSUM.unpack_from(data, 12)[0])
-
-
-def checksum_of(fields: Buffer, payload: Sequence[Buffer], checksum: Checksum) -> int:
-    """CRC-32 over the first 12 bytes of the header and then the payload's pieces."""
-    value = checksum(memoryview(fields)[:12], 0)
+    value = checksum(fields, 0)
     for piece in payload:
         value = checksum(piece, value)
-    return value
+    return fields + _CHECKSUM.pack(value)
+
+
+def unpack_header(data: Buffer, start: int = 0) -> Header:
+    """The header in the 16 bytes of `data` from `start` on. Raises RemoteErrors for what no frame may say; the checksum
+    is read, not checked, for the payload is not here yet."""
+    kind, second, stream_id, size, sequence, checksum = _WHOLE.unpack_from(data, start)
+    known, flags = _TYPES.get(kind), _SECOND_BYTES.get(second)
+    if known is None or flags is None or size > LARGEST_PAYLOAD:
+        raise _fault(kind, second, size)
+    return Header(known, flags, stream_id, size, sequence, checksum)
+
+
+def _fault(kind: int, second: int, size: int) -> RemoteError:
+    """The version first: of another one, nothing else is known."""
+    if second >> 4 != VERSION:
+        return UnknownVersion(f"the frame is of version {second >> 4}, this side speaks {VERSION}")
+    if kind not in _TYPES:
+        return MalformedFrame(f"no frame has the type {kind:#04x}")
+    if second not in _SECOND_BYTES:
+        return MalformedFrame(f"reserved flags are set: {second & 0x0F:#x}")
+    return TooLarge(f"a payload of {size} bytes; {LARGEST_PAYLOAD} is the most")
+
+
+def checksum_of(header: Buffer, payload: Buffer, checksum: Checksum) -> int:
+    """CRC-32 over the first 12 of the header's 16 bytes and then the payload."""
+    return checksum(payload, checksum(header[:12], 0))

@@ -2,25 +2,29 @@
 
 Frames of one stream leave in order. Frames that need no credit leave first. A stream without credit loses its turn
 and stalls nobody. Headers are made when a frame leaves, for only then is its place in the sequence known. Payloads
-are kept as the buffers they came in and are never copied; the caller leaves them unchanged until they are sent.
+are kept as the buffers they came in, and all but small ones leave as these; the caller leaves them unchanged until
+they are sent.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wire.errors import QueueFull
 from wire.flow import OwnCredit, cost_of
 from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Flags, FrameType, Header, pack_header
 from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
 
-__all__ = ["Outbox", "Waiting"]
+__all__ = ["Line", "Outbox", "Waiting", "size_of"]
+
+# Below this, copying a payload behind its header costs less than one more entry in a gather write.
+JOINED_MOST = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A frame without its place: `pieces` are the payload on the wire, `cost` is what it takes of credit."""
 
     type: FrameType
@@ -31,8 +35,8 @@ class Waiting:
     cost: int = 0
 
 
-@dataclass(slots=True)
-class _Line:
+@dataclass(slots=True, eq=False)
+class Line:
     """One stream's frames; `queued` is their cost."""
 
     credit: OwnCredit = field(default_factory=lambda: OwnCredit(INITIAL_STREAM_CREDIT))
@@ -43,26 +47,28 @@ class _Line:
 
 
 class Outbox:
-    """Holds no more than `limits` allow: `add` and `add_control` raise QueueFull beyond."""
+    """Holds no more than `limits` allow: `check` and `add_control` raise QueueFull beyond."""
 
     def __init__(self, limits: Limits, checksum: Checksum) -> None:
         self._limits, self._checksum = limits, checksum
         self.credit = OwnCredit(INITIAL_CONNECTION_CREDIT)
         self._control: deque[Waiting] = deque()
-        self._lines: dict[int, _Line] = {}
-        self._turns: deque[int] = deque()
+        self._lines: dict[int, Line] = {}
+        self._turns: deque[Line] = deque()
         self._queued = 0
         self._sequence = 0
 
-    def open(self, stream_id: int) -> None:
+    def open(self, stream_id: int) -> Line:
         """A stream begins, with the credit that every stream begins with."""
-        self._lines[stream_id] = _Line()
+        line = self._lines[stream_id] = Line()
+        return line
 
     def close(self, stream_id: int) -> None:
         """The stream is over; what it had waiting is dropped."""
         self.clear(stream_id)
-        if self._lines.pop(stream_id).in_turn:
-            self._turns.remove(stream_id)  # or the next stream of this number would have two turns
+        line = self._lines.pop(stream_id)
+        if line.in_turn:
+            self._turns.remove(line)
 
     def clear(self, stream_id: int) -> None:
         """Drops what waits of a stream."""
@@ -87,18 +93,19 @@ class Outbox:
         own = self._limits.stream_queue - self._lines[stream_id].queued
         return max(0, min(own, self._limits.connection_queue - self._queued) - cost_of(0))
 
-    def check(self, stream_id: int | None, cost: int) -> None:
+    def check(self, line: Line | None, cost: int) -> None:
         """Raises QueueFull when a frame of `cost` has no room; None is a stream that is yet to begin."""
-        queued = 0 if stream_id is None else self._lines[stream_id].queued
+        queued = 0 if line is None else line.queued
         if queued + cost > self._limits.stream_queue or self._queued + cost > self._limits.connection_queue:
             raise QueueFull(f"{self._queued} bytes wait to be sent, {queued} of them on this stream")
 
-    def add(self, frame: Waiting) -> None:
-        line = self._lines[frame.stream_id]
+    def add(self, frame: Waiting, line: Line) -> None:
+        """A frame of the stream whose line it is."""
         line.frames.append(frame)
         line.queued += frame.cost
         self._queued += frame.cost
-        self._give_turn(frame.stream_id, line)
+        if not line.in_turn:
+            self._give_turn(line)
 
     def add_control(self, frame: Waiting) -> None:
         """For frames that need no credit. Raises QueueFull when the peer has not read for long."""
@@ -113,58 +120,63 @@ class Outbox:
             return
         line = self._lines[stream_id]
         line.credit.add(credit)
-        self._give_turn(stream_id, line)
+        self._give_turn(line)
 
     def take(self, most_bytes: int) -> list[Buffer]:
         """Headers and payloads to write now, in order: about `most_bytes`, at least one frame if any may go."""
         out: list[Buffer] = []
         total = 0
         while total < most_bytes and (frame := self._next()) is not None:
-            header = Header(frame.type, frame.flags, frame.stream_id, frame.size, self._sequence)
-            out.append(pack_header(header, frame.pieces, self._checksum))
-            out.extend(frame.pieces)
+            kind, stream_id, flags, pieces, size, _ = frame
+            header = pack_header(Header(kind, flags, stream_id, size, self._sequence), pieces, self._checksum)
+            if size < JOINED_MOST:
+                out.append(b"".join((header, *pieces)))
+            else:
+                out.append(header)
+                out.extend(pieces)
             self._sequence = (self._sequence + 1) & SEQUENCE_MASK
-            total += HEADER_SIZE + frame.size
+            total += HEADER_SIZE + size
         return out
 
     @property
     def can_take(self) -> bool:
         """Whether `take` would give anything now."""
-        return bool(self._control) or (self.credit.may_send and any(self._may_go(number) for number in self._turns))
-
-    def _may_go(self, stream_id: int) -> bool:
-        line = self._lines[stream_id]
-        return bool(line.frames) and line.credit.may_send
+        return bool(self._control) or (self.credit.left > 0 and any(_may_go(line) for line in self._turns))
 
     def _next(self) -> Waiting | None:
         if self._control:
             return self._control.popleft()
-        if not self.credit.may_send:
+        if self.credit.left <= 0:
             return None
         while self._turns:
-            stream_id = self._turns.popleft()
-            line = self._lines[stream_id]
+            line = self._turns.popleft()
             line.in_turn = False
-            if line.frames and line.credit.may_send:
-                return self._leave(stream_id, line)
+            if line.frames and line.credit.left > 0:
+                return self._leave(line)
         return None
 
-    def _leave(self, stream_id: int, line: _Line) -> Waiting:
+    def _leave(self, line: Line) -> Waiting:
         frame = line.frames.popleft()
+        cost = frame.cost
         line.started = True
-        line.queued -= frame.cost
-        self._queued -= frame.cost
-        line.credit.spend(frame.cost)
-        self.credit.spend(frame.cost)
-        self._give_turn(stream_id, line)
+        line.queued -= cost
+        self._queued -= cost
+        line.credit.spend(cost)
+        self.credit.spend(cost)
+        if line.frames:
+            self._give_turn(line)
         return frame
 
-    def _give_turn(self, stream_id: int, line: _Line) -> None:
-        if line.frames and line.credit.may_send and not line.in_turn:
+    def _give_turn(self, line: Line) -> None:
+        if not line.in_turn and line.frames and line.credit.left > 0:
             line.in_turn = True
-            self._turns.append(stream_id)
+            self._turns.append(line)
 
 
-def size_of(pieces: Sequence[Buffer]) -> int:
+def size_of(pieces: Iterable[Buffer]) -> int:
     """Bytes of a payload that is given in pieces, each of them flat."""
     return sum(map(len, pieces))
+
+
+def _may_go(line: Line) -> bool:
+    return bool(line.frames) and line.credit.left > 0

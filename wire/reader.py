@@ -60,7 +60,9 @@ class FrameReader:
         self._in_room += count
         if self._in_room == len(self._room):
             self._after_bulk = True
-            self._finish(self._header, self._room)
+            header, room = self._header, self._room
+            self._header, self._room = None, memoryview(b"")
+            self._finish(header, self._fields, room)
 
     def receive(self, data: Buffer) -> None:
         rest = memoryview(data).cast("B")
@@ -76,6 +78,13 @@ class FrameReader:
         if not self.is_between_frames:
             raise CutShort("the connection ended within a frame")
 
+    def let_go(self) -> None:
+        """The frame that is on its way goes on in room of the reader's own."""
+        if self._header is not None:
+            room = memoryview(bytearray(len(self._room)))
+            room[: self._in_room] = self._room[: self._in_room]
+            self._room = room
+
     def _cut(self) -> None:
         start = 0
         while self._filled - start >= HEADER_SIZE:
@@ -87,27 +96,35 @@ class FrameReader:
 
     def _begin(self, start: int) -> int:
         """Starts the frame at `start` of the scratch; returns where its bytes in there end."""
-        fields = bytes(self._scratch[start : start + HEADER_SIZE])
-        header = unpack_header(fields)
-        if header.sequence != self._sequence:
-            raise BadSequence(f"frame {header.sequence} where {self._sequence} was due")
-        self._sequence = (self._sequence + 1) & SEQUENCE_MASK
+        scratch, first = self._scratch, start + HEADER_SIZE
+        header = unpack_header(scratch, start)
+        sequence, size = header.sequence, header.size
+        if sequence != self._sequence:
+            raise BadSequence(f"frame {sequence} where {self._sequence} was due")
+        self._sequence = (sequence + 1) & SEQUENCE_MASK
         room = self._admit(header)
+        here = self._filled - first
+        if here < size:
+            self._wait_for_rest(header, room, scratch[start : self._filled])
+            return self._filled
+        payload = scratch[first : first + size]
+        if room is None:
+            payload = memoryview(bytes(payload))
+        else:
+            room[:] = payload
+            payload = room
+        self._after_bulk = False
+        self._finish(header, scratch[start:first], payload)
+        return first + size
+
+    def _wait_for_rest(self, header: Header, room: memoryview | None, here: memoryview) -> None:
         if room is None:
             room = memoryview(bytearray(header.size))
-        start += HEADER_SIZE
-        here = min(header.size, self._filled - start)
-        room[:here] = self._scratch[start : start + here]
-        self._fields = fields
-        if here == header.size:
-            self._after_bulk = False
-            self._finish(header, room)
-        else:
-            self._header, self._room, self._in_room = header, room, here
-        return start + here
+        self._header, self._room, self._in_room = header, room, len(here) - HEADER_SIZE
+        self._fields = bytes(here[:HEADER_SIZE])
+        room[: self._in_room] = here[HEADER_SIZE:]
 
-    def _finish(self, header: Header, payload: memoryview) -> None:
-        self._header, self._room = None, memoryview(b"")
-        if checksum_of(self._fields, (payload,), self._checksum) != header.checksum:
+    def _finish(self, header: Header, fields: Buffer, payload: memoryview) -> None:
+        if checksum_of(fields, payload, self._checksum) != header.checksum:
             raise BadChecksum(f"frame {header.sequence} has changed on the way")
         self._deliver(header, payload)

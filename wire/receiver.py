@@ -6,8 +6,7 @@ events of `connection.py` are made of is decided here; sending is not known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from wire.errors import BadPayload, IllegalReceive, QueueFull, RemoteError, TooLarge
 from wire.flow import cost_of
@@ -15,8 +14,8 @@ from wire.frames import Buffer, Checksum, Flags, FrameType, Header
 from wire.limits import LARGEST_PAYLOAD
 from wire.outbox import Waiting
 from wire.reader import FrameReader
-from wire.rules import FREE_OF_CREDIT, check_answer, check_place, largest_payload, stream_move
-from wire.state import ANSWERS, Role, StreamState, Way, stream_after
+from wire.rules import Meaning, check_answer
+from wire.state import Role, StreamState, Way, stream_after
 from wire.streams import SIZE_FIELD, Books, Stream
 
 __all__ = ["Codec", "CreditReceived", "Event", "FrameReceived", "Receiver"]
@@ -35,8 +34,7 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FrameReceived:
+class FrameReceived(NamedTuple):
     """A frame, its payload as it was before compression. When done with it, give it to `Connection.release`.
 
     `placed`: the payload lies in room that `receive_into` named, and needs no release.
@@ -48,11 +46,10 @@ class FrameReceived:
     ends: bool
     cost: int = 0
     placed: bool = False
-    stream: Stream | None = field(default=None, repr=False, compare=False)
+    stream: Stream | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CreditReceived:
+class CreditReceived(NamedTuple):
     """More may be sent: on one stream, or on all for stream 0. `Connection.room` may grow after the next sending."""
 
     stream_id: int
@@ -70,6 +67,7 @@ class Receiver:
         self._books, self._codec = books, codec
         self._reader = FrameReader(self._admit, self._deliver, checksum)
         self._placed = False
+        self._meaning: Meaning
 
     def receive(self, data: Buffer) -> None:
         if self._books.is_deaf:
@@ -98,6 +96,13 @@ class Receiver:
         except RemoteError as error:
             self._give_up(error)
 
+    def forget_rooms(self) -> None:
+        for stream in self._books.streams.values():
+            stream.rooms.clear()
+        if self._placed:
+            self._reader.let_go()
+            self._placed = False
+
     def _give_up(self, error: Exception) -> None:
         if self._books.is_deaf:
             return  # what follows the last frame means nothing, whatever it looks like
@@ -108,75 +113,98 @@ class Receiver:
 
     def _admit(self, header: Header) -> memoryview | None:
         self._placed = False
-        if self._books.is_deaf:
+        books = self._books
+        if books.is_deaf:
             return None  # the rest of what came with the last frame; nobody hears it
-        check_place(header, Way.RECEIVE)
-        self._books.after(header, Way.RECEIVE)
+        kind, flags, stream_id, size, _, _ = header
+        meaning = self._meaning = books.heard.of(kind, flags, stream_id)
+        if meaning.move not in books.receives:
+            books.check(meaning, Way.RECEIVE)
         if header.compressed and (self._codec is None or not self.may_decompress):
             raise IllegalReceive("a compressed frame, which was not agreed on")
-        if header.size > largest_payload(header.type):
-            raise TooLarge(f"{header.type.name} of {header.size} bytes; {largest_payload(header.type)} is the most")
-        return self._admit_on_stream(header) if header.stream_id else None
+        if size > meaning.most:
+            raise TooLarge(f"{kind.name} of {size} bytes; {meaning.most} is the most")
+        return self._admit_on_stream(header, meaning) if stream_id else None
 
-    def _admit_on_stream(self, header: Header) -> memoryview | None:
-        stream = self._books.streams.get(header.stream_id)
-        state = stream.state if stream else StreamState.IDLE
-        if stream and state is StreamState.IDLE and header.type in ANSWERS:
-            raise IllegalReceive(f"a request on stream {header.stream_id}, whose answer is still under way")
-        stream_after(self._books.role, state, Way.RECEIVE, stream_move(header, self._books.peer, Way.RECEIVE))
-        if stream and self._books.role is Role.CLIENT:
-            check_answer(stream.request, header.type, Way.RECEIVE)
-        if header.type in FREE_OF_CREDIT:
-            return None
-        self._books.given.check()
-        if stream is None:
-            if len(self._books.streams) >= self._books.limits.streams:
-                raise TooLarge(f"more than {self._books.limits.streams} streams at once")
-            return None
-        stream.given.check()
-        room = None if header.compressed or header.type is not FrameType.DATA else stream.place(header.size)
-        self._placed = room is not None
-        return room
-
-    def _deliver(self, header: Header, payload: memoryview) -> None:
-        if self._books.is_deaf:
-            return
-        self._books.move(header, Way.RECEIVE)
-        if header.type is FrameType.CREDIT:
-            self._take_credit(header.stream_id, payload)
-        elif header.stream_id:
-            self._deliver_on_stream(header, payload)
-        else:
-            if header.type is FrameType.PING and self._books.may_talk:
-                self._books.outbox.add_control(Waiting(FrameType.PONG, 0, Flags.NONE, (payload,), header.size))
-            self.events.append(FrameReceived(header.type, 0, payload.toreadonly(), header.ends))
-
-    def _deliver_on_stream(self, header: Header, payload: memoryview) -> None:
+    def _admit_on_stream(self, header: Header, meaning: Meaning) -> memoryview | None:
         books = self._books
         stream = books.streams.get(header.stream_id)
         if stream is None:
-            if header.type not in ANSWERS:
+            self._admit_new(meaning)
+            return None
+        if stream.state is StreamState.IDLE and meaning.is_request:
+            raise IllegalReceive(f"a request on stream {header.stream_id}, whose answer is still under way")
+        self._after(stream.state, meaning)
+        if books.role is Role.CLIENT and header.type not in stream.answers:
+            check_answer(stream.request, header.type, Way.RECEIVE)
+        if meaning.is_free:
+            return None
+        books.given.check()
+        stream.given.check()
+        if meaning.is_placed and stream.rooms:
+            room = stream.place(header.size)
+            self._placed = room is not None
+            return room
+        return None
+
+    def _admit_new(self, meaning: Meaning) -> None:
+        """A frame of a stream that is not open."""
+        self._after(StreamState.IDLE, meaning)
+        if meaning.is_free:
+            return
+        self._books.given.check()
+        if len(self._books.streams) >= self._books.limits.streams:
+            raise TooLarge(f"more than {self._books.limits.streams} streams at once")
+
+    def _after(self, before: StreamState, meaning: Meaning) -> StreamState:
+        assert meaning.stream_move is not None, "a frame of stream 0"
+        return stream_after(self._books.role, before, Way.RECEIVE, meaning.stream_move)
+
+    def _deliver(self, header: Header, payload: memoryview) -> None:
+        books = self._books
+        if books.is_deaf:
+            return
+        books.move(self._meaning, Way.RECEIVE)
+        kind, _, stream_id, size, _, _ = header
+        if kind is FrameType.CREDIT:
+            self._take_credit(stream_id, payload)
+        elif stream_id:
+            self._deliver_on_stream(header, payload)
+        else:
+            if kind is FrameType.PING and books.may_talk:
+                books.outbox.add_control(Waiting(FrameType.PONG, 0, Flags.NONE, (payload,), size))
+            self.events.append(FrameReceived(kind, 0, payload.toreadonly(), header.ends))
+
+    def _deliver_on_stream(self, header: Header, payload: memoryview) -> None:
+        books, meaning = self._books, self._meaning
+        kind, _, stream_id, size, _, _ = header
+        stream = books.streams.get(stream_id)
+        if stream is None:
+            if not meaning.is_request:
                 return  # a CANCEL that crossed the end of its stream
-            stream = books.begin(header.stream_id, header.type)
-        before = stream.state
-        after = stream_after(books.role, before, Way.RECEIVE, stream_move(header, books.peer, Way.RECEIVE))
+            stream = books.begin(stream_id, kind)
+        before, ends = stream.state, header.ends
+        after = self._after(before, meaning)
         if header.compressed:
             payload = self._decompressed(stream, header, payload)
-        elif header.type is FrameType.DATA and not self._placed and (room := stream.place(len(payload))) is not None:
+            size = len(payload)
+        elif stream.rooms and not self._placed and meaning.is_placed and (room := stream.place(size)) is not None:
             # The room was named while the frame was on its way: it has its place before those that come after it.
             room[:] = payload
             payload, self._placed = room, True
-        cost = 0 if header.type in FREE_OF_CREDIT else cost_of(len(payload))
+        cost = 0 if meaning.is_free else cost_of(size)
         books.given.take(cost)
         stream.given.take(cost)
         # Nobody waits for the rest of a stream that was cancelled or answered; only the end of it is news.
-        over = before is StreamState.IDLE and header.type not in ANSWERS
-        unheard = over or before is StreamState.ANSWERED or (before is StreamState.CANCELLED and not header.ends)
+        over = before is StreamState.IDLE and not meaning.is_request
+        unheard = over or before is StreamState.ANSWERED or (before is StreamState.CANCELLED and not ends)
+        placed = self._placed
         if not unheard:
-            told = (header.type, header.stream_id, payload.toreadonly(), header.ends, cost, self._placed, stream)
-            self.events.append(FrameReceived(*told))
-        books.settle(stream, after)
-        if cost and (unheard or self._placed):
+            told = FrameReceived(kind, stream_id, payload.toreadonly(), ends, cost, placed, stream)
+            self.events.append(told)
+        if after is not before:
+            books.settle(stream, after)
+        if cost and (unheard or placed):
             books.give_back(stream, cost)
 
     def _decompressed(self, stream: Stream, header: Header, payload: memoryview) -> memoryview:

@@ -6,6 +6,8 @@ and the sender's IllegalSend.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from wire.errors import IllegalReceive, IllegalSend, MalformedFrame
 from wire.frames import Flags, FrameType, Header
 from wire.limits import HANDSHAKE_PAYLOAD, LARGEST_PAYLOAD
@@ -13,6 +15,8 @@ from wire.state import ANSWERS, ConnectionMove, Role, StreamMove, Way
 
 __all__ = [
     "FREE_OF_CREDIT",
+    "Meaning",
+    "Meanings",
     "check_answer",
     "check_place",
     "connection_move",
@@ -29,6 +33,8 @@ _ON_ZERO = _ONLY_ON_ZERO | {_T.CREDIT, _T.ERROR}
 _ALWAYS_END = frozenset({_T.CANCEL, _T.ERROR, _T.GOODBYE})
 _NEVER_END = frozenset({_T.HELLO, _T.PING, _T.PONG, _T.CREDIT})
 _REPLIES = frozenset().union(*ANSWERS.values())
+# Largest payloads of what needs no credit, where it is not that of the handshake: a flood of PINGs makes us keep PONGs.
+_SMALLEST = {_T.CREDIT: 4, _T.PING: 64, _T.PONG: 64}
 
 
 def flags_of(kind: FrameType, ends: bool) -> Flags:
@@ -41,7 +47,7 @@ def flags_of(kind: FrameType, ends: bool) -> Flags:
 def largest_payload(kind: FrameType) -> int:
     """What needs no credit is bounded by its type, or it would be a way around all credit."""
     if kind in FREE_OF_CREDIT:
-        return 4 if kind is _T.CREDIT else HANDSHAKE_PAYLOAD
+        return _SMALLEST.get(kind, HANDSHAKE_PAYLOAD)
     return LARGEST_PAYLOAD
 
 
@@ -89,3 +95,42 @@ def check_answer(request: FrameType, reply: FrameType, way: Way) -> None:
     """The server may answer `request` with `reply`."""
     if reply not in FREE_OF_CREDIT and reply not in ANSWERS[request]:
         raise (IllegalSend if way is Way.SEND else IllegalReceive)(f"{reply.name} as an answer to {request.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What follows from a header's type, flags, and whether it stands on stream 0; the rules above put together."""
+
+    move: ConnectionMove
+    stream_move: StreamMove | None  # none on stream 0
+    most: int
+    is_free: bool
+    is_request: bool
+    is_placed: bool  # its payload goes into the room named for it
+
+
+class Meanings:
+    """The meanings of what one side sends, each worked out once; `way` is that of whoever looks at them."""
+
+    def __init__(self, sender: Role, way: Way) -> None:
+        self._sender, self._way = sender, way
+        self._on_stream: dict[tuple[FrameType, Flags], Meaning] = {}
+        self._on_zero: dict[tuple[FrameType, Flags], Meaning] = {}
+
+    def of(self, kind: FrameType, flags: Flags, stream_id: int) -> Meaning:
+        """Raises as `check_place` and `stream_move` do."""
+        known = self._on_stream if stream_id else self._on_zero
+        return known.get((kind, flags)) or self._work_out(Header(kind, flags, stream_id, 0, 0))
+
+    def _work_out(self, header: Header) -> Meaning:
+        check_place(header, self._way)
+        kind, known = header.type, self._on_stream if header.stream_id else self._on_zero
+        meaning = known[kind, header.flags] = Meaning(
+            connection_move(header, self._sender),
+            stream_move(header, self._sender, self._way) if header.stream_id else None,
+            largest_payload(kind),
+            kind in FREE_OF_CREDIT,
+            kind in ANSWERS,
+            kind is _T.DATA and not header.compressed,
+        )
+        return meaning

@@ -28,19 +28,25 @@ __all__ = [
 ]
 
 
-class Role(Enum):
+class _Word(Enum):
+    """What it is stands in its name; there is one of each, so identity will do for a hash, and tables are quicker."""
+
+    __hash__ = object.__hash__
+
+
+class Role(_Word):
     """The client opens the connection and every stream; the server answers."""
 
     CLIENT = "client"
     SERVER = "server"
 
 
-class Way(Enum):
+class Way(_Word):
     SEND = "send"
     RECEIVE = "receive"
 
 
-class ConnectionState(Enum):
+class ConnectionState(_Word):
     START = "start"
     GREETED = "greeted"  # HELLO is under way
     CHALLENGED = "challenged"  # the server wants a proof of the token
@@ -52,7 +58,7 @@ class ConnectionState(Enum):
     CLOSED = "closed"
 
 
-class ConnectionMove(Enum):
+class ConnectionMove(_Word):
     HELLO = "HELLO"
     CHALLENGE = "WELCOME without END"
     WELCOME = "WELCOME with END"
@@ -62,7 +68,7 @@ class ConnectionMove(Enum):
     ERROR = "ERROR on stream 0"
 
 
-class StreamState(Enum):
+class StreamState(_Word):
     IDLE = "idle"  # never used, or closed and free to be used again
     OPEN = "open"
     ENDED = "ended"  # the client has said all
@@ -70,7 +76,7 @@ class StreamState(Enum):
     ANSWERED = "answered"  # the server has said all and the client has not
 
 
-class StreamMove(Enum):
+class StreamMove(_Word):
     REQUEST = "request"
     REQUEST_END = "request with END"
     MORE = "DATA of the client"

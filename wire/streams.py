@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wire.errors import TooLarge
 from wire.flow import GivenCredit
-from wire.frames import Checksum, Flags, FrameType, Header
+from wire.frames import Checksum, Flags, FrameType
 from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
-from wire.outbox import Outbox, Waiting
-from wire.rules import connection_move
+from wire.outbox import Line, Outbox, Waiting
+from wire.rules import Meaning, Meanings
 from wire.state import (
+    ANSWERS,
     CONNECTION_MOVES,
     STREAM_MOVES,
     ConnectionMove,
@@ -35,10 +37,16 @@ SIZE_FIELD = struct.Struct(">I")
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One stream from its request to its two ends; a later stream of the same number is another one."""
+    """One stream from its request to its two ends; a later stream of the same number is another one.
+
+    `moves` is the row of the table that its state has, `answers` what its request may get besides ERROR.
+    """
 
     number: int
     request: FrameType
+    answers: frozenset[FrameType]
+    line: Line = field(repr=False)
+    moves: Mapping[StreamMove, StreamState] = field(repr=False)
     state: StreamState = StreamState.IDLE
     given: GivenCredit = field(default_factory=lambda: GivenCredit(INITIAL_STREAM_CREDIT))
     rooms: deque[memoryview] = field(default_factory=deque)
@@ -63,60 +71,72 @@ class Books:
     def __init__(self, role: Role, limits: Limits, checksum: Checksum) -> None:
         self.role, self.limits = role, limits
         self.peer = Role.SERVER if role is Role.CLIENT else Role.CLIENT
-        self.state = ConnectionState.START
+        self.said, self.heard = Meanings(role, Way.SEND), Meanings(self.peer, Way.RECEIVE)
         self.outbox = Outbox(limits, checksum)
         self.streams: dict[int, Stream] = {}
         self.given = GivenCredit(INITIAL_CONNECTION_CREDIT)
         self._closing: set[int] = set()
+        self._rows = STREAM_MOVES[role]
+        self._credit_move = StreamMove.CLIENT_CREDIT if role is Role.CLIENT else StreamMove.SERVER_CREDIT
+        self._enter(ConnectionState.START)
 
-    @property
-    def is_deaf(self) -> bool:
-        return self.state in (ConnectionState.BROKEN, ConnectionState.CLOSED)
+    def _enter(self, state: ConnectionState) -> None:
+        """A new state, with its row of the table."""
+        self.state = state
+        row = CONNECTION_MOVES[self.role][state]
+        self.sends = {move: after for (way, move), after in row.items() if way is Way.SEND}
+        self.receives = {move: after for (way, move), after in row.items() if way is Way.RECEIVE}
+        self.is_deaf = state is ConnectionState.BROKEN or state is ConnectionState.CLOSED
+        self.may_talk = ConnectionMove.TALK in self.sends
 
-    @property
-    def may_talk(self) -> bool:
-        return (Way.SEND, ConnectionMove.TALK) in CONNECTION_MOVES[self.role][self.state]
+    def check(self, meaning: Meaning, way: Way) -> None:
+        """The table has such a move now; raises IllegalSend or IllegalReceive."""
+        if meaning.move not in (self.sends if way is Way.SEND else self.receives):
+            connection_after(self.role, self.state, way, meaning.move)
 
-    def move(self, header: Header, way: Way) -> None:
-        """The connection's state after this frame, which the table must have."""
-        before, self.state = self.state, self.after(header, way)
+    def move(self, meaning: Meaning, way: Way) -> None:
+        """The connection's state after such a frame, which the table must have."""
+        after = (self.sends if way is Way.SEND else self.receives).get(meaning.move)
+        if after is self.state:
+            return
+        self._enter(connection_after(self.role, self.state, way, meaning.move))
         if self.is_deaf:
             self.outbox.clear_all()
-        elif self.state is not before and self.state is ConnectionState.READY:
+        elif self.state is ConnectionState.READY:
             self.given.widen(self.limits.connection_window)
             self.grant(0, self.given)
 
-    def after(self, header: Header, way: Way) -> ConnectionState:
-        sender = self.role if way is Way.SEND else self.peer
-        return connection_after(self.role, self.state, way, connection_move(header, sender))
-
     def break_off(self) -> None:
-        self.state = ConnectionState.BROKEN
+        self._enter(ConnectionState.BROKEN)
         self.outbox.clear_all()
 
     def begin(self, number: int, request: FrameType) -> Stream:
-        stream = self.streams[number] = Stream(number, request)
-        self.outbox.open(number)
+        line, moves = self.outbox.open(number), self._rows[StreamState.IDLE]
+        stream = self.streams[number] = Stream(number, request, ANSWERS[request], line, moves)
         return stream
 
     def settle(self, stream: Stream, after: StreamState) -> None:
         """The stream's new state, and what follows from it."""
-        stream.state = after
+        if after is stream.state:
+            return
+        stream.state, stream.moves = after, self._rows[after]
         number = stream.number
-        if after is StreamState.CANCELLED:
-            stream.rooms.clear()
+        if after in (StreamState.CANCELLED, StreamState.ANSWERED, StreamState.IDLE):
+            stream.rooms.clear()  # what still comes is not looked at
         if self.role is Role.CLIENT and self._has_unsaid(stream):
             # The server has said all and listens to the rest for nothing: end our half without sending that rest.
             self.outbox.clear(number)
             if self.may_talk:
                 self.outbox.add_control(Waiting(FrameType.CANCEL, number, Flags.END, (), 0))
-            stream.state = StreamState.IDLE
+            stream.state, stream.moves = StreamState.IDLE, self._rows[StreamState.IDLE]
         if stream.state is StreamState.IDLE:
             self._closing.add(number)
             self.close_finished()
 
     def close_finished(self) -> None:
         """Forgets the streams that are over, as soon as what they had to say is on its way."""
+        if not self._closing:
+            return
         for number in [number for number in self._closing if not self.outbox.has_waiting(number)]:
             self._closing.discard(number)
             self.outbox.close(number)
@@ -129,23 +149,19 @@ class Books:
 
     def give_back(self, stream: Stream, cost: int) -> None:
         """A frame of the stream needs no room any more."""
-        self.given.consume(cost)
-        self.grant(0, self.given)
-        stream.given.consume(cost)
-        if self.streams.get(stream.number) is stream:
+        own_due = stream.given.consume(cost)  # the stream's first: it is the one to notice a frame given back twice
+        if self.given.consume(cost):
+            self.grant(0, self.given)
+        if own_due and self.streams.get(stream.number) is stream:
             self.grant(stream.number, stream.given)
 
     def grant(self, number: int, given: GivenCredit) -> None:
         """Sends what credit is due, unless nobody could use it any more."""
-        if not self.may_talk or (number and not self._may_credit(self.streams[number])):
+        if not self.may_talk or (number and self._credit_move not in self.streams[number].moves):
             return
         if due := given.due():
             payload = SIZE_FIELD.pack(due)
             self.outbox.add_control(Waiting(FrameType.CREDIT, number, Flags.NONE, (payload,), len(payload)))
-
-    def _may_credit(self, stream: Stream) -> bool:
-        move = StreamMove.CLIENT_CREDIT if self.role is Role.CLIENT else StreamMove.SERVER_CREDIT
-        return move in STREAM_MOVES[self.role][stream.state]
 
     def _has_unsaid(self, stream: Stream) -> bool:
         over = stream.state is StreamState.IDLE and self.outbox.has_waiting(stream.number)

@@ -114,6 +114,25 @@ def test_room_that_is_named_while_a_frame_is_on_its_way_begins_with_that_frame()
     assert room == b"a" * 100 + b"b" * 50
 
 
+def test_rooms_are_let_go_with_the_answer_and_when_they_are_forgotten() -> None:
+    client, server = ready()
+    answered, forgotten = client.open_stream(T.WRITE), client.open_stream(T.WRITE)
+    move(client, server)
+    rooms = bytearray(100), bytearray(100)
+    for stream, room in zip((answered, forgotten), rooms, strict=True):
+        server.receive_into(stream, memoryview(room))
+        client.send(T.DATA, stream, b"a" * 50)
+    sent = b"".join(client.data_to_send())
+    server.fail(answered, b"no")
+    server.receive_data(sent[:-20])
+    server.forget_rooms()
+    server.receive_data(sent[-20:])
+    assert rooms == (bytes(100), b"a" * 30 + bytes(70))
+    [event] = frames_of(server.events_received())
+    assert (event.stream_id, bytes(event.payload), event.placed) == (forgotten, b"a" * 50, False)
+    rooms[1].extend(b"nobody holds it any more")
+
+
 @pytest.mark.parametrize("room", [memoryview(b"fixed"), memoryview(bytearray(0)), memoryview(bytearray(8))[::2]])
 def test_room_must_be_fit_to_receive_into(room: memoryview) -> None:
     client, _ = ready()
