@@ -17,8 +17,11 @@ from typing import Any
 from gpu_node import __version__
 from gpu_node.libraries import share_the_cpu
 
-DESCRIPTION = "Serve models over the HTTP APIs of Ollama and OpenAI."
-EPILOG = "Every flag is also an environment variable: POTLUCK_NODE_MODEL, POTLUCK_NODE_PORT and so on."
+DESCRIPTION = "Serve models over the HTTP APIs of Ollama and OpenAI, and over Potluck's relay protocol."
+EPILOG = (
+    "Every flag is also an environment variable: POTLUCK_NODE_MODEL, POTLUCK_NODE_PORT and so on. "
+    "The relay's token is VRM_API_TOKEN or POTLUCK_NODE_TOKEN, and no flag, since flags can be seen by others."
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +42,16 @@ def parser() -> argparse.ArgumentParser:
     add("--context", help="longest context in tokens; 0 takes the model's own, at most 8192")
     add("--keep-alive", help="how long an idle model stays in memory: 5m, 90s, -1 for ever (5m)")
     add("--keep-main", action="store_true", default=None, help="the model of --model stays in memory for ever")
+    add("--no-relay", action="store_true", default=None, help="serve HTTP only")
+    add("--relay-port", help="TCP port of the relay; 0 takes any free one (8765)")
+    add("--tls-certificate", help="PEM file: the relay speaks TLS with this certificate and those that vouch for it")
+    add("--tls-key", help="PEM file with the certificate's key, where it is not in the same file")
+    add("--session-idle", help="a relay client's session that does nothing is freed after: 5m, 90s, -1 never (5m)")
+    add("--session-grace", help="how long a session outlives a cut connection (30s)")
+    add("--announce", help="auto, on or off: make the node known in its networks (auto)")
+    add("--name", help="what the node is called in lists (the machine's name)")
+    add("--no-push", action="store_true", default=None, help="relay clients may not send models")
+    add("--push-limit", help="what sent models may take on the disk together, as 100GB; 0 takes what is free")
     add("--exit-with-parent", action="store_true", default=None, help="end when stdin reaches its end")
     add("--announce-port", action="store_true", default=None, help="print one JSON line on stdout when listening")
     add("--version", action="version", version=__version__)

@@ -1,10 +1,13 @@
-"""The HTTP server: uvicorn on a socket that is bound beforehand, stopped by the node alone.
+"""The sockets that the node listens on, and the HTTP server on one of them: uvicorn, stopped by the node alone.
 
-Binding comes first and apart, so that a taken port is a plain sentence before anything heavy has begun.
+Binding comes first and apart, so that a taken port is a plain sentence before anything heavy has begun. The relay is
+never bound where strangers reach it unless they have to prove a token.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +16,16 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gpu_node.errors import UsageError
+from gpu_node.settings import NodeSettings
+
+log = logging.getLogger("gpu_node")
 
 # Answers that were cut by the stop still want to be written; a client that reads nothing must not hold the node.
 STOP_SECONDS = 3
+# Relay clients that connect at once, after a restart for example.
+RELAY_BACKLOG = 512
+# Whoever hears a handshake can try tokens at leisure; those that people think of are soon found.
+SHORT_TOKEN = 16
 
 
 class Server(uvicorn.Server):
@@ -65,3 +75,50 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise UsageError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener
+
+
+def bind_relay(settings: NodeSettings) -> socket.socket | None:
+    """The relay's socket, listening already, so that nobody else gets the port; None where there is no relay.
+
+    A port that nobody asked for and somebody has is left to them. Raises `UsageError`, also for an address beyond
+    this machine without a token."""
+    if settings.no_relay:
+        return None
+    try:
+        listener = _listening(settings.host, settings.relay_port)
+    except UsageError:
+        if settings.asks_for_relay_port:
+            raise
+        listener = _listening(settings.host, 0)
+        taken, port = settings.relay_port, listener.getsockname()[1]
+        log.warning("port %d is taken, so the relay takes %d; --relay-port names another one", taken, port)
+    if not is_loopback_socket(listener):
+        _check_token(settings, listener)
+    return listener
+
+
+def is_loopback_socket(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    listener = bind(host, port)
+    try:
+        listener.listen(RELAY_BACKLOG)
+    except OSError as error:  # bound by two who started at once
+        listener.close()
+        raise UsageError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
+
+
+def _check_token(settings: NodeSettings, listener: socket.socket) -> None:
+    if not settings.token:
+        listener.close()
+        raise UsageError(
+            f"the relay listens on {settings.host} only with a token: set VRM_API_TOKEN to a long random text "
+            "(openssl rand -hex 32), the same at its clients, or start with --no-relay"
+        )
+    if len(settings.token) < SHORT_TOKEN and settings.tls_certificate is None:
+        log.warning(
+            "the relay's token has %d characters only: who listens in this network can guess it", len(settings.token)
+        )

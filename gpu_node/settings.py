@@ -1,7 +1,8 @@
 """The node's settings: one frozen value, read once at start. Nobody else reads the environment.
 
-Sources, strongest first: command line, environment (`POTLUCK_NODE_…`, and `POTLUCK_API_KEYS`, which node and gateway
-share), defaults. Other `POTLUCK_` names belong to the gateway. A wrong or unknown one stops the start with its name.
+Sources, strongest first: command line, environment (`POTLUCK_NODE_…`, and `POTLUCK_API_KEYS` and `VRM_API_TOKEN`, which
+node and gateway share), defaults. Other `POTLUCK_` names belong to the gateway. A wrong or unknown one stops the start
+with its name. No secret is a flag, since everybody on a machine sees the flags of its processes.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gpu_node.durations import parse_duration
@@ -30,6 +31,12 @@ from gpu_node.model_store import default_cache
 
 PREFIX = "POTLUCK_NODE_"
 KEYS_NAME = "POTLUCK_API_KEYS"
+TOKEN_NAME = "VRM_API_TOKEN"
+
+# Proofs are made of all its bytes; more than this is a mistake, a file's contents for example.
+LONGEST_TOKEN, LONGEST_NAME = 1024, 63
+# A client that was cut off knows within minutes whether it comes back; its memory is wanted meanwhile.
+LONGEST_GRACE_SECONDS = 3600.0
 
 WordList = Annotated[tuple[str, ...], NoDecode]
 
@@ -62,15 +69,40 @@ class NodeSettings(BaseSettings):
     allowed_hosts: WordList = ()
     allowed_origins: WordList = ()
     api_keys: WordList = Field(default=(), repr=False)
+    no_relay: bool = False
+    relay_port: int = Field(default=8765, ge=0, le=65535)
+    token: str = Field(default="", repr=False)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    session_idle: float = parse_duration("5m")
+    session_grace: float = parse_duration("30s")
+    announce: Literal["auto", "on", "off"] = "auto"
+    name: str = ""
+    no_push: bool = False
+    push_limit: int = 0
     exit_with_parent: bool = False
     announce_port: bool = False
 
-    @field_validator("keep_alive", mode="before")
+    @field_validator("keep_alive", "session_idle", "session_grace", mode="before")
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str | int | float) else value
 
-    @field_validator("memory", "kv_memory", mode="before")
+    @field_validator("session_idle")
+    @classmethod
+    def _idle(cls, value: float) -> float:
+        if value < 1:
+            raise ValueError("a session needs a second at least; -1 lets it be idle for ever")
+        return value
+
+    @field_validator("session_grace")
+    @classmethod
+    def _grace(cls, value: float) -> float:
+        if value > LONGEST_GRACE_SECONDS:
+            raise ValueError("a session that was cut off is kept for an hour at most")
+        return value
+
+    @field_validator("memory", "kv_memory", "push_limit", mode="before")
     @classmethod
     def _size(cls, value: object) -> object:
         return parse_bytes(value) if isinstance(value, str | int) else value
@@ -82,7 +114,35 @@ class NodeSettings(BaseSettings):
             raise ValueError(f"a block has one of {', '.join(map(str, BLOCK_TOKENS))} slots")
         return value
 
-    @field_validator("cache", mode="before")
+    @field_validator("token")
+    @classmethod
+    def _token(cls, value: str) -> str:
+        if value != value.strip() or not value.isprintable() or len(value) > LONGEST_TOKEN:
+            raise ValueError("a token is one line of printable characters, without spaces around it")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not value.isprintable() or len(value.encode(errors="replace")) > LONGEST_NAME:
+            raise ValueError(f"a name has at most {LONGEST_NAME} bytes, all of them printable")
+        return value.strip()
+
+    @field_validator("tls_key")
+    @classmethod
+    def _key_of_what(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("tls_certificate") is None:
+            raise ValueError("a key needs its certificate: --tls-certificate")
+        return value
+
+    @field_validator("announce")
+    @classmethod
+    def _announced(cls, value: str, info: ValidationInfo) -> str:
+        if value == "on" and info.data.get("no_relay"):
+            raise ValueError("there is nothing to announce without the relay")
+        return value
+
+    @field_validator("cache", "tls_certificate", "tls_key", mode="before")
     @classmethod
     def _home(cls, value: object) -> object:
         return Path(value).expanduser() if isinstance(value, str) else value
@@ -98,6 +158,16 @@ class NodeSettings(BaseSettings):
         if any(entry.endswith(":") for entry in value):
             raise ValueError("a key is empty: write key, or name:key, separated by commas")
         return value
+
+    @property
+    def asks_for_relay_port(self) -> bool:
+        """Somebody named the port, so no other will do."""
+        return "relay_port" in self.model_fields_set
+
+    @property
+    def announces(self) -> bool:
+        """A node that ends with its parent is known to the parent, and nobody else's business."""
+        return not self.no_relay and (self.announce == "on" or (self.announce == "auto" and not self.exit_with_parent))
 
     @property
     def wish(self) -> LoadWish:
@@ -137,17 +207,21 @@ def read_settings(environ: Mapping[str, str], flags: Mapping[str, Any]) -> NodeS
             values[_field_of(name)] = value
     if environ.get(KEYS_NAME):
         values["api_keys"] = environ[KEYS_NAME]
+    if environ.get(TOKEN_NAME) and not values.get("token"):
+        values["token"] = environ[TOKEN_NAME]
     values.update(flags)
     try:
         return NodeSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])
-        told = f"--{field.replace('_', '-')}" if field in flags else _name_of(field)
+        told = f"--{field.replace('_', '-')}" if field in flags else _name_of(field, environ)
         raise UsageError(f"{told}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-def _name_of(field: str) -> str:
+def _name_of(field: str, environ: Mapping[str, str]) -> str:
+    if field == "token" and not environ.get(PREFIX + "TOKEN"):
+        return TOKEN_NAME
     return KEYS_NAME if field == "api_keys" else PREFIX + field.upper()
 
 

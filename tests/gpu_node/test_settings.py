@@ -33,6 +33,10 @@ def test_every_setting_comes_from_the_environment() -> None:
         "POTLUCK_NODE_BLOCK_TOKENS": "32", "POTLUCK_NODE_MAX_RUNNING": "5", "POTLUCK_NODE_STEP_TOKENS": "100",
         "POTLUCK_NODE_MIXED_STEP_TOKENS": "50", "POTLUCK_NODE_KEEP_MAIN": "true",
         "POTLUCK_NODE_EXIT_WITH_PARENT": "true", "POTLUCK_NODE_ANNOUNCE_PORT": "1", "POTLUCK_API_KEYS": "anna:k1,k2",
+        "POTLUCK_NODE_NO_RELAY": "false", "POTLUCK_NODE_RELAY_PORT": "9000", "POTLUCK_NODE_TOKEN": "a token",
+        "POTLUCK_NODE_TLS_CERTIFICATE": "/c.pem", "POTLUCK_NODE_TLS_KEY": "~/k.pem",
+        "POTLUCK_NODE_SESSION_IDLE": "-1", "POTLUCK_NODE_SESSION_GRACE": "1m", "POTLUCK_NODE_ANNOUNCE": "on",
+        "POTLUCK_NODE_NAME": "attic", "POTLUCK_NODE_NO_PUSH": "1", "POTLUCK_NODE_PUSH_LIMIT": "100GB",
     }  # fmt: skip
     assert {f"POTLUCK_NODE_{name.upper()}" for name in NodeSettings.model_fields} - set(environ) == {
         "POTLUCK_NODE_API_KEYS"
@@ -47,6 +51,11 @@ def test_every_setting_comes_from_the_environment() -> None:
     assert settings.memory == 8 * 10**9
     assert settings.wish == LoadWish("cpu", "float32", "int8", "torch", 2, 512, 32, 512 << 20, 9, 5, 100, 50, "off")
     assert settings.api_keys == ("anna:k1", "k2")
+    assert (settings.no_relay, settings.relay_port, settings.token) == (False, 9000, "a token")
+    assert (settings.tls_certificate, settings.tls_key) == (Path("/c.pem"), Path.home() / "k.pem")
+    assert (math.isinf(settings.session_idle), settings.session_grace) == (True, 60)
+    assert (settings.announce, settings.name, settings.no_push) == ("on", "attic", True)
+    assert settings.push_limit == 100 * 10**9
 
 
 def test_flags_win() -> None:
@@ -83,6 +92,16 @@ def test_an_unknown_name_is_told_with_the_nearest(name: str) -> None:
         ({"POTLUCK_NODE_WEIGHTS": "int2"}, {}, "POTLUCK_NODE_WEIGHTS"),
         ({}, {"keep_alive": "soon"}, "--keep-alive: \"soon\" is no duration"),
         ({"POTLUCK_API_KEYS": "anna:"}, {}, "POTLUCK_API_KEYS"),
+        ({"VRM_API_TOKEN": "a\nb"}, {}, "VRM_API_TOKEN: a token is one line"),
+        ({"POTLUCK_NODE_TOKEN": "a\nb", "VRM_API_TOKEN": "good"}, {}, "POTLUCK_NODE_TOKEN: a token is one line"),
+        ({}, {"session_idle": "0"}, "--session-idle: a session needs a second"),
+        ({}, {"session_grace": "-1"}, "--session-grace: a session that was cut off is kept for an hour at most"),
+        ({}, {"tls_key": "/k.pem"}, "--tls-key: a key needs its certificate"),
+        ({}, {"announce": "on", "no_relay": True}, "--announce: there is nothing to announce"),
+        ({}, {"announce": "often"}, "--announce"),
+        ({}, {"name": "a\nb"}, "--name: a name has at most 63 bytes"),
+        ({}, {"relay_port": "65536"}, "--relay-port"),
+        ({}, {"push_limit": "much"}, '--push-limit: "much" is no size'),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_told_where_it_was_given(environ: dict[str, str], flags: dict[str, str], told: str) -> None:
@@ -93,7 +112,39 @@ def test_a_wrong_value_is_told_where_it_was_given(environ: dict[str, str], flags
 
 
 def test_settings_are_frozen_and_do_not_show_keys() -> None:
-    settings = read_settings({"POTLUCK_API_KEYS": "anna:secret"}, {})
+    settings = read_settings({"POTLUCK_API_KEYS": "anna:secret", "VRM_API_TOKEN": "secret-too"}, {})
     assert "secret" not in repr(settings)
+    assert settings.token == "secret-too"
     with pytest.raises(ValidationError):
         settings.port = 1
+
+
+def test_the_nodes_own_token_comes_before_the_shared_one() -> None:
+    assert read_settings({"VRM_API_TOKEN": "shared", "POTLUCK_NODE_TOKEN": "own"}, {}).token == "own"
+    assert read_settings({"VRM_API_TOKEN": "shared", "POTLUCK_NODE_TOKEN": ""}, {}).token == "shared"
+    assert read_settings({"VRM_API_TOKEN": ""}, {}).token == ""
+
+
+def test_a_wrong_token_is_told_without_showing_it() -> None:
+    with pytest.raises(UsageError) as caught:
+        read_settings({"VRM_API_TOKEN": " very-secret"}, {})
+    assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "announces"),
+    [
+        ({}, True),
+        ({"announce": "off"}, False),
+        ({"no_relay": True}, False),
+        ({"exit_with_parent": True}, False),
+        ({"exit_with_parent": True, "announce": "on"}, True),
+    ],
+)
+def test_a_node_is_announced_unless_it_is_somebodys_own(flags: dict[str, object], announces: bool) -> None:
+    assert read_settings({}, flags).announces is announces
+
+
+def test_whether_the_relays_port_was_asked_for() -> None:
+    assert not read_settings({}, {}).asks_for_relay_port
+    assert read_settings({"POTLUCK_NODE_RELAY_PORT": "8765"}, {}).asks_for_relay_port
