@@ -42,8 +42,12 @@ class Requests:
         task = loop.create_task(work, name=f"{request.type.name} of {session.owner}")
         session.tasks.add(task)
         task.add_done_callback(lambda done: self._sessions.settle(session, done))
-        # Not at once: a task that was cancelled before its first step would leave its request unanswered.
-        stream.on_cancel = lambda: loop.call_soon(task.cancel) and None
+
+        def call_off() -> None:
+            # Not at once: a task that was cancelled before its first step would leave its request unanswered.
+            loop.call_soon(task.cancel)
+
+        stream.on_cancel = call_off
 
     def refuse(self, stream: Stream, request: FrameReceived, failure: Failure) -> None:
         stream.release(request)

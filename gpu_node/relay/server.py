@@ -43,6 +43,7 @@ class RelayServer:
         self._connections: dict[ClientConnection, None] = {}  # in the order of their coming
         self._arrivals: dict[asyncio.Task[None], None] = {}  # whose TLS is not agreed on yet, likewise
         self._acceptors: list[asyncio.Task[None]] = []
+        self._endings: dict[asyncio.Task[None], ClientConnection] = {}  # over, their last words under way
 
     def start(self, listeners: Sequence[socket.socket]) -> None:
         """Take clients in from now on. The sockets listen already; they are the server's, and closed with it."""
@@ -86,10 +87,9 @@ class RelayServer:
         """End everything; what has to be told and can be is still written."""
         await self._stop_accepting()
         await self._reception.sessions.close()
-        connections = list(self._connections)
-        for connection in connections:
+        for connection in (*self._connections, *self._endings.values()):
             connection.close()
-        await asyncio.gather(*(connection.driver.wait_closed() for connection in connections))
+        await asyncio.gather(*self._endings)
 
     async def _stop_accepting(self) -> None:
         tasks = [*self._acceptors, *self._arrivals]
@@ -159,6 +159,9 @@ class RelayServer:
             del self._connections[connection]
             self._reception.counters.sent_bytes += connection.driver.sent_bytes
             self._reception.counters.received_bytes += connection.driver.received_bytes
+            task = asyncio.get_running_loop().create_task(connection.driver.wait_closed(), name="a last word")
+            self._endings[task] = connection
+            task.add_done_callback(self._endings.pop)
 
 
 def watch(connected: socket.socket) -> None:
