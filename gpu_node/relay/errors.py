@@ -87,6 +87,7 @@ def _details(error: NodeError) -> Table:
     named: dict[str, int | str | None] = {}
     if isinstance(error, RequestError):
         named["field"] = error.field
+        named["status"] = error.status  # as over HTTP: 409 is another reaction than 400
     if isinstance(error, NoRoom | StoreRefused):
         named |= {"free_bytes": error.free_bytes, "needed_bytes": error.needed_bytes}
     return tuple((name, value) for name, value in named.items() if value is not None)

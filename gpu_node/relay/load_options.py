@@ -28,7 +28,8 @@ MOST = 1 << 40
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     changes: tuple[tuple[str, Any], ...] = ()  # of the usual wish
-    keep_alive_seconds: float | None = None  # how long the model stays when the session has ended
+    keep_alive_seconds: float | None = None  # how long the model stays when nobody holds it any more
+    hold: bool = True  # until the session gives it back; else it is loaded as by a request, and may leave as after one
 
     def wish(self, usual: LoadWish) -> LoadWish | None:
         """None: as it is, or as usual."""
@@ -39,8 +40,8 @@ def read_options(options: Table, has_gpu: bool) -> LoadOptions:
     """Raises `RequestError` with the option's name for what is unknown or cannot be had."""
     given = dict(options)
     for name in given:
-        if name not in _READERS and name != "keep_alive_seconds":
-            near = get_close_matches(name, [*_READERS, "keep_alive_seconds"], n=1)
+        if name not in OPTIONS:
+            near = get_close_matches(name, OPTIONS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RequestError(f'option "{name}" is unknown{hint}', field=name)
     if "kv_bytes" in given and "kv_blocks" in given:
@@ -52,7 +53,15 @@ def read_options(options: Table, has_gpu: bool) -> LoadOptions:
         raise RequestError("this node has no GPU that it may use", field="device")
     if "kv_bytes" in changes or "kv_blocks" in changes:
         changes = {"kv_bytes": 0, "kv_blocks": 0} | changes
-    return LoadOptions(tuple(changes.items()), _keep_alive(given.get("keep_alive_seconds")))
+    return LoadOptions(
+        tuple(changes.items()), _keep_alive(given.get("keep_alive_seconds")), _flag("hold", given.get("hold", True))
+    )
+
+
+def _flag(name: str, value: Value) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false", field=name)
+    return value
 
 
 def _keep_alive(value: Value | None) -> float | None:
@@ -118,4 +127,4 @@ _READERS: dict[str, Callable[[str, Value], Any]] = {
     "mixed_step_tokens": _number(0, MOST),
     "speculation": _word(SpeculationMode),
 }
-OPTIONS = (*_READERS, "keep_alive_seconds")
+OPTIONS = (*_READERS, "keep_alive_seconds", "hold")

@@ -37,10 +37,18 @@ class Loads:
         """The bytes are 0 when others still want the model, or some request still has it."""
         asked = call.message(Unload)
         hold = call.session.holds.find(asked.model)
-        if hold is None:
-            self._residents.find(asked.model)
-        freed = await call.session.holds.give_back(hold) if hold is not None else 0
+        if hold is not None:
+            freed = await call.session.holds.give_back(hold)
+        else:
+            freed = await self._let_go(self._residents.find(asked.model))
         await call.stream.send_message(Ack(freed), ends=True)
+
+    async def _let_go(self, host: ModelHost) -> int:
+        """What no session holds, requests have brought in, and anybody may ask it to leave, as over HTTP."""
+        if host.owners or host.engine.runner is None:
+            return 0
+        size = host.held.total_bytes
+        return size if await self._residents.unload(host) else 0
 
     async def _loaded(self, call: RelayCall, name: str, options: LoadOptions) -> ModelHost:
         session, wish = call.session, options.wish(self._residents.usual_wish)
@@ -59,7 +67,11 @@ class Loads:
                 if host.name not in session.holds.names:
                     host.owners.discard(session.owner)
             raise
-        session.holds.take(host, options.keep_alive_seconds)
+        if options.hold:
+            session.holds.take(host, options.keep_alive_seconds)
+        elif host.name not in session.holds.names:
+            host.owners.discard(session.owner)
+            await self._residents.load(host, options.keep_alive_seconds)  # it is there: only its time begins
         return host
 
     def _make_way(self, session: Session, name: str, wish: LoadWish | None) -> ModelHost | None:
