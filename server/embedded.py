@@ -1,8 +1,9 @@
 """The embedded node: a GPU node that the gateway runs itself, so that an empty fleet still answers.
 
 Started as a child on loopback where nothing else is listed, restarted with growing pauses when it dies, stopped with
-the gateway and never left behind. Once it runs it stays, as the last resort of a fleet that grew. The child takes a
-random key that nobody but the gateway knows. Knows the child's command line and its one announcement, not its inside.
+the gateway and never left behind. Once it runs it stays, as the last resort of a fleet that grew. It is asked over the
+relay, and takes a random key there and over HTTP that nobody but the gateway knows. Knows the child's command line and
+its one announcement, not its inside.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ FAILURES_TO_STOP_WAITING = 3  # callers wait for a child that starts, not for on
 MAX_LINE_BYTES = 64 * 1024
 PROBE_SECONDS = 2.0
 LOOK_SECONDS = 0.25
+# Meant for a node that listens to a network; with the child the gateway alone speaks, on this machine.
+NOT_FOR_THE_CHILD = ("POTLUCK_NODE_TOKEN", "POTLUCK_NODE_TLS_CERTIFICATE", "POTLUCK_NODE_TLS_KEY")
 
 Mode = Literal["auto", "on", "off"]
 Probe = Callable[[NodeSpec, float], Awaitable[ProbeReport]]
@@ -55,15 +58,18 @@ class EmbeddedOptions:
     stop_seconds: float = 10.0  # how long it may take to end before it is killed
 
     def arguments(self) -> list[str]:
-        place = ("--host", "127.0.0.1", "--port", "0")
+        place = ("--host", "127.0.0.1", "--port", "0", "--relay-port", "0")
         manners = ("--keep-main", "--exit-with-parent", "--announce-port")
         return [*self.command, "--model", self.model, *place, *manners]
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
+    """Where the child listens: its HTTP API, and the relay, which one that was told to serve HTTP only has not."""
+
     host: str
     port: int
+    relay_port: int | None = None
 
 
 def is_wanted(mode: Mode, nodes: Iterable[Node]) -> bool:
@@ -88,10 +94,10 @@ def read_announcement(line: bytes) -> Announcement | None:
         return None
     if not isinstance(record, dict) or record.get("event") != "listening":
         return None
-    host, port = record.get("host"), record.get("port")
+    host, port, relay_port = record.get("host"), record.get("port"), record.get("relay_port")
     if not isinstance(host, str) or type(port) is not int:
         return None
-    return Announcement(host, port)
+    return Announcement(host, port, relay_port if type(relay_port) is int else None)
 
 
 def _may_serve(node: Node) -> bool:
@@ -223,16 +229,18 @@ class EmbeddedNode:
         """The gateway's own keys stay with the gateway; and the child finds our packages wherever it is started."""
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [self._options.environ.get("PYTHONPATH")])]
-        return {**self._options.environ, "POTLUCK_API_KEYS": f"gateway:{key}", "PYTHONPATH": ":".join(paths)}
+        passed = {name: value for name, value in self._options.environ.items() if name not in NOT_FOR_THE_CHILD}
+        own = {"POTLUCK_API_KEYS": f"gateway:{key}", "VRM_API_TOKEN": key, "PYTHONPATH": ":".join(paths)}
+        return {**passed, **own}
 
 
 def _spec(found: Announcement) -> NodeSpec:
     return NodeSpec(
         id=EMBEDDED_ID,
         name=str(EMBEDDED_ID),
-        kind="ollama",
+        kind="ollama" if found.relay_port is None else "relay",
         host=found.host,
-        port=found.port,
+        port=found.port if found.relay_port is None else found.relay_port,
         api_key_env=KEY_NAME,
         origin="embedded",
         last_resort=True,

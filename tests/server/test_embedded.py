@@ -35,9 +35,11 @@ from tests.fakes.manual_clock import ManualClock
 GOOD = """
 import json, os, sys
 with open(os.environ["DIARY"], "a") as diary:
-    diary.write(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "keys": os.environ["POTLUCK_API_KEYS"]}) + "\\n")
+    keys = {name: os.environ.get(name) for name in ("POTLUCK_API_KEYS", "VRM_API_TOKEN", "POTLUCK_NODE_TOKEN")}
+    diary.write(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "keys": keys}) + "\\n")
 print("some chatter", flush=True)
-print(json.dumps({"event": "listening", "host": "127.0.0.1", "port": 4242, "model": "m"}), flush=True)
+where = {"host": "127.0.0.1", "port": 4242, "relay_port": 4243}
+print(json.dumps({"event": "listening", **where, "model": "m"}), flush=True)
 sys.stdin.read()
 """
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + GOOD + "\nimport time; time.sleep(60)"
@@ -57,6 +59,7 @@ class Home:
         self.report: ProbeReport | None = LOADED
         self.probed: list[NodeSpec] = []
         environ = {"DIARY": str(self.diary), "PATH": os.environ["PATH"], "POTLUCK_API_KEYS": "alice:private"}
+        environ |= {"VRM_API_TOKEN": "shared", "POTLUCK_NODE_TOKEN": "shared"}
         defaults: dict[str, Any] = {"command": (sys.executable, "-S", "-c", script), "has_engine": lambda: True}
         self.options = EmbeddedOptions(model="m", environ=environ, **(defaults | options))
         self.node = EmbeddedNode(self.registry, self.keys, self.options, self.probe, self.clock.clock)
@@ -104,6 +107,9 @@ def alive(pid: int) -> bool:
     return not (status.exists() and "State:\tZ" in status.read_text())
 
 
+HTTP_ONLY = GOOD.replace(', "relay_port": 4243', "")
+
+
 # -- decisions ---------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +149,8 @@ def test_pauses_double_up_to_a_bound_and_begin_anew_after_a_steady_run():
     ("line", "found"),
     [
         (b'{"event":"listening","host":"127.0.0.1","port":5,"model":"m"}\n', Announcement("127.0.0.1", 5)),
+        (b'{"event":"listening","host":"127.0.0.1","port":5,"relay_port":6}\n', Announcement("127.0.0.1", 5, 6)),
+        (b'{"event":"listening","host":"127.0.0.1","port":5,"relay_port":null}\n', Announcement("127.0.0.1", 5)),
         (b'{"event":"listening","host":"127.0.0.1"}\n', None),
         (b'{"event":"listening","host":"127.0.0.1","port":true}\n', None),
         (b'{"event":"loading"}\n', None),
@@ -165,14 +173,16 @@ async def test_an_empty_fleet_gets_it_as_its_last_resort(tmp_path: Path):
         await home.until(home.listed)
         (start,) = home.starts()
         assert " ".join(start["argv"]) == (
-            "--model m --host 127.0.0.1 --port 0 --keep-main --exit-with-parent --announce-port"
+            "--model m --host 127.0.0.1 --port 0 --relay-port 0 --keep-main --exit-with-parent --announce-port"
         )
         found = home.listed()
         assert found is not None
         spec = found.spec
-        assert (spec.id, spec.name, spec.kind, spec.host, spec.port) == ("local", "local", "ollama", "127.0.0.1", 4242)
+        assert (spec.id, spec.name, spec.kind, spec.host, spec.port) == ("local", "local", "relay", "127.0.0.1", 4243)
         assert spec.last_resort and spec.origin == "embedded" and spec.api_key_env == KEY_NAME
-        assert start["keys"] == f"gateway:{home.keys[KEY_NAME]}" and len(home.keys[KEY_NAME]) > 30
+        key = home.keys[KEY_NAME]
+        own = {"POTLUCK_API_KEYS": f"gateway:{key}", "VRM_API_TOKEN": key, "POTLUCK_NODE_TOKEN": None}
+        assert start["keys"] == own and len(key) > 30
         assert home.node.starting  # until the first probe
         home.registry.emit(NodeProbed(EMBEDDED_ID, LOADED, 0.0))
         assert not home.node.starting and home.node.reason is None
@@ -329,3 +339,10 @@ async def test_a_line_without_end_does_not_stop_the_reading(tmp_path: Path):
     home = Home(tmp_path, "print('x' * 300_000, flush=True)\n" + GOOD)
     async with running(home):
         await home.until(home.listed)
+
+
+async def test_a_child_without_the_relay_is_asked_over_http(tmp_path: Path):
+    async with running(Home(tmp_path, HTTP_ONLY)) as home:
+        await home.until(home.listed)
+        spec = home.probed[-1]
+        assert (spec.kind, spec.port) == ("ollama", 4242)
