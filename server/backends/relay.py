@@ -17,7 +17,7 @@ from typing import Any
 from server.backends.base import Call, Patience
 from server.backends.faults import NODE_FORM_WORDS, about_form
 from server.backends.node_http import NodeHttp
-from server.backends.relay_answer import done_of, embedding_of, error_of, token_of, too_large, translated
+from server.backends.relay_answer import cause_of, done_of, embedding_of, error_of, token_of, too_large, translated
 from server.backends.relay_links import Line, RelayLinks
 from server.backends.relay_operations import RelayOperations
 from server.backends.relay_report import report_of, shown
@@ -105,8 +105,8 @@ class Asking:
                 yield await self._asked_once(asked)
         except TransportError as problem:
             error = error_of(self.line.address, problem, begun=self.heard)
-            cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
-            raise about_form(error, NODE_FORM_WORDS) if "format" in self.call.fields else error from cause
+            error = about_form(error, NODE_FORM_WORDS) if "format" in self.call.fields else error
+            raise error from cause_of(problem)
         except LocalError as problem:
             raise too_large(problem) from problem
 

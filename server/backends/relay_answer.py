@@ -42,9 +42,14 @@ def translated(address: str) -> Iterator[None]:
     try:
         yield
     except TransportError as problem:
-        raise error_of(address, problem, begun=False) from problem
+        raise error_of(address, problem, begun=False) from cause_of(problem)
     except LocalError as problem:
         raise too_large(problem) from problem
+
+
+def cause_of(problem: TransportError) -> BaseException:
+    """What the system said, where it did: whether nobody listens is told from other failures by that."""
+    return problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
 
 
 def too_large(problem: Exception) -> NodeIncapable:

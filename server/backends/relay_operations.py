@@ -14,7 +14,7 @@ from typing import Any
 
 from server.backends.base import Patience
 from server.backends.operations import Record
-from server.backends.relay_answer import error_of, too_large, translated
+from server.backends.relay_answer import cause_of, error_of, too_large, translated
 from server.backends.relay_links import Line, RelayLinks
 from server.backends.relay_listing import gpu_record, loaded_record, models_record, progress_record
 from server.backends.relay_request import keep_alive_of, load_of
@@ -91,7 +91,7 @@ async def _loading(line: Line, asked: Load, patience: Patience) -> AsyncGenerato
         finally:
             stream.cancel()
     except TransportError as problem:
-        raise error_of(line.address, problem, begun=False) from problem
+        raise error_of(line.address, problem, begun=False) from cause_of(problem)
     except LocalError as problem:
         raise too_large(problem) from problem
     finally:

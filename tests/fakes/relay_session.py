@@ -71,6 +71,7 @@ class RelayScript:
     refusals: list[Refusal] = field(default_factory=list)  # each is used up by the next request of its kind
     gate: asyncio.Semaphore | None = None  # each TOKENS takes one permit
     stats: tuple[tuple[str, Any], ...] = (("version", "0.1.0"), ("slots", 4))
+    report: Stats | None = None  # the whole answer to STATS, where `stats` is not enough
     frame_bytes: int = 256 << 10  # of DATA
     lie: str = ""  # "gap", "repeat" or "short": how the next answers are wrong
 
@@ -140,7 +141,7 @@ class Answerer:
             case Push():
                 await self._push(self.message)
             case Stats():
-                await self._send(Stats(self.script.stats), ends=True)
+                await self._send(self.script.report or Stats(self.script.stats), ends=True)
             case None:
                 await self._write()
 
