@@ -29,12 +29,21 @@ class Batch:
     lengths: tuple[int, ...]  # slots of each row that hold something after this step
     fresh: tuple[int, ...]  # blocks whose first slot this step writes and whose last it does not
     block_tokens: int
+    # Where in `tokens` embeddings are given, [given], and which, [given, hidden size] in single precision.
+    vectors: tuple[Tensor, Tensor] | None = None
     # What attention works out once a step and needs in every layer.
     plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def rows(self) -> int:
         return len(self.lengths)
+
+    def with_given(self, embedded: Tensor, factor: float = 1.0) -> Tensor:
+        """`embedded` [tokens, hidden size], overwritten where embeddings are given by these times the factor."""
+        if self.vectors is not None:
+            places, vectors = self.vectors
+            embedded[places] = vectors.mul(factor).to(embedded.dtype)
+        return embedded
 
     def new_tokens(self, row: int) -> int:
         return self.starts[row + 1] - self.starts[row]
@@ -68,7 +77,18 @@ def batch_of(rows: Sequence[Row], block_tokens: int, device: torch.device | str 
         lengths=tuple(lengths),
         fresh=_fresh(rows, lengths, block_tokens),
         block_tokens=block_tokens,
+        vectors=_vectors(rows, starts, torch.device(device)),
     )
+
+
+def _vectors(rows: Sequence[Row], starts: Any, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    given = [index for index, row in enumerate(rows) if row.vectors is not None]
+    if not given:
+        return None
+    places = numpy.concatenate([numpy.arange(starts[index], starts[index + 1]) for index in given])
+    vectors = numpy.concatenate([rows[index].vectors for index in given])
+    assert vectors.dtype == numpy.float32 and len(vectors) == len(places), "one embedding a token"
+    return torch.from_numpy(places).to(device), torch.from_numpy(vectors).to(device)
 
 
 def _tables(rows: Sequence[Row], lengths: Sequence[int], block_tokens: int) -> Any:

@@ -69,7 +69,7 @@ class BlockTables:
     def publish(self, state: SequenceState, certain: int) -> list[BlockKey]:
         """Let the full blocks of its first `certain` computed tokens be found; the keys of the new ones."""
         full, blocks, before = certain // self.block_tokens, state.blocks, state.published
-        if full <= before:
+        if full <= before or state.private:
             return []
         state.chain.extend(state.tokens, full)
         for index in range(before, full):

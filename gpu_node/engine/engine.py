@@ -26,8 +26,8 @@ from gpu_node.engine.preparation import (
     Bound,
     GuideShelf,
     StartGuide,
-    check_inference,
     prepare_generation,
+    prepare_inference,
     prepare_texts,
 )
 from gpu_node.engine.prompt import render
@@ -278,8 +278,8 @@ class Engine:
     async def infer(self, request: InferenceRequest) -> Inference:
         runner = self._ready()
         async with self._calling() as (call, submit):
-            await asyncio.to_thread(check_inference, request, runner, self._bound(runner))
-            submit(InferenceJob(request, call))
+            vectors = await asyncio.to_thread(prepare_inference, request, runner, self._bound(runner))
+            submit(InferenceJob(request, call, vectors))
             result = await call.next()
             assert isinstance(result, Inference)
             return result

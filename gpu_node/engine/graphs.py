@@ -99,7 +99,7 @@ class GraphedStage:
 
     def forward(self, batch: Batch, want: Output) -> Tensor:
         size = next((size for size in SIZES if size >= batch.rows), None)
-        if size is None or want != "logits" or not self._decodes(batch):
+        if size is None or want != "logits" or batch.vectors is not None or not self._decodes(batch):
             return self._stage.forward(batch, want)
         captured = self._captured.get(size) or self._captured_now(batch, size)
         if captured is None:

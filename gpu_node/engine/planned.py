@@ -6,8 +6,8 @@ Times are seconds on the engine's clock. Must not know torch, text, sampling opt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from gpu_node.engine.step import Step
 
@@ -67,10 +67,14 @@ class Submission:
     output: Wanted = "sample"
     last_only: bool = False  # of logits and hidden states
     speculate: bool = True  # drafts are welcome; `Scheduler.speculate` changes it later
+    # Embeddings in place of those of `ids`: an array [tokens, hidden size] that is only cut up here. What is computed
+    # of them is no other sequence's, since tokens do not name it.
+    vectors: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert self.ids and self.samples > 0 and len(self.ids) <= self.max_context
         assert self.output == "sample" or self.samples == 1
+        assert self.vectors is None or (self.output != "sample" and len(self.vectors) == len(self.ids))
 
 
 @dataclass(frozen=True, slots=True)

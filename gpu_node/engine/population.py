@@ -166,6 +166,8 @@ class Population:
             self.prefix_hit_tokens += state.computed
 
     def _promise(self, state: SequenceState) -> None:
+        if state.private:
+            return
         state.promised = len(state.tokens) // self.limits.block_tokens
         state.chain.extend(state.tokens, state.promised)
         self.promises.make(state, state.chain.keys[state.published : state.promised])

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gpu_node.engine.answer import GuideState
 from gpu_node.engine.generation import PreparedGeneration, answers_to
 from gpu_node.engine.prompt import prepare, refuse_absurd
-from gpu_node.engine.sequence import Bounds, EmbeddingRequest, GenerationRequest, Guide, InferenceRequest
+from gpu_node.engine.sequence import Bounds, EmbeddingRequest, GenerationRequest, Guide, InferenceRequest, InputVectors
 from gpu_node.engine.step import ModelRunner
 from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import ContextExceeded, GenerationFailed, NodeError, RequestError
@@ -109,18 +110,41 @@ def prepare_texts(request: EmbeddingRequest, runner: ModelRunner, bound: Bound) 
     return texts
 
 
+def prepare_inference(request: InferenceRequest, runner: ModelRunner, bound: Bound) -> Any:
+    """The embeddings that were given, as a float32 array [tokens, hidden size]; None where ids were. Raises
+    `RequestError`."""
+    check_inference(request, runner, bound)
+    return None if request.embeddings is None else _array_of(request.embeddings, runner.embedding_length)
+
+
 def check_inference(request: InferenceRequest, runner: ModelRunner, bound: Bound) -> None:
-    if not request.ids:
+    """All but what the embeddings hold."""
+    if request.ids and request.embeddings is not None:
+        raise RequestError("a request holds tokens or embeddings, not both")
+    if request.token_count < 1:
         raise RequestError("the request holds no token")
     size = runner.vocabulary.size
     if any(not 0 <= token < size for token in request.ids):
         raise RequestError("the request holds a number that is no token of this model")
-    if len(request.ids) > bound.capacity_tokens:
+    if request.token_count > bound.capacity_tokens:
         raise ContextExceeded()
     width = size if request.output == "logits" else runner.embedding_length
-    rows = 1 if request.last_only else len(request.ids)
+    rows = 1 if request.last_only else request.token_count
     if rows * width * FLOAT_BYTES > bound.max_inference_bytes:
         raise RequestError(f"the answer would be larger than {bound.max_inference_bytes} bytes", status=413)
+
+
+def _array_of(given: InputVectors, width: int) -> Any:
+    import numpy
+
+    if given.shape[1] != width:
+        raise RequestError(f"embeddings of this model have {width} numbers, not {given.shape[1]}")
+    flat = numpy.frombuffer(given.data, "<f4")
+    if flat.size != given.shape[0] * given.shape[1]:
+        raise RequestError(f"{flat.size} numbers are no embeddings of shape {given.shape}")
+    if not numpy.isfinite(flat).all():
+        raise RequestError("the embeddings hold numbers that are not finite")
+    return flat.reshape(given.shape)
 
 
 def within(bounds: Bounds, capacity_tokens: int) -> Bounds:

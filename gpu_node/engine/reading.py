@@ -20,6 +20,9 @@ from gpu_node.errors import GenerationFailed
 TEXTS_AT_ONCE = 8
 # Below this a vector counts as all zeros and stays as it is.
 SMALLEST_NORM = 1e-12
+# The token that stands in every place whose embedding is given; nothing looks at it.
+STAND_IN = 0
+FLOAT_BYTES = 4
 
 
 class EmbeddingJob:
@@ -66,32 +69,42 @@ class EmbeddingJob:
 class InferenceJob:
     at_once = 1
 
-    def __init__(self, request: InferenceRequest, call: Call) -> None:
+    def __init__(self, request: InferenceRequest, call: Call, vectors: Any = None) -> None:
+        """`vectors`: those of `request.embeddings`, float32 [tokens, hidden size]."""
         self.call = call
+        count = request.token_count
         submission = Submission(
-            request.ids,
-            max_context=len(request.ids),
+            request.ids or (STAND_IN,) * count,
+            max_context=count,
             caller=request.caller,
             salt=request.cache_salt,
             output=request.output,
             last_only=request.last_only,
+            vectors=vectors,
         )
         self.pending = deque([(0, submission)])
-        self._rows = 1 if request.last_only else len(request.ids)
-        self._pieces: list[bytes] = []
+        self._wanted = 1 if request.last_only else count
+        self._data = memoryview(b"")
         self._shape = (0, 0)
         self._complete = False
 
     def take(self, number: int, rows: Any, last: bool) -> None:
-        self._pieces.append(rows.astype("<f4", order="C", copy=False).tobytes())
-        self._shape = (self._shape[0] + int(rows.shape[0]), int(rows.shape[1]))
+        """Raises `GenerationFailed` for rows that came twice or never."""
+        before, count, width = self._shape[0], int(rows.shape[0]), int(rows.shape[1])
+        if last or before + count > self._wanted:
+            _check(before + count, self._wanted)
+        piece = memoryview(rows.astype("<f4", order="C", copy=False)).cast("B")
+        if not before:  # what comes in one piece is handed on as it is
+            self._data = piece if count == self._wanted else memoryview(bytearray(self._wanted * width * FLOAT_BYTES))
+        if count != self._wanted:
+            start = before * width * FLOAT_BYTES
+            self._data[start : start + len(piece)] = piece
+        self._shape = (before + count, width)
         self._complete = last
-        if last:
-            _check(self._shape[0], self._rows)
 
     def result(self) -> Inference:
         assert self._complete, "rows are missing"
-        return Inference(b"".join(self._pieces), self._shape)
+        return Inference(self._data, self._shape)
 
 
 ReadingJob = EmbeddingJob | InferenceJob

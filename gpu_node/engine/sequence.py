@@ -192,17 +192,30 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
-class InferenceRequest:
-    """Token ids in, numbers out: nothing is sampled."""
+class InputVectors:
+    """What a model reads in place of its tokens' embeddings: what transformers calls `inputs_embeds`."""
 
-    ids: tuple[int, ...]
+    data: bytes | bytearray | memoryview  # float32, little-endian, C order; unchanged until the answer is there
+    shape: tuple[int, int]  # (tokens, hidden size)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """Token ids or embeddings in, numbers out: nothing is sampled."""
+
+    ids: tuple[int, ...]  # empty when `embeddings` are given
     output: Literal["logits", "hidden"] = "logits"
     last_only: bool = False
     caller: str = ""
     cache_salt: str = ""
+    embeddings: InputVectors | None = None
+
+    @property
+    def token_count(self) -> int:
+        return len(self.ids) if self.embeddings is None else self.embeddings.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    data: bytes  # float32, little-endian, C order
+    data: bytes | memoryview  # float32, little-endian, C order
     shape: tuple[int, int]  # (tokens, vocabulary or hidden size)

@@ -72,8 +72,15 @@ class SequenceState:
     def overflows(self) -> bool:
         return len(self.tokens) > self.max_context
 
+    @property
+    def private(self) -> bool:
+        """Its tokens do not say what is in its blocks: they are found by nobody, nor are others by it."""
+        return self.submission.vectors is not None
+
     def shareable_blocks(self) -> int:
         """So many blocks may come from the cache: one token at least is computed, and no wanted output is left out."""
+        if self.private:
+            return 0
         last = len(self.tokens) - 1
         if not self.sampled and not self.submission.last_only:
             last = min(last, self.told)

@@ -114,7 +114,11 @@ class PlainStage:
         assert self._pool is not None, "a pool is bound before the first forward"
         self._pool.clear(batch.fresh)
         self._batch = batch
-        given = {"input_ids": batch.tokens[None], "position_ids": batch.positions[None], "use_cache": False}
+        given = {"position_ids": batch.positions[None], "use_cache": False}
+        if batch.vectors is None:
+            given["input_ids"] = batch.tokens[None]
+        else:
+            given["inputs_embeds"] = batch.with_given(self._model.get_input_embeddings()(batch.tokens))[None]
         try:
             if want == "logits":
                 return self._logits(given, batch.output_rows)

@@ -26,6 +26,8 @@ class Row:
     blocks: Sequence[int]  # block ids in order; slot p lies in blocks[p // block_tokens]
     output: Output = "nothing"
     output_tokens: int = 0  # so many of the last tokens have a row in the output
+    # Embeddings that are read in place of those of `tokens`: a float32 array [tokens, hidden size].
+    vectors: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,8 @@ class StepBuilder:
             count = 1 + len(state.drafted.drafts) if share.last else 0
         else:
             count = max(0, end - state.told)
+        given = state.submission.vectors
+        vectors = None if given is None else given[start:end]
         if not count:
-            return Row(state.id, tokens, start, blocks)
-        return Row(state.id, tokens, start, blocks, "hidden" if wanted == "hidden" else "logits", count)
+            return Row(state.id, tokens, start, blocks, vectors=vectors)
+        return Row(state.id, tokens, start, blocks, "hidden" if wanted == "hidden" else "logits", count, vectors)

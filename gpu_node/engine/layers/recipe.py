@@ -75,6 +75,7 @@ class Scales:
 
     attention: float
     embedding: float = 1.0
+    given: float = 1.0  # the part of it that embeddings get which come in place of the tokens' own
     logits: float = 1.0
 
 
@@ -220,9 +221,12 @@ def _scales(config: Any, family: Family, head_dim: int) -> Scales:
     attention = getattr(config, "attention_multiplier", None)
     if attention is None:
         attention = getattr(config, "query_pre_attn_scalar", head_dim) ** -0.5
-    embedding = config.hidden_size**0.5 if family.gemma else getattr(config, "embedding_multiplier", 1.0)
+    # Gemma's is a part of its embeddings, Granite's comes after them.
+    given = getattr(config, "embedding_multiplier", 1.0)
+    embedding = config.hidden_size**0.5 if family.gemma else given
     return Scales(
         attention=float(attention),
         embedding=float(embedding) / _residual(config),
+        given=float(given) / _residual(config),
         logits=1.0 / float(getattr(config, "logits_scaling", 1.0)),
     )

@@ -119,8 +119,10 @@ class LayeredStage:
         assert model is not None and pool is not None, "a pool is bound before the first forward, and not after close"
         pool.clear(batch.fresh)
         hidden = model.ends.lookup(batch.tokens)
-        if model.recipe.scales.embedding != 1.0:
-            hidden = hidden.mul_(model.recipe.scales.embedding)
+        scales = model.recipe.scales
+        if scales.embedding != 1.0:
+            hidden = hidden.mul_(scales.embedding)
+        hidden = batch.with_given(hidden, scales.given)
         angles = model.rotary.reaching(max(batch.lengths))
         if self._compiled is not None and self._room is not None and self._room.fits(batch):
             self._room.fill(batch, hidden, angles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -75,3 +76,19 @@ def test_every_token_lies_where_its_row_has_its_position(block_tokens: int, size
         assert int(batch.output_rows[index]) == at - 1
         assert set(batch.tables[index].tolist()) <= set(row.blocks)
     assert at == len(batch.tokens)
+
+
+def test_embeddings_that_are_given_stand_in_the_places_of_their_rows() -> None:
+    first, last = numpy.full((3, 2), 5.0, numpy.float32), numpy.arange(10, dtype=numpy.float32).reshape(5, 2)
+    rows = [
+        Row(0, [11, 12, 13], 2, (7, 4), vectors=first),
+        Row(1, (21,), 8, (1, 2, 3), "logits", 1),
+        Row(2, (31, 32, 33, 34, 35), 0, (9, 8), vectors=last),
+    ]
+    batch = batch_of(rows, 4)
+    embedded = batch.with_given(torch.zeros(9, 2), factor=2.0)
+    assert embedded[:3].tolist() == [[10.0, 10.0]] * 3
+    assert embedded[3].tolist() == [0.0, 0.0]
+    assert torch.equal(embedded[4:], torch.from_numpy(last) * 2)
+    plain = torch.ones(9, 2)
+    assert batch_of(ROWS, 4).vectors is None and batch_of(ROWS, 4).with_given(plain) is plain

@@ -1,5 +1,6 @@
 """Which steps are replayed, what the captured tensors hold, and what happens when a model cannot be captured."""
 
+import numpy
 import torch
 
 from gpu_node.engine.attention import ReferenceAttention
@@ -156,3 +157,15 @@ def test_surplus_rows_repeat_the_first():
     assert static.tokens.tolist() == [7, 8, 7, 7]
     assert static.positions.tolist() == [2, 3, 2, 2]
     assert static.slots[0].tolist() == [0, 1, 0, 0]
+
+
+@torch.inference_mode()
+def test_a_token_whose_embedding_is_given_is_not_replayed():
+    capture = Capturing()
+    plain, graphed, pool = stages(capture)
+    graphed.bind(pool)
+    vectors = numpy.linspace(-1, 1, plain.hidden_size, dtype=numpy.float32)[None]
+    batch = batch_of([Row(0, [7], 0, (0,), "logits", 1, vectors)], BLOCK)
+    found = graphed.forward(batch, "logits")
+    assert graphed.sizes == ()
+    assert not torch.allclose(found, graphed.forward(decode(0), "logits"))

@@ -9,7 +9,7 @@ import pytest
 
 from gpu_node.engine.mailbox import Call, Outlet
 from gpu_node.engine.reading import EmbeddingJob, InferenceJob
-from gpu_node.engine.sequence import EmbeddingRequest, InferenceRequest
+from gpu_node.engine.sequence import EmbeddingRequest, InferenceRequest, InputVectors
 from gpu_node.errors import GenerationFailed
 from tests.gpu_node.engine.desk import AtOnce
 
@@ -70,3 +70,18 @@ def test_pieces_of_an_inference_make_one() -> None:
     result = job.result()
     assert result.shape == (3, 2)
     assert np.frombuffer(result.data, "<f4").reshape(3, 2).tolist() == rows(1, 2, 3).tolist()
+
+
+def test_what_comes_in_one_piece_is_handed_on_as_it_is() -> None:
+    job = InferenceJob(InferenceRequest((1, 2)), call())
+    whole = rows(1, 2)
+    job.take(0, whole, last=True)
+    whole[0, 0] = 9.0
+    assert np.frombuffer(job.result().data, "<f4")[0] == 9.0
+
+
+def test_embeddings_go_to_the_scheduler_with_a_stand_in_for_each() -> None:
+    request = InferenceRequest((), embeddings=InputVectors(bytes(16), (2, 2)))
+    vectors = np.zeros((2, 2), np.float32)
+    ((_, submission),) = InferenceJob(request, call(), vectors).pending
+    assert submission.vectors is vectors and (len(submission.ids), submission.max_context) == (2, 2)

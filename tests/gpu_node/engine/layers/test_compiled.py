@@ -1,5 +1,7 @@
 """Compiled layers against transformers' forward of the same model, and against torch's way through the same layers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -177,3 +179,19 @@ def test_weights_with_scales_for_16_columns_are_compiled_too(kernels):
     model.load_state_dict({**model.state_dict(), name: weight.dequantised()})
     wanted = plain_logits(model, ids)
     assert float((found - wanted).norm() / wanted.norm()) < 0.04
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "gemma3"])
+def test_programs_and_torch_read_given_embeddings(family, kernels):
+    """Few tokens run as a program, many do not."""
+    model = wide_model(family)
+    stage = staged(model, kernels)
+    ids = prompt(COMPILED_TOKENS + 20, seed=4)
+    with torch.inference_mode():
+        vectors = model.get_input_embeddings()(torch.tensor(ids)).numpy()
+
+    def part(start, count):
+        return replace(row([0] * len(ids), start, count), vectors=vectors[start : start + count])
+
+    found = [forward(stage, part(0, 9)), forward(stage, part(9, COMPILED_TOKENS + 2)), forward(stage, part(75, 9))]
+    same(torch.cat(found), plain_logits(model, ids))
