@@ -181,7 +181,7 @@ class Announcer:
 
     def _announce(self, leaving: bool = False) -> None:
         for one in self._interfaces:
-            addresses = addresses_on(self._place, one, self._interfaces)
+            addresses = addresses_on(self._place, one, self._interfaces, self._options.reach.route)
             if one.broadcast is not None and addresses:
                 occasion = self._occasion(addresses, leaving=leaving)
                 self._port.send(self._speaker.compose(self._stand(), occasion), one.broadcast, self._options.port)
@@ -226,7 +226,7 @@ class Announcer:
             self._pending.add(handle)
 
     def _answer(self, probe: Probe, source: Source, most_bytes: int) -> None:
-        addresses = addresses_for(self._place, source.host, self._interfaces)
+        addresses = addresses_for(self._place, source.host, self._interfaces, self._options.reach.route)
         if addresses:
             occasion = self._occasion(addresses, probe.nonce)
             source.answer(self._speaker.compose(self._stand(), occasion, most_bytes))

@@ -5,7 +5,7 @@ Must not know sockets, nor where models and memory are accounted: `Standing` is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gpu_node.identity import Identity
@@ -16,6 +16,7 @@ from wire.beacon import DATAGRAM_MOST, Address, Announcement, pack_beacon
 MOST_MODELS, MOST_MODEL_BYTES, MOST_NAME_BYTES, MOST_ADDRESSES = 16, 96, 64, 8  # as the datagram has them
 _FIELD_BYTES = 4  # around one text in a list, rounded up
 _ELSEWHERE = "192.0.2.1"  # nobody's (RFC 5737): only asked which way packets there would go
+Route = Callable[[str], str | None]  # by which address of ours a host sees us
 # An open answer goes to whoever the probe says has sent it: so it is never worth much to somebody who lies about that.
 OPEN_ANSWER_FACTOR = 4
 
@@ -65,26 +66,30 @@ def standing_of(residents: Residents) -> Standing:
     )
 
 
-def addresses_on(place: RelayPlace, interface: Interface, found: Iterable[Interface]) -> tuple[Address, ...]:
+def addresses_on(
+    place: RelayPlace, interface: Interface, found: Iterable[Interface], route: Route = source_towards
+) -> tuple[Address, ...]:
     """Where the relay is reached from `interface`'s network: never another network's address, which would mislead."""
     if not place.is_everywhere:
         return (Address(place.host, place.port),)
     if interface.address == ANY_V4:
-        own = source_towards(_ELSEWHERE)
+        own = route(_ELSEWHERE)
         return (Address(own, place.port),) if own else ()
     same = [one for one in found if one.name == interface.name and place.hears_on(one) and not one.is_link_local]
     hosts = dict.fromkeys([interface.address, *(one.address for one in same)])
     return tuple(Address(host, place.port) for host in list(hosts)[:MOST_ADDRESSES])
 
 
-def addresses_for(place: RelayPlace, host: str, found: Sequence[Interface]) -> tuple[Address, ...]:
+def addresses_for(
+    place: RelayPlace, host: str, found: Sequence[Interface], route: Route = source_towards
+) -> tuple[Address, ...]:
     """Where `host` reaches the relay; empty when there is no way to it."""
     near = fitting(found, host)
     if near is not None:
-        return addresses_on(place, near, found)
+        return addresses_on(place, near, found, route)
     if not place.is_everywhere:
         return (Address(place.host, place.port),)
-    own = source_towards(host)
+    own = route(host)
     return (Address(own, place.port),) if own else ()
 
 

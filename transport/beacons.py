@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from transport.allowances import Allowances, Rate
 from transport.datagrams import DatagramSocket, Deliver, Source, close_all
 from transport.found import Found
-from transport.interfaces import ANY_V4, ANY_V6, Interface, broadcasts, interfaces
+from transport.interfaces import ANY_V4, ANY_V6, Interface, broadcasts, interfaces, source_towards
 from wire.beacon import Announcement, Probe, Replays, pack_beacon, unpack_beacon
 from wire.errors import RemoteError
 
@@ -55,6 +55,7 @@ class Reach:
     port: int = DISCOVERY_PORT
     interfaces: Callable[[], tuple[Interface, ...]] = interfaces
     open_socket: Callable[[str, int, Deliver], DatagramSocket] = DatagramSocket
+    route: Callable[[str], str | None] = source_towards
 
     def seen(self) -> tuple[Interface, ...]:
         return tuple(one for one in self.interfaces() if self.network or one.is_loopback)

@@ -89,7 +89,7 @@ class DatagramSocket:
 
     def send(self, datagram: bytes, host: str, port: int) -> None:
         """Now or never: a datagram that finds no way or no room is lost, like any other."""
-        place = numeric(host, port)
+        place = numeric(host, port) if self.is_v6 == (":" in host) else None
         if place is not None:
             with contextlib.suppress(OSError):
                 self._socket.sendto(datagram, place)
