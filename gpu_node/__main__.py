@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from gpu_node import __version__
@@ -75,7 +76,7 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
     from gpu_node.libraries import require_libraries
-    from gpu_node.listening import bind
+    from gpu_node.listening import bind, bind_relay
     from gpu_node.manifest import models_folder
     from gpu_node.model_store import ModelStore
     from gpu_node.node import Node, warn_when_exposed
@@ -88,9 +89,9 @@ def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
 
     async def run() -> int:
         node = Node(settings, store, models_folder())
-        with bind(settings.host, settings.port) as listener:
+        with bind(settings.host, settings.port) as listener, bind_relay(settings) or nullcontext() as relay:
             warn_when_exposed(settings)
-            return await node.run(listener)
+            return await node.run(listener, relay)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(run())

@@ -22,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from gpu_node import __version__
 from gpu_node.engine.stats import EngineStats, Histogram
 from gpu_node.host import ModelHost
+from gpu_node.relay_metrics import RelayView, relay_families
 from gpu_node.vram import Account
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -70,8 +71,9 @@ class NodeMetrics:
         hosts: Callable[[], Sequence[ModelHost]],
         accounts: Callable[[], Sequence[Account]],
         routes: Container[str],
+        relay: Callable[[], RelayView | None] = lambda: None,
     ) -> None:
-        self._hosts, self._accounts, self._routes = hosts, accounts, routes
+        self._hosts, self._accounts, self._routes, self._relay = hosts, accounts, routes, relay
         self._registry = CollectorRegistry()
         self._responses = Counter(
             f"{PREFIX}http_responses",
@@ -107,6 +109,7 @@ class NodeMetrics:
                 family.add_metric([model], buckets_of(histogram), histogram.total)
             yield family
         yield from self._memory()
+        yield from relay_families(self._relay())
         loaded = GaugeMetricFamily(f"{PREFIX}model_loaded", "1 while the model is in memory", labels=LABELS)
         for host in self._hosts():
             loaded.add_metric([host.name], float(host.engine.runner is not None))

@@ -1,4 +1,5 @@
-"""The composition root: builds store, engines, residents and API from the settings, serves them, ends them in order.
+"""The composition root: builds store, engines, residents, API and relay from the settings, serves them, ends them in
+order.
 
 Listening begins at once; the model loads meanwhile. The first load failing for good ends the node with exit code 1.
 """
@@ -32,6 +33,7 @@ from gpu_node.model_source import HubSource, KnownSource, ModelSource, names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
 from gpu_node.provision import Provision
+from gpu_node.relay_side import Models, RelaySide
 from gpu_node.residents import Residents, Start
 from gpu_node.settings import NodeSettings
 from gpu_node.vram import USABLE_SHARE, Account
@@ -53,26 +55,55 @@ class Node:
         accounts = accounts_of(settings, gpus(visible), machine().available_bytes, _torch_version())
         self.residents = Residents(Start(source, settings.wish), catalog, self._build, accounts)
         rules = rules_of(settings.api_keys, settings.allowed_hosts, settings.allowed_origins)
-        service = Service(self.residents, catalog, settings.max_body_bytes, gpus=lambda: gpus(visible))
+        store.pushed.recover()
+        self._relay = RelaySide(settings, Models(self.residents, catalog, store.pushed))
+        service = Service(
+            self.residents,
+            catalog,
+            settings.max_body_bytes,
+            gpus=lambda: gpus(visible),
+            relay=lambda: self._relay.server,
+        )
         self.app = build_app(service, rules)
+        self._stopping: asyncio.Task[None] | None = None
 
-    async def run(self, listener: socket.socket) -> int:
-        """Serve until told to stop; returns the exit code."""
+    async def run(self, listener: socket.socket, relay: socket.socket | None = None) -> int:
+        """Serve HTTP on `listener` and relay clients on `relay` until told to stop; returns the exit code."""
         server = Server(self.app, on_listening=self._announce, on_stop=self.residents.stop)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.stop)
+            loop.add_signal_handler(number, self._stop, server)
         if self._settings.exit_with_parent:
-            watch_parent(loop, server.stop)
+            watch_parent(loop, lambda: self._stop(server))
+        if relay is not None:
+            await self._relay.start(relay)
         first_load = loop.create_task(self._first_load(server), name="first load")
         await server.serve([listener])
         first_load.cancel()
         (code,) = await asyncio.gather(first_load, return_exceptions=True)
+        if self._stopping is not None:
+            await asyncio.gather(self._stopping, return_exceptions=True)
+        await self._relay.close()
         ended = await self.residents.close(WORKER_SECONDS)
         exit_code = code if isinstance(code, int) else 0
         if not ended:
             leave_now(exit_code)
         return exit_code
+
+    def _stop(self, server: Server) -> None:
+        """Relay clients are told first, and have a while for answers under way; the second time nobody has."""
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._drain(server), name="stop")
+        elif not self._stopping.done():
+            self._stopping.cancel()
+        else:
+            server.stop()
+
+    async def _drain(self, server: Server) -> None:
+        try:
+            await self._relay.drain()
+        finally:
+            server.stop()
 
     async def _first_load(self, server: Server) -> int:
         try:
@@ -112,8 +143,16 @@ class Node:
 
     def _announce(self, host: str, port: int) -> None:
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if self._relay.port is not None:
+            log.info("relay clients are served on port %d", self._relay.port)
         if self._settings.announce_port:
-            event = {"event": "listening", "host": host, "port": port, "model": self.residents.main.name}
+            event = {
+                "event": "listening",
+                "host": host,
+                "port": port,
+                "relay_port": self._relay.port,
+                "model": self.residents.main.name,
+            }
             print(json.dumps(event), flush=True)
 
 

@@ -39,7 +39,7 @@ def build_app(service: Service, rules: AccessRules) -> ASGIApp:
     ollama, openai = OllamaApi(service), OpenAiApi(service)
     batch, models, infer = BatchApi(service, openai), ModelsApi(service), InferApi(service)
     routes: Table = {}
-    metrics = NodeMetrics(lambda: service.residents.hosts, lambda: service.residents.accounts, routes)
+    metrics = NodeMetrics(lambda: service.residents.hosts, lambda: service.residents.accounts, routes, service.relay)
     operations = Operations(service, metrics)
     routes |= {
         "/": ("GET", operations.root),
@@ -70,6 +70,7 @@ def build_app(service: Service, rules: AccessRules) -> ASGIApp:
         "/api/queue/status": ("GET", operations.queue),
         "/api/batcher/stats": ("GET", operations.batcher),
         "/api/pipeline/status": ("GET", operations.pipeline),
+        "/api/sessions": ("GET", operations.sessions),
     }
     return AccessControl(Routes(routes, metrics.count_response), rules)
 

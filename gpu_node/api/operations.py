@@ -19,6 +19,7 @@ from gpu_node.api.service import Service
 from gpu_node.engine.stats import EngineStats, Histogram
 from gpu_node.host import ModelHost
 from gpu_node.metrics import CONTENT_TYPE, NodeMetrics
+from gpu_node.relay.sessions import ClientSession
 
 Record = dict[str, Any]
 STATUS = {"ready": "ok", "empty": "idle", "closed": "stopping"}
@@ -136,8 +137,31 @@ class Operations:
             pipelines[host.name] = {"stages": [stage]}
         return json_reply({"models": pipelines})
 
+    async def sessions(self, request: Request) -> Response:
+        """Clients of the relay and what they hold. Their names are their own words; their keys are nobody's."""
+        relay = self._service.relay()
+        return json_reply(
+            {
+                "relay": relay is not None,
+                "connections": relay.figures.connections if relay else 0,
+                "sessions": [session_record(session) for session in relay.sessions.all] if relay else [],
+            }
+        )
+
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def session_record(session: ClientSession) -> Record:
+    return {
+        "session": session.number,
+        "name": session.name,
+        "state": session.state,
+        "models": sorted(session.models),
+        "buffers": len(session.buffers),
+        "buffer_bytes": session.buffers.bytes_held,
+        "running": len(session.tasks),
+    }
 
 
 def batch_record(host: ModelHost) -> Record:

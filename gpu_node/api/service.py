@@ -9,6 +9,7 @@ from typing import Protocol
 
 from gpu_node.catalog import Entry
 from gpu_node.inventory import Gpu, Machine, gpus, machine
+from gpu_node.relay_metrics import RelayView
 from gpu_node.residents import Residents
 
 
@@ -26,3 +27,4 @@ class Service:
     clock: Callable[[], float] = time.monotonic  # the engine's, on which deadlines are told
     machine: Callable[[], Machine] = machine
     gpus: Callable[[], tuple[Gpu, ...]] = gpus
+    relay: Callable[[], RelayView | None] = lambda: None  # none while there is none

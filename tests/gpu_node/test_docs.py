@@ -12,7 +12,7 @@ from gpu_node.api.openai_fields import ChatCompletionBody, CompletionBody, Embed
 from gpu_node.api.schemas import OPTION_KINDS
 from gpu_node.manifest import KnownModel
 from gpu_node.metrics import NodeMetrics
-from gpu_node.settings import KEYS_NAME, PREFIX, NodeSettings
+from gpu_node.settings import KEYS_NAME, PREFIX, TOKEN_NAME, NodeSettings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gpu-node.md").read_text()
@@ -21,6 +21,7 @@ MODELS_PAGE = (ROOT / "models" / "README.md").read_text()
 
 def test_every_setting_and_flag_is_documented_and_nothing_else() -> None:
     names = {PREFIX + field.upper() for field in NodeSettings.model_fields if field != "api_keys"} | {KEYS_NAME}
+    assert f"`{TOKEN_NAME}`" in PAGE
     assert set(re.findall(r"`(POTLUCK_[A-Z_]*[A-Z])`", PAGE)) == names
     flags = {option for action in parser()._actions for option in action.option_strings} - {"-h", "--help", "--version"}
     assert set(re.findall(r"`(--[a-z-]+)`", PAGE)) == flags
@@ -30,13 +31,13 @@ def test_every_setting_and_flag_is_documented_and_nothing_else() -> None:
 def test_every_default_is_the_one_in_the_code() -> None:
     for flag, default in re.findall(r"\| `--([a-z-]+)` \| `[A-Z_]+` \| `([^`]+)` \|", PAGE):
         field = NodeSettings.model_fields[flag.replace("-", "_")]
-        assert str(field.default) == {"5m": "300.0"}.get(default, default), flag
+        assert str(field.default) == {"5m": "300.0", "30s": "30.0"}.get(default, default), flag
 
 
 def test_every_route_is_documented() -> None:
     source = Path(build_app.__code__.co_filename).read_text()
     routes = re.findall(r'"(/[a-z0-9/{}]*)": \("(GET|POST)"', source)
-    assert len(routes) == 28
+    assert len(routes) == 29
     for path, method in routes:
         assert f"`{method} {path}`" in PAGE
 

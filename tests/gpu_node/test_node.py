@@ -37,7 +37,7 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
 
 
 def command(model: Path | str, *flags: str) -> list[str]:
-    fixed = ["--device", "cpu", "--dtype", "float32", "--announce-port"]
+    fixed = ["--device", "cpu", "--dtype", "float32", "--relay-port", "0", "--announce", "off", "--announce-port"]
     return [sys.executable, "-m", "gpu_node", "--model", str(model), "--port", "0", *fixed, *flags]
 
 
@@ -71,7 +71,9 @@ def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line
     model = write_tiny_model(tmp_path / "Tiny-Llama", max_position_embeddings=2048, eos_token_id=0)
     small = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "4MB"}
     with running(model, tmp_path, **small) as (process, event), client_of(event) as client:
-        assert event == {"event": "listening", "host": "127.0.0.1", "port": event["port"], "model": "tiny-llama"}
+        ports = {"port": event["port"], "relay_port": event["relay_port"]}
+        assert event == {"event": "listening", "host": "127.0.0.1", **ports, "model": "tiny-llama"}
+        assert all(isinstance(port, int) and port > 0 for port in ports.values())
         early = client.get("/api/version").json()  # listening begins at once
         assert early["potluck"] == {"continues_assistant": True, "slots": 4}
         body = {"model": "tiny-llama", "prompt": "the quick", "stream": False, "options": {"num_predict": 4}}
@@ -234,7 +236,8 @@ def test_a_model_that_can_never_load_ends_it_with_one_sentence(tiny_folder: Path
 
 def test_a_node_with_keys_says_nothing_of_them(tiny_folder: Path, tmp_path: Path) -> None:
     keys = {"POTLUCK_API_KEYS": "anna:very-secret", "POTLUCK_STRATEGY": "of the gateway"}
-    with running(tiny_folder, tmp_path, "--host", "0.0.0.0", **keys) as (process, event), client_of(event) as client:
+    with running(tiny_folder, tmp_path, "--host", "0.0.0.0", "--no-relay", **keys) as (process, event), client_of(event) as client:
+        assert event["relay_port"] is None
         assert client.get("/api/tags").status_code == 401
         assert client.get("/api/tags", headers={"X-API-Key": "very-secret"}).status_code == 200
         process.send_signal(signal.SIGTERM)
@@ -251,7 +254,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_exposed_node_without_keys_warns(tiny_folder: Path, tmp_path: Path) -> None:
-    with running(tiny_folder, tmp_path, "--host", "0.0.0.0") as (process, _):
+    with running(tiny_folder, tmp_path, "--host", "0.0.0.0", "--no-relay") as (process, _):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert "without an API key: everybody in this network can use this model" in err
@@ -272,6 +275,9 @@ def test_a_taken_port_is_one_sentence() -> None:
         (["--model", "nothing"], {}, "'nothing' is unknown"),
         (["--port", "x"], {}, "--port: "),
         (["--host", "300.1.2.3"], {}, "cannot listen on 300.1.2.3"),
+        (["--port", "0", "--relay-port", "0", "--host", "0.0.0.0"], {}, "only with a token: set VRM_API_TOKEN"),
+        (["--tls-certificate", "/no/such.pem"], {}, "/no/such.pem cannot be read"),
+        ([], {"VRM_API_TOKEN": "two words\n"}, "VRM_API_TOKEN: a token is one line"),
         ([], {"POTLUCK_NODE_MODLE": "x"}, "did you mean POTLUCK_NODE_MODEL?"),
     ],
 )
