@@ -1,7 +1,8 @@
-"""Potluck's Python client: `from potluck import Gateway`.
+"""Potluck's Python clients: `from potluck import Gateway`, or `Relay` for a GPU node's own protocol.
 
-Names are imported at first use, so that the `potluck` command starts fast; what is imported then is httpx and nothing
-else that is heavy. This package never imports the server, the GPU node or torch.
+Names are imported at first use, so that the `potluck` command starts fast; what is imported then is httpx for the one
+and lz4 for the other, and nothing else that is heavy. This package never imports the server, the GPU node or torch;
+what needs torch is in `potluck.torch`, which is imported by its name.
 """
 
 from __future__ import annotations
@@ -24,14 +25,34 @@ if TYPE_CHECKING:
         KeyRefused,
         Misuse,
         ModelUnknown,
+        NodeFailed,
+        NodeUnreachable,
         NoNodes,
+        NoRoom,
         PotluckError,
         QueueFull,
         RequestRefused,
+        SessionLost,
         UnexpectedAnswer,
     )
     from .fleet import CacheFacts, EmbeddedFacts, FleetFile, Health, NodeHealth, QueueFacts
     from .gateway import AsyncGateway, Gateway
+    from .relay import AsyncRelay
+    from .relay_answers import (
+        Embeddings,
+        FoundNode,
+        Generation,
+        LoadedModel,
+        LoadProgress,
+        NodeStats,
+        Piece,
+        TokenChoice,
+    )
+    from .relay_arrays import TensorData
+    from .relay_asking import EmbedOptions, GenerateOptions
+    from .relay_blocking import Relay, RelayStream, RemoteTensor
+    from .relay_buffer import AsyncRemoteTensor
+    from .relay_streams import AsyncRelayStream
     from .streams import AsyncBatchStream, AsyncStream, BatchStream, Stream
     from .timeouts import Timeouts
 
@@ -42,35 +63,56 @@ __all__ = [
     "AskOptions",
     "AsyncBatchStream",
     "AsyncGateway",
+    "AsyncRelay",
+    "AsyncRelayStream",
+    "AsyncRemoteTensor",
     "AsyncStream",
     "BatchItem",
     "BatchStream",
     "CacheFacts",
     "DeadlinePassed",
+    "EmbedOptions",
     "EmbeddedFacts",
+    "Embeddings",
     "FleetFile",
+    "FoundNode",
     "Gateway",
     "GatewayFailed",
     "GatewayUnreachable",
+    "GenerateOptions",
+    "Generation",
     "Health",
     "InvalidRequest",
     "KeyRefused",
+    "LoadProgress",
+    "LoadedModel",
     "Message",
     "Misuse",
     "ModelUnknown",
     "NoNodes",
+    "NoRoom",
+    "NodeFailed",
     "NodeHealth",
     "NodeShare",
+    "NodeStats",
+    "NodeUnreachable",
+    "Piece",
     "PotluckError",
     "QueueFacts",
     "QueueFull",
     "Queued",
+    "Relay",
+    "RelayStream",
+    "RemoteTensor",
     "RequestRefused",
+    "SessionLost",
     "Stream",
+    "TensorData",
     "Thinking",
     "Timeouts",
     "Timings",
     "Token",
+    "TokenChoice",
     "UnexpectedAnswer",
     "Usage",
     "__version__",
@@ -90,13 +132,33 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Misuse",
         "ModelUnknown",
         "NoNodes",
+        "NoRoom",
+        "NodeFailed",
+        "NodeUnreachable",
         "PotluckError",
         "QueueFull",
         "RequestRefused",
+        "SessionLost",
         "UnexpectedAnswer",
     ),
     "fleet": ("CacheFacts", "EmbeddedFacts", "FleetFile", "Health", "NodeHealth", "QueueFacts"),
     "gateway": ("AsyncGateway", "Gateway"),
+    "relay": ("AsyncRelay",),
+    "relay_answers": (
+        "Embeddings",
+        "FoundNode",
+        "Generation",
+        "LoadProgress",
+        "LoadedModel",
+        "NodeStats",
+        "Piece",
+        "TokenChoice",
+    ),
+    "relay_arrays": ("TensorData",),
+    "relay_asking": ("EmbedOptions", "GenerateOptions"),
+    "relay_blocking": ("Relay", "RelayStream", "RemoteTensor"),
+    "relay_buffer": ("AsyncRemoteTensor",),
+    "relay_streams": ("AsyncRelayStream",),
     "streams": ("AsyncBatchStream", "AsyncStream", "BatchStream", "Stream"),
     "timeouts": ("Timeouts",),
 }

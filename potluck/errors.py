@@ -3,6 +3,7 @@
 PotluckError
 ├── Misuse               the call made no sense, nothing was sent (also a ValueError)      -> mend the code
 ├── GatewayUnreachable   no connection, or it broke before anything was told               -> start it, try again
+├── NodeUnreachable      a relay node: no connection, or it broke for good                 -> start it, try again
 ├── AnswerTimeout        connected, but silent for longer than Timeouts allow              -> wait longer
 ├── UnexpectedAnswer     what came back is not what a gateway says                         -> check the address
 ├── AnswerCutShort       the answer began and did not end; holds the text so far           -> keep or ask again
@@ -13,7 +14,10 @@ PotluckError
     ├── QueueFull        too many are waiting; `retry_after_seconds`                       -> come back later
     ├── NoNodes          nobody can answer now                                             -> add or wake a node
     ├── DeadlinePassed   the request's own `deadline_s` ran out                            -> give it more time
-    └── GatewayFailed    nodes or the gateway failed at it                                 -> try again
+    ├── GatewayFailed    nodes or the gateway failed at it                                 -> try again
+    ├── NodeFailed       a relay node failed at it, or is being stopped                    -> try again, or another
+    ├── NoRoom           a relay node's memory is held by others; `free_bytes`             -> free some, ask for less
+    └── SessionLost      what a relay node held for this client is gone (buffers)          -> put it there again
 
 The module knows nothing of HTTP libraries; `seam.py` translates those.
 """
@@ -41,6 +45,14 @@ class GatewayUnreachable(PotluckError):
     def __init__(self, message: str, url: str) -> None:
         super().__init__(message)
         self.url = url
+
+
+class NodeUnreachable(PotluckError):
+    """No connection to the relay node at `place`, or it broke and could not be made anew in time."""
+
+    def __init__(self, message: str, place: str) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class AnswerTimeout(PotluckError):
@@ -108,3 +120,18 @@ class DeadlinePassed(RequestRefused):
 
 class GatewayFailed(RequestRefused):
     """The nodes, or the gateway itself, failed at the request."""
+
+
+class NodeFailed(RequestRefused):
+    """A relay node failed at the request or is being stopped; `code` is its own word."""
+
+
+class NoRoom(RequestRefused):
+    """Models or buffers of others hold the relay node's memory. Bytes are None where the node does not tell them."""
+
+    free_bytes: int | None = None
+    needed_bytes: int | None = None
+
+
+class SessionLost(RequestRefused):
+    """What the relay node held for this client is gone: it was away for longer than the node waits."""

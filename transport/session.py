@@ -81,6 +81,11 @@ class RelaySession:
         self._closed = False
 
     @property
+    def closed(self) -> bool:
+        """By `close`: no connection will be made any more."""
+        return self._closed
+
+    @property
     def connected(self) -> Link | None:
         """The link as it is now, or None; makes none."""
         return self._link
