@@ -95,6 +95,24 @@ async def test_logprobs_are_told_as_ollama_tells_them():
         assert told[1] == ({"token": "is", "logprob": -1.0, "bytes": [105, 115]},)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("generate", "tiny", prompt="x" * (1 << 20)),
+        replace(CALL, messages=[{"role": "", "content": "hi"}]),
+        replace(CALL, messages=[{"role": "user", "content": "\ud800"}]),
+        replace(CALL, options={"stop": [str(number) for number in range(65)]}),
+        Call("embed", "tiny", fields={"input": ["x" * (1 << 20)]}),
+        Call("generate", "m" * 600),
+    ],
+)
+async def test_what_no_message_carries_may_be_for_another_node(call: Call):
+    async with fake_relay_node() as node, relay_backend() as backend:
+        events, error = await read(backend, spec_of(node), call)
+        assert events == [] and type(error) is NodeIncapable
+        assert (await read(backend, spec_of(node)))[1] is None and node.accepted == 1
+
+
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
