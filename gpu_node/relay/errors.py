@@ -60,11 +60,21 @@ class Failure:
     details: Table = ()
 
 
+class Failed(NodeError):
+    """A request has failed as another one that it follows."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
 CANCELLED = Failure(ErrorCode.CANCELLED, "as asked")
 INTERNAL = Failure(ErrorCode.INTERNAL, "a defect of the node; its log says more")
 
 
 def failure_of(error: NodeError) -> Failure:
+    if isinstance(error, Failed):
+        return error.failure
     return Failure(_code(error), shortened(str(error)), _retry_after(error), _details(error))
 
 

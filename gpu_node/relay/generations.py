@@ -16,7 +16,7 @@ from dataclasses import replace
 from gpu_node.engine.sequence import Token
 from gpu_node.errors import RequestError, SessionGone
 from gpu_node.relay.call import RelayCall
-from gpu_node.relay.errors import Failure
+from gpu_node.relay.errors import Failed, Failure
 from gpu_node.relay.jobs import Ending, Job, Replaced
 from gpu_node.relay.models import Models, Tell
 from gpu_node.relay.translation import (
@@ -64,19 +64,18 @@ class Generations:
         try:
             ending = await job.follow(call.stream, asked.next_index)
         except Replaced:
-            _fail(call, TAKEN_UP)
-            return
+            raise Failed(TAKEN_UP) from None
         except (asyncio.CancelledError, Cancelled):
             if not call.stream.over:  # the client wants no more; one whose connection is lost may come back
                 await self._abandon(call, asked, job)
             raise
         if ending.failure is None:
             await call.stream.send(FrameType.DONE, ending.done, ends=True)
-        else:
-            _fail(call, ending.failure)
+        job.told_at = asyncio.get_running_loop().time()
+        if ending.failure is not None:
             if job.next_index == job.first_index:  # nothing was said: the same request may be tried again
                 call.session.jobs.remove(asked.job, job)
-        job.told_at = asyncio.get_running_loop().time()
+            raise Failed(ending.failure)
 
     def _job_of(self, call: RelayCall, asked: Generate, arrived: float) -> Job:
         session, fingerprint = call.session, fingerprint_of(asked)
@@ -137,7 +136,3 @@ def fingerprint_of(asked: Generate) -> bytes:
     """The same for the same request, whatever may differ when it is sent again."""
     same = replace(asked, next_index=0, given=(), deadline_ms=None)
     return hashlib.blake2b(joined(encode_message(same)), digest_size=FINGERPRINT_BYTES).digest()
-
-
-def _fail(call: RelayCall, failure: Failure) -> None:
-    call.stream.fail(failure.code, failure.text, retry_after_ms=failure.retry_after_ms, details=failure.details)

@@ -56,25 +56,37 @@ class Requests:
     async def _answer(self, call: RelayCall, handler: Handler) -> None:
         stream = call.stream
         try:
-            await handler(call)
-            if not stream.over:
-                log.error("%s of %s was left without an end", call.request.type.name, call.session.owner)
-                self._fail(stream, INTERNAL)
+            failure = await self._outcome(call, handler)
+            if failure is not None and not stream.over:
+                await stream.drain()  # what was said before is heard first
         except asyncio.CancelledError:  # by the client, or with its session: the task ends here either way
-            self._fail(stream, CANCELLED)
-        except NodeError as error:
-            self._fail(stream, failure_of(error))
-        except RemoteError as error:
-            stream.break_off(error)
-        except Cancelled:
-            self._fail(stream, CANCELLED)
-        except StreamEnded:
-            self._fail(stream, TOO_SHORT)
+            failure = CANCELLED
         except ConnectionLost:
-            pass  # nobody is there to be told
+            return  # nobody is there to be told
+        if failure is not None:
+            self._fail(stream, failure)
+
+    async def _outcome(self, call: RelayCall, handler: Handler) -> Failure | None:
+        """What the request ends with besides its answer."""
+        try:
+            await handler(call)
+        except NodeError as error:
+            return failure_of(error)
+        except RemoteError as error:
+            call.stream.break_off(error)
+        except Cancelled:
+            return CANCELLED
+        except StreamEnded:
+            return TOO_SHORT
+        except ConnectionLost:
+            return None
         except Exception:  # top of the task
             log.exception("%s of %s broke off", call.request.type.name, call.session.owner)
-            self._fail(stream, INTERNAL)
+            return INTERNAL
+        if call.stream.over:
+            return None
+        log.error("%s of %s was left without an end", call.request.type.name, call.session.owner)
+        return INTERNAL
 
     def _fail(self, stream: Stream, failure: Failure) -> None:
         if stream.over:

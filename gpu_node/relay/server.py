@@ -18,6 +18,7 @@ from typing import Any
 
 from gpu_node.relay.connection import ClientConnection, Reception
 from gpu_node.relay.counters import RelayFigures
+from gpu_node.relay.sessions import Sessions
 from transport.errors import ConnectFailed
 from transport.tls import Tls, line_over
 
@@ -33,6 +34,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER
 class ServerLimits:
     connections: int = 1024
     greeting: int = 64  # of them, those that nobody knows yet
+    backlog: int = 256  # that the system holds until they are taken in: all of a fleet after a restart
     drain_seconds: float = 30.0  # for answers under way when the node stops
 
 
@@ -46,9 +48,16 @@ class RelayServer:
         self._endings: dict[asyncio.Task[None], ClientConnection] = {}  # over, their last words under way
 
     def start(self, listeners: Sequence[socket.socket]) -> None:
-        """Take clients in from now on. The sockets listen already; they are the server's, and closed with it."""
+        """Listen from now on. The sockets are bound; they are the server's, and closed with it."""
         loop = asyncio.get_running_loop()
+        for listener in listeners:
+            listener.setblocking(False)
+            listener.listen(self._limits.backlog)
         self._acceptors += [loop.create_task(self._accept(one), name="relay listener") for one in listeners]
+
+    @property
+    def sessions(self) -> Sessions:
+        return self._reception.sessions
 
     @property
     def figures(self) -> RelayFigures:
