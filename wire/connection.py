@@ -14,9 +14,9 @@ from wire.errors import IllegalSend, OutOfBounds, QueueFull
 from wire.flow import cost_of
 from wire.frames import Buffer, Checksum, Flags, FrameType
 from wire.limits import LARGEST_PAYLOAD, LARGEST_STREAM_ID, Limits
-from wire.outbox import Waiting, size_of
+from wire.outbox import Waiting, make_waiting, size_of
 from wire.receiver import Codec, CreditReceived, Event, FrameReceived, Receiver
-from wire.rules import FREE_OF_CREDIT, Meaning, check_answer, flags_of, largest_payload
+from wire.rules import Meaning, check_answer
 from wire.state import ANSWERS, ConnectionState, Role, StreamMove, StreamState, Way, stream_after
 from wire.streams import SIZE_FIELD, Books, Stream
 
@@ -113,7 +113,8 @@ class Connection:
         if len(self._books.streams) >= self._limits.streams:
             raise QueueFull(f"{self._limits.streams} streams are open")
         number = self._free_number()
-        self._send_on(None, self._frame(kind, number, payload, ends, compress))
+        meaning = self._books.said.to_send(kind, number, ends)
+        self._send_on(None, self._frame(meaning, kind, number, payload, compress), meaning)
         self._last_number = number
         return number
 
@@ -125,13 +126,14 @@ class Connection:
         `payload` is kept, not copied, until it is sent. Raises IllegalSend, QueueFull (wait for `room`) or OutOfBounds;
         then nothing is sent and no state has changed.
         """
-        frame = self._frame(kind, stream_id, payload, ends, compress)
         if kind in _NOT_SENT_BY_HAND:
             raise IllegalSend(f"{kind.name} is sent by itself or has a method of its own")
+        meaning = self._books.said.to_send(kind, stream_id, ends)
+        frame = self._frame(meaning, kind, stream_id, payload, compress)
         if stream_id:
-            self._send_on(self._stream(stream_id), frame)
+            self._send_on(self._stream(stream_id), frame, meaning)
         else:
-            self._send_control(frame)
+            self._send_control(frame, meaning)
 
     def room(self, stream_id: int) -> int:
         """The largest payload that `send` takes on this stream now; 0 when it is full or over."""
@@ -148,11 +150,12 @@ class Connection:
             raise IllegalSend("a server ends a stream with an answer or `fail`")
         stream = self._stream(stream_id)
         after = stream_after(Role.CLIENT, stream.state, Way.SEND, StreamMove.CANCEL)
-        frame = self._frame(FrameType.CANCEL, stream_id, payload, True)
+        meaning = self._books.said.to_send(FrameType.CANCEL, stream_id, True)
+        frame = self._frame(meaning, FrameType.CANCEL, stream_id, payload)
         if not self._books.outbox.has_started(stream_id):
             self._books.withdraw(stream)
             return False
-        self._send_control(frame)
+        self._send_control(frame, meaning)
         self._books.outbox.clear(stream_id)
         self._books.settle(stream, after)
         return True
@@ -163,19 +166,19 @@ class Connection:
             raise IllegalSend("a client ends a stream with `cancel`")
         stream = self._stream(stream_id)
         after = stream_after(Role.SERVER, stream.state, Way.SEND, StreamMove.REPLY_END)
-        self._send_control(self._frame(FrameType.ERROR, stream_id, payload, True))
+        self._say(FrameType.ERROR, stream_id, payload)
         self._books.outbox.clear(stream_id)
         self._books.settle(stream, after)
 
     def goodbye(self, *payload: Buffer) -> None:
         """No more from this side (client), or no new streams (server; its last word when the client has left)."""
-        self._send_control(self._frame(FrameType.GOODBYE, 0, payload, True))
+        self._say(FrameType.GOODBYE, 0, payload)
         if self.state is ConnectionState.LEAVING:
             self._books.outbox.clear_all()
 
     def abandon(self, *payload: Buffer) -> None:
         """Tells the peer why the connection is over; write what `data_to_send` gives, then close."""
-        self._send_control(self._frame(FrameType.ERROR, 0, payload, True))
+        self._say(FrameType.ERROR, 0, payload)
 
     def data_to_send(self, most_bytes: int = 1 << 20) -> list[Buffer]:
         """Buffers for one gather write, in order and about `most_bytes` in all; empty when nothing may go now."""
@@ -188,51 +191,49 @@ class Connection:
         return self._books.outbox.can_take
 
     def _frame(
-        self, kind: FrameType, stream_id: int, payload: tuple[Buffer, ...], ends: bool, compress: bool = False
+        self, meaning: Meaning, kind: FrameType, stream_id: int, payload: tuple[Buffer, ...], compress: bool = False
     ) -> Waiting:
         pieces = payload
-        if len(payload) != 1 or type(payload[0]) is not bytes:
+        if len(payload) == 1 and type(payload[0]) is bytes:
+            size = len(payload[0])
+        else:
             pieces = tuple(_flat(piece) for piece in payload if len(piece))
-        size = size_of(pieces)
-        most = largest_payload(kind)
-        if size > most:
-            raise OutOfBounds(f"a payload of {size} bytes; {kind.name} has {most} at most")
-        flags, cost = flags_of(kind, ends), 0 if kind in FREE_OF_CREDIT else cost_of(size)
+            size = size_of(pieces)
+        if size > meaning.most:
+            raise OutOfBounds(f"a payload of {size} bytes; {kind.name} has {meaning.most} at most")
+        cost = 0 if meaning.is_free else cost_of(size)
         if compress and cost and size >= SMALLEST_COMPRESSED and self._codec and self._receiver.may_decompress:
             block = _flat(self._codec.compress(pieces[0] if len(pieces) == 1 else b"".join(pieces)))
             if SIZE_FIELD.size + len(block) < size:
-                pieces, flags = (SIZE_FIELD.pack(size), block), flags | Flags.COMPRESSED
-                size = size_of(pieces)
-        return Waiting(kind, stream_id, flags, pieces, size, cost)
+                whole = (SIZE_FIELD.pack(size), block)
+                return Waiting(kind, stream_id, meaning.flags | Flags.COMPRESSED, whole, size_of(whole), cost)
+        return make_waiting((kind, stream_id, meaning.flags, pieces, size, cost))
 
-    def _send_control(self, frame: Waiting) -> None:
+    def _say(self, kind: FrameType, stream_id: int, payload: tuple[Buffer, ...]) -> None:
+        """The last word of a stream, or of the connection."""
+        meaning = self._books.said.to_send(kind, stream_id, True)
+        self._send_control(self._frame(meaning, kind, stream_id, payload), meaning)
+
+    def _send_control(self, frame: Waiting, meaning: Meaning) -> None:
         """A frame that needs no credit; what it means for its stream is the caller's."""
         books = self._books
-        meaning = books.said.of(frame.type, frame.flags, frame.stream_id)
         books.check(meaning, Way.SEND)
         books.outbox.add_control(frame)
         books.move(meaning, Way.SEND)
 
-    def _send_on(self, stream: Stream | None, frame: Waiting) -> None:
+    def _send_on(self, stream: Stream | None, frame: Waiting, meaning: Meaning) -> None:
         """A frame of `stream`; None is a stream that begins with it."""
-        kind, number, flags, _, _, cost = frame
         books = self._books
-        meaning = books.said.of(kind, flags, number)
         if meaning.move not in books.sends:
             books.check(meaning, Way.SEND)
-        before = stream.state if stream else StreamState.IDLE
-        after = self._after(before, meaning)
-        if stream and kind not in stream.answers and books.role is Role.SERVER:
-            check_answer(stream.request, kind, Way.SEND)
-        books.outbox.check(stream.line if stream else None, cost)
-        stream = stream or books.begin(number, kind)
+        before, after = stream.state if stream else StreamState.IDLE, books.after(stream, meaning, Way.SEND)
+        if stream and frame.type not in stream.answers and books.role is Role.SERVER:
+            check_answer(stream.request, frame.type, Way.SEND)
+        books.outbox.check(stream.line if stream else None, frame.cost)
+        stream = stream or books.begin(frame.stream_id, frame.type)
         books.outbox.add(frame, stream.line)
         if after is not before:
             books.settle(stream, after)
-
-    def _after(self, before: StreamState, meaning: Meaning) -> StreamState:
-        assert meaning.stream_move is not None, "a frame of stream 0"
-        return stream_after(self._books.role, before, Way.SEND, meaning.stream_move)
 
     def _stream(self, stream_id: int) -> Stream:
         stream = self._books.streams.get(stream_id)

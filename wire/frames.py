@@ -17,9 +17,10 @@ Big-endian; every field is aligned. Nothing here allocates for a payload or know
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from wire.errors import MalformedFrame, OutOfBounds, RemoteError, TooLarge, UnknownVersion
 from wire.limits import LARGEST_PAYLOAD, LARGEST_STREAM_ID
@@ -32,6 +33,8 @@ __all__ = [
     "Flags",
     "FrameType",
     "Header",
+    "checksum_of",
+    "make_header",
     "pack_header",
     "unpack_header",
 ]
@@ -121,6 +124,9 @@ class Header(NamedTuple):
         return int(self.flags) & _COMPRESSED != 0
 
 
+# What a NamedTuple does behind its own `__new__`, without a call of Python in between.
+make_header: Callable[[tuple[Any, ...]], Header] = partial(tuple.__new__, Header)
+
 _TYPES = {int(known): known for known in FrameType}
 _FLAGS = tuple(Flags(bits) for bits in range(4))
 _SECOND_BYTES = {VERSION << 4 | bits: flags for bits, flags in enumerate(_FLAGS)}
@@ -146,7 +152,7 @@ def unpack_header(data: Buffer, start: int = 0) -> Header:
     known, flags = _TYPES.get(kind), _SECOND_BYTES.get(second)
     if known is None or flags is None or size > LARGEST_PAYLOAD:
         raise _fault(kind, second, size)
-    return Header(known, flags, stream_id, size, sequence, checksum)
+    return make_header((known, flags, stream_id, size, sequence, checksum))
 
 
 def _fault(kind: int, second: int, size: int) -> RemoteError:

@@ -12,7 +12,7 @@ from wire.codec import Reader, decode, encode, record_fields
 from wire.errors import BadPayload, OutOfBounds
 from wire.frames import Buffer, FrameType
 from wire.kinds import byte_size
-from wire.limits import HANDSHAKE_PAYLOAD, LARGEST_PAYLOAD
+from wire.limits import LARGEST_PAYLOAD
 from wire.messages_memory import Alloc, Allocated, Free, Read, Run
 from wire.messages_session import Ack, Cancel, Error, Goodbye, Hello, Ping, Pong, Welcome
 from wire.messages_stats import Stats
@@ -29,6 +29,7 @@ from wire.messages_work import (
     Unload,
     Vectors,
 )
+from wire.rules import largest_payload
 from wire.token_frames import pack_tokens, unpack_tokens
 
 __all__ = [
@@ -78,12 +79,6 @@ MESSAGES: dict[FrameType, type[Any]] = {
 # No record: WRITE carries a tensor header, DATA raw bytes, so that a driver can receive them where they belong. Before
 # the bytes of an answer comes a DATA frame with their tensor header. DATA of a PUSH carries a `Chunk`.
 TENSOR_FRAMES = frozenset({FrameType.WRITE, FrameType.DATA})
-# These need no credit, so a peer could make us keep them without end.
-SMALL = frozenset({
-    FrameType.HELLO, FrameType.WELCOME, FrameType.PING, FrameType.PONG, FrameType.CANCEL, FrameType.ERROR,
-    FrameType.GOODBYE,
-})  # fmt: skip
-
 _TYPES = {record: kind for kind, record in MESSAGES.items()}
 
 
@@ -107,8 +102,8 @@ def encode_message(message: Message) -> list[Buffer]:
     kind = frame_type(message)
     parts = encode(message)
     size = sum(map(byte_size, parts))
-    if size > _payload_most(kind):
-        raise OutOfBounds(f"{kind.name} of {size} bytes; {_payload_most(kind)} is the most")
+    if size > largest_payload(kind):
+        raise OutOfBounds(f"{kind.name} of {size} bytes; {largest_payload(kind)} is the most")
     return parts
 
 
@@ -120,8 +115,8 @@ def decode_message(kind: FrameType, payload: Buffer) -> Message:
     if record is None:
         raise BadPayload(f"{kind.name} carries no message")
     size = byte_size(payload)
-    if size > _payload_most(kind):
-        raise BadPayload(f"{kind.name} of {size} bytes; {_payload_most(kind)} is the most")
+    if size > largest_payload(kind):
+        raise BadPayload(f"{kind.name} of {size} bytes; {largest_payload(kind)} is the most")
     message: Message = decode(payload, record)
     return message
 
@@ -161,7 +156,3 @@ def without_proof(kind: FrameType, payload: Buffer) -> bytes:
         if field.name == "proof":
             return bytes(reader.view[:start]) + b"\0" + bytes(reader.view[reader.position :])
     return bytes(payload)
-
-
-def _payload_most(kind: FrameType) -> int:
-    return HANDSHAKE_PAYLOAD if kind in SMALL else LARGEST_PAYLOAD

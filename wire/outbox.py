@@ -9,16 +9,17 @@ they are sent.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from wire.errors import QueueFull
 from wire.flow import OwnCredit, cost_of
-from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Flags, FrameType, Header, pack_header
+from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Flags, FrameType, make_header, pack_header
 from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
 
-__all__ = ["Line", "Outbox", "Waiting", "size_of"]
+__all__ = ["Line", "Outbox", "Waiting", "make_waiting", "size_of"]
 
 # Below this, copying a payload behind its header costs less than one more entry in a gather write.
 JOINED_MOST = 1024
@@ -33,6 +34,10 @@ class Waiting(NamedTuple):
     pieces: tuple[Buffer, ...]
     size: int
     cost: int = 0
+
+
+# As the class does it, without a call of Python in between.
+make_waiting: Callable[[tuple[Any, ...]], Waiting] = partial(tuple.__new__, Waiting)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +133,7 @@ class Outbox:
         total = 0
         while total < most_bytes and (frame := self._next()) is not None:
             kind, stream_id, flags, pieces, size, _ = frame
-            header = pack_header(Header(kind, flags, stream_id, size, self._sequence), pieces, self._checksum)
+            header = pack_header(make_header((kind, flags, stream_id, size, self._sequence, 0)), pieces, self._checksum)
             if size < JOINED_MOST:
                 out.append(b"".join((header, *pieces)))
             else:

@@ -6,7 +6,9 @@ events of `connection.py` are made of is decided here; sending is not known.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from wire.errors import BadPayload, IllegalReceive, QueueFull, RemoteError, TooLarge
 from wire.flow import cost_of
@@ -15,7 +17,7 @@ from wire.limits import LARGEST_PAYLOAD
 from wire.outbox import Waiting
 from wire.reader import FrameReader
 from wire.rules import Meaning, check_answer
-from wire.state import Role, StreamState, Way, stream_after
+from wire.state import Role, StreamState, Way
 from wire.streams import SIZE_FIELD, Books, Stream
 
 __all__ = ["Codec", "CreditReceived", "Event", "FrameReceived", "Receiver"]
@@ -56,6 +58,10 @@ class CreditReceived(NamedTuple):
 
 
 Event = FrameReceived | CreditReceived
+# As the class does it, without a call of Python in between.
+_make_received: Callable[[tuple[Any, ...]], FrameReceived] = partial(tuple.__new__, FrameReceived)
+# What arrives in these states is always somebody's.
+_HEARD = frozenset({StreamState.OPEN, StreamState.ENDED})
 
 
 class Receiver:
@@ -120,7 +126,7 @@ class Receiver:
         meaning = self._meaning = books.heard.of(kind, flags, stream_id)
         if meaning.move not in books.receives:
             books.check(meaning, Way.RECEIVE)
-        if header.compressed and (self._codec is None or not self.may_decompress):
+        if meaning.is_compressed and (self._codec is None or not self.may_decompress):
             raise IllegalReceive("a compressed frame, which was not agreed on")
         if size > meaning.most:
             raise TooLarge(f"{kind.name} of {size} bytes; {meaning.most} is the most")
@@ -129,19 +135,19 @@ class Receiver:
     def _admit_on_stream(self, header: Header, meaning: Meaning) -> memoryview | None:
         books = self._books
         stream = books.streams.get(header.stream_id)
+        books.after(stream, meaning, Way.RECEIVE)
         if stream is None:
             self._admit_new(meaning)
             return None
-        if stream.state is StreamState.IDLE and meaning.is_request:
+        if meaning.is_request and stream.state is StreamState.IDLE:
             raise IllegalReceive(f"a request on stream {header.stream_id}, whose answer is still under way")
-        self._after(stream.state, meaning)
         if books.role is Role.CLIENT and header.type not in stream.answers:
             check_answer(stream.request, header.type, Way.RECEIVE)
         if meaning.is_free:
             return None
         books.given.check()
         stream.given.check()
-        if meaning.is_placed and stream.rooms:
+        if stream.rooms and meaning.is_placed:
             room = stream.place(header.size)
             self._placed = room is not None
             return room
@@ -149,16 +155,11 @@ class Receiver:
 
     def _admit_new(self, meaning: Meaning) -> None:
         """A frame of a stream that is not open."""
-        self._after(StreamState.IDLE, meaning)
         if meaning.is_free:
             return
         self._books.given.check()
         if len(self._books.streams) >= self._books.limits.streams:
             raise TooLarge(f"more than {self._books.limits.streams} streams at once")
-
-    def _after(self, before: StreamState, meaning: Meaning) -> StreamState:
-        assert meaning.stream_move is not None, "a frame of stream 0"
-        return stream_after(self._books.role, before, Way.RECEIVE, meaning.stream_move)
 
     def _deliver(self, header: Header, payload: memoryview) -> None:
         books = self._books
@@ -183,25 +184,21 @@ class Receiver:
             if not meaning.is_request:
                 return  # a CANCEL that crossed the end of its stream
             stream = books.begin(stream_id, kind)
-        before, ends = stream.state, header.ends
-        after = self._after(before, meaning)
-        if header.compressed:
+        before, after = stream.state, books.after(stream, meaning, Way.RECEIVE)
+        if meaning.is_compressed:
             payload = self._decompressed(stream, header, payload)
             size = len(payload)
         elif stream.rooms and not self._placed and meaning.is_placed and (room := stream.place(size)) is not None:
             # The room was named while the frame was on its way: it has its place before those that come after it.
             room[:] = payload
             payload, self._placed = room, True
-        cost = 0 if meaning.is_free else cost_of(size)
+        cost, placed = 0 if meaning.is_free else cost_of(size), self._placed
         books.given.take(cost)
         stream.given.take(cost)
-        # Nobody waits for the rest of a stream that was cancelled or answered; only the end of it is news.
-        over = before is StreamState.IDLE and not meaning.is_request
-        unheard = over or before is StreamState.ANSWERED or (before is StreamState.CANCELLED and not ends)
-        placed = self._placed
+        unheard = before not in _HEARD and _is_unheard(before, meaning)
         if not unheard:
-            told = FrameReceived(kind, stream_id, payload.toreadonly(), ends, cost, placed, stream)
-            self.events.append(told)
+            told = (kind, stream_id, payload.toreadonly(), meaning.ends, cost, placed, stream)
+            self.events.append(_make_received(told))
         if after is not before:
             books.settle(stream, after)
         if cost and (unheard or placed):
@@ -232,3 +229,10 @@ class Receiver:
             return  # it crossed the end of its stream
         self._books.outbox.grant(stream_id, SIZE_FIELD.unpack(payload)[0])
         self.events.append(CreditReceived(stream_id))
+
+
+def _is_unheard(before: StreamState, meaning: Meaning) -> bool:
+    """Nobody waits for the rest of a stream that was cancelled or answered; only the end of it is news."""
+    if before is StreamState.IDLE:
+        return not meaning.is_request
+    return before is StreamState.ANSWERED or not meaning.ends

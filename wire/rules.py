@@ -103,6 +103,9 @@ class Meaning:
 
     move: ConnectionMove
     stream_move: StreamMove | None  # none on stream 0
+    flags: Flags
+    ends: bool
+    is_compressed: bool
     most: int
     is_free: bool
     is_request: bool
@@ -116,11 +119,20 @@ class Meanings:
         self._sender, self._way = sender, way
         self._on_stream: dict[tuple[FrameType, Flags], Meaning] = {}
         self._on_zero: dict[tuple[FrameType, Flags], Meaning] = {}
+        self._to_send: dict[tuple[FrameType, bool, bool], Meaning] = {}
 
     def of(self, kind: FrameType, flags: Flags, stream_id: int) -> Meaning:
         """Raises as `check_place` and `stream_move` do."""
         known = self._on_stream if stream_id else self._on_zero
         return known.get((kind, flags)) or self._work_out(Header(kind, flags, stream_id, 0, 0))
+
+    def to_send(self, kind: FrameType, stream_id: int, ends: bool) -> Meaning:
+        """As `of` with the flags that `flags_of` gives; raises as it does."""
+        key = kind, stream_id == 0, ends
+        known = self._to_send.get(key)
+        if known is None:
+            known = self._to_send[key] = self.of(kind, flags_of(kind, ends), stream_id)
+        return known
 
     def _work_out(self, header: Header) -> Meaning:
         check_place(header, self._way)
@@ -128,6 +140,9 @@ class Meanings:
         meaning = known[kind, header.flags] = Meaning(
             connection_move(header, self._sender),
             stream_move(header, self._sender, self._way) if header.stream_id else None,
+            header.flags,
+            header.ends,
+            header.compressed,
             largest_payload(kind),
             kind in FREE_OF_CREDIT,
             kind in ANSWERS,

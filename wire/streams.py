@@ -28,6 +28,7 @@ from wire.state import (
     StreamState,
     Way,
     connection_after,
+    stream_after,
 )
 
 __all__ = ["SIZE_FIELD", "Books", "Stream"]
@@ -46,7 +47,7 @@ class Stream:
     request: FrameType
     answers: frozenset[FrameType]
     line: Line = field(repr=False)
-    moves: Mapping[StreamMove, StreamState] = field(repr=False)
+    moves: Mapping[StreamMove | None, StreamState] = field(repr=False)
     state: StreamState = StreamState.IDLE
     given: GivenCredit = field(default_factory=lambda: GivenCredit(INITIAL_STREAM_CREDIT))
     rooms: deque[memoryview] = field(default_factory=deque)
@@ -76,7 +77,9 @@ class Books:
         self.streams: dict[int, Stream] = {}
         self.given = GivenCredit(INITIAL_CONNECTION_CREDIT)
         self._closing: set[int] = set()
-        self._rows = STREAM_MOVES[role]
+        self._rows: dict[StreamState, Mapping[StreamMove | None, StreamState]] = {
+            state: {move: after for move, after in row.items()} for state, row in STREAM_MOVES[role].items()
+        }
         self._credit_move = StreamMove.CLIENT_CREDIT if role is Role.CLIENT else StreamMove.SERVER_CREDIT
         self._enter(ConnectionState.START)
 
@@ -105,6 +108,15 @@ class Books:
         elif self.state is ConnectionState.READY:
             self.given.widen(self.limits.connection_window)
             self.grant(0, self.given)
+
+    def after(self, stream: Stream | None, meaning: Meaning, way: Way) -> StreamState:
+        """The state of `stream` after such a frame, which the table must have; None is one that is yet to begin."""
+        after = (stream.moves if stream else self._rows[StreamState.IDLE]).get(meaning.stream_move)
+        if after is None:
+            assert meaning.stream_move is not None, "a frame of stream 0"
+            before = stream.state if stream else StreamState.IDLE
+            return stream_after(self.role, before, way, meaning.stream_move)
+        return after
 
     def break_off(self) -> None:
         self._enter(ConnectionState.BROKEN)

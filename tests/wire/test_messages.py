@@ -17,7 +17,6 @@ from wire.frames import FrameType
 from wire.limits import HANDSHAKE_PAYLOAD, LARGEST_PAYLOAD
 from wire.messages import (
     MESSAGES,
-    SMALL,
     TENSOR_FRAMES,
     decode_chunk,
     decode_message,
@@ -45,6 +44,7 @@ from wire.messages_work import (
     Tokens,
     Vectors,
 )
+from wire.rules import FREE_OF_CREDIT, largest_payload
 from wire.tensors import DType
 
 ANY_MESSAGE = st.sampled_from(sorted(MESSAGES)).flatmap(lambda kind: of_record(MESSAGES[kind]))
@@ -207,10 +207,11 @@ def test_the_answer_to_a_ping_has_its_payload() -> None:
     assert decode_message(FrameType.PONG, payload_of(ping)) == Pong(b"now", -61)
 
 
-@pytest.mark.parametrize("kind", sorted(SMALL), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", sorted(FREE_OF_CREDIT & set(MESSAGES)), ids=lambda kind: kind.name)
 def test_what_needs_no_credit_is_small(kind: FrameType) -> None:
-    with pytest.raises(BadPayload):
-        decode_message(kind, bytes(HANDSHAKE_PAYLOAD + 1))
+    assert largest_payload(kind) <= HANDSHAKE_PAYLOAD
+    with pytest.raises(BadPayload, match="is the most"):
+        decode_message(kind, bytes(largest_payload(kind) + 1))
 
 
 def test_what_fits_no_frame_is_refused_before_it_is_sent() -> None:
