@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from transport.codec import Lz4Codec, crc32
 from transport.compression import Compression
+from transport.ending import Ending
 from transport.errors import ConnectionLost, ProtocolBroken, TransportError
 from transport.lines import Line
 from transport.streams import Stream, clipped
@@ -34,8 +35,6 @@ __all__ = ["Driver"]
 WRITE_BYTES = 1 << 20
 # Writes in one turn of the loop while the line takes all; then others get theirs.
 WRITES_PER_TURN = 4
-# How long a peer may take for our last words and its own end before the socket is closed on it.
-CLOSING_SECONDS = 2.0
 
 OnControl = Callable[[FrameReceived], None]
 OnRequest = Callable[[Stream, FrameReceived], None]
@@ -70,9 +69,8 @@ class Driver:
         self._streams: dict[int, Stream] = {}
         self._waiting = Waiting(self.connection)
         self._line: Line | None = None
-        self._flush_due = self._prompt = self._peer_ended = self._ending = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._flush_due = self._prompt = False
+        self._ending = Ending(self._loop, self._run_out)
 
     @property
     def streams(self) -> Mapping[int, Stream]:
@@ -110,7 +108,8 @@ class Driver:
     def attach(self, line: Line) -> None:
         """Starts to read and write. The line is the driver's from now on."""
         assert self._line is None, "a driver has one line"
-        self._line, self.last_heard = line, self._loop.time()
+        self._line = self._ending.line = line
+        self.last_heard = self._loop.time()
         line.start(self)
         self.flush_soon()
 
@@ -181,13 +180,12 @@ class Driver:
     def close(self) -> None:
         """Ends it now: what can be written without waiting still is. Streams are lost; harmless when closed."""
         self._lose(ConnectionLost("this side has closed the connection"), None)
-        if self._line is not None and not self._closed.done():
-            self._flush()
-        self._shut()
+        self._flush()
+        self._ending.shut()
 
     async def wait_closed(self) -> None:
         """Until the socket is closed and no timer is left."""
-        await asyncio.shield(self._closed)
+        await self._ending.wait_closed()
 
     # What follows is for the streams.
 
@@ -258,9 +256,7 @@ class Driver:
 
     def line_ended(self) -> None:
         """The peer's end. Without a GOODBYE before it, it is a cut."""
-        self._peer_ended = True
-        if self._ending:
-            self._shut()
+        self._ending.peer_ended()
         if self.lost is not None:
             return
         try:
@@ -271,10 +267,10 @@ class Driver:
         if self.connection.state is not ConnectionState.LEAVING:
             self._lose_to(ConnectionLost("the peer has closed the connection"))
         elif self._serves:
-            self._limit_closing()  # our last words are still to come, and a client may hear them
+            self._ending.limit()  # our last words are still to come, and a client may hear them
         else:
             self._lose(ConnectionLost("the peer has closed the connection"), None)
-            self._shut()
+            self._ending.shut()
 
     def line_lost(self, error: OSError | None) -> None:
         reason = (error.strerror or str(error)) if error is not None else "the peer has closed the connection"
@@ -328,7 +324,7 @@ class Driver:
     def _flush(self) -> None:
         self._flush_due = False
         line = self._line
-        if line is None or self._closed.done() or self._ending:
+        if line is None or self._ending.is_closed or self._ending.is_ending:
             return
         if not line.is_full:
             self._waiting.at_written()
@@ -337,7 +333,7 @@ class Driver:
         if not line.is_full:
             self._waiting.at_written()
             if self.lost is not None and not self.connection.wants_to_send:
-                self._end()
+                self._ending.all_written()
 
     def _write_to(self, line: Line) -> None:
         take = self.connection.data_to_send
@@ -360,41 +356,19 @@ class Driver:
 
     def _lose_to(self, reason: ConnectionLost) -> None:
         self._lose(reason, reason)
-        self._shut()
+        self._ending.shut()
 
     def _lose(self, reason: ConnectionLost, told: ConnectionLost | None) -> None:
         if self.lost is not None:
             return
         self.lost = reason
+        self.connection.forget_rooms()
         for stream in list(self._streams.values()):
             stream.lose(reason.again())
         self._waiting.wake_all()
-        self._limit_closing()
+        self._ending.limit()
         self.flush_soon()
         self._on_lost(told)
 
-    def _limit_closing(self) -> None:
-        if self._timer is None and not self._closed.done():
-            self._timer = self._loop.call_later(CLOSING_SECONDS, self._run_out)
-
     def _run_out(self) -> None:
         self._lose(ConnectionLost("the connection did not end in time"), None)
-        self._shut()
-
-    def _end(self) -> None:
-        """All is written: the peer reads it, ends its side, and then this side closes without cutting anything off."""
-        assert self._line is not None
-        self._ending = True
-        if self._peer_ended:
-            self._shut()
-        else:
-            self._line.end()
-
-    def _shut(self) -> None:
-        if self._closed.done():
-            return
-        self._closed.set_result(None)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._line is not None:
-            self._line.close()

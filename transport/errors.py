@@ -72,9 +72,7 @@ class ProtocolBroken(ConnectionLost):
 class Refused(TransportError):
     """The server answered a stream with ERROR."""
 
-    def __init__(
-        self, code: ErrorCode, text: str = "", retry_after_ms: int | None = None, details: Table = ()
-    ) -> None:
+    def __init__(self, code: ErrorCode, text: str = "", retry_after_ms: int | None = None, details: Table = ()) -> None:
         super().__init__(f"{code.name}: {text}" if text else code.name)
         self.code, self.text, self.retry_after_ms = code, text, retry_after_ms
         self.details: dict[str, Value] = dict(details)
