@@ -60,10 +60,16 @@ class Stream:
         """Nothing is sent or will arrive any more; what has arrived can still be received."""
         return self._over
 
+    @property
+    def cancelled(self) -> bool:
+        """Server: the client wants no more, and the end of this side is still due."""
+        return not self._over and isinstance(self._final, Cancelled)
+
     async def receive(self) -> FrameReceived:
         """The next frame; give it to `release` when done with it.
 
         Raises when no frame will come any more, also when asked again: StreamEnded, Refused, Cancelled, ConnectionLost.
+        A server whose client has said all gets StreamEnded at once; of a CANCEL then `on_cancel` tells.
         """
         while not self._frames:
             if self._final is not None:
