@@ -107,11 +107,9 @@ class Room:
                 if not plan.names and not plan.sessions:
                     return
                 self._coming = _Coming(need, device, plan)
-                if plan.sessions:
-                    asked.update(plan.sessions)
-                    await self._end_sessions(plan.sessions)
-                else:
-                    await self._send_away(plan.names)
+                asked.update(plan.sessions)
+                await self._end_sessions(plan.sessions)
+                await self._send_away([name for name in plan.names if name not in self.sessions.held()])
         finally:
             self._coming = None
 

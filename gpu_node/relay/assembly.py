@@ -18,6 +18,7 @@ from gpu_node.relay.loads import Loads
 from gpu_node.relay.models import Models
 from gpu_node.relay.presence import SessionTerms
 from gpu_node.relay.requests import Requests
+from gpu_node.relay.runs import Runs
 from gpu_node.relay.server import RelayServer, ServerLimits
 from gpu_node.relay.sessions import Sessions, Times
 from gpu_node.relay.stats import Listing, StatsRequests
@@ -39,6 +40,7 @@ class RelayParts:
     tls: ssl.SSLContext | None = None
     more: Handlers = field(default_factory=dict)  # besides those that are made here
     clock: Callable[[], float] = time.monotonic  # the engines'
+    greeting_seconds: float = 10.0  # for a handshake
     times: Times = field(default_factory=Times)
 
 
@@ -49,7 +51,9 @@ def relay_of(parts: RelayParts) -> RelayServer:
     residents.share_with(sessions)
     handlers = dict(handlers_of(parts))
     server = RelayServer(
-        Reception(_terms(parts), sessions, Requests(handlers, sessions, counters), counters), parts.limits, parts.tls
+        Reception(_terms(parts), sessions, Requests(handlers, sessions, counters), counters, parts.greeting_seconds),
+        parts.limits,
+        parts.tls,
     )
     handlers[FrameType.STATS] = StatsRequests(residents, parts.catalog, lambda: server.figures).handle
     return server
@@ -67,6 +71,7 @@ def handlers_of(parts: RelayParts) -> Mapping[FrameType, Handler]:
         FrameType.FREE: memory.free,
         FrameType.WRITE: memory.write,
         FrameType.READ: memory.read,
+        FrameType.RUN: Runs(models).handle,
         **parts.more,
     }
 

@@ -34,6 +34,7 @@ async def write(call: RelayCall) -> None:
     header = unpack_tensor_header(call.request.payload, crc32)
     complete = call.request.ends
     call.stream.release(call.request)
+    call.stream.on_cancel = None  # the stream itself tells of it, behind what came before
     buffer = call.session.buffers.get(header.batch)
     _check_fits(header, buffer)
     arrived = Arrived()
