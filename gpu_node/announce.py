@@ -37,8 +37,9 @@ from wire.errors import RemoteError
 
 log = logging.getLogger("gpu_node")
 
-# A client that looks for nodes asks eight times in its first second; there may be several on one host.
-EACH_SOURCE = Rate(per_second=16, burst=48)
+# A client that looks for nodes asks eight times in its first second, on this host over two addresses each time; there
+# may be several on one host.
+EACH_SOURCE = Rate(per_second=32, burst=96)
 ALL_SOURCES = Rate(per_second=400, burst=800)
 FIRST_PAUSES_SECONDS = (0.3, 1.0)  # the first announcement may be lost
 PAUSE_SECONDS = 5.0
