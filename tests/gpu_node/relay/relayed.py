@@ -108,11 +108,12 @@ async def relayed(
     tls: ssl.SSLContext | None = None,
     more: Handlers | None = None,
     times: Times | None = None,
+    greeting_seconds: float = 10.0,
 ) -> AsyncIterator[Relayed]:
     parts = RelayParts(
         residents, catalog, ServerTerms("node", token, node_id=bytes(16), incarnation=7),
         sessions=terms or SessionTerms(), limits=limits or ServerLimits(), tls=tls, more=more or {},
-        times=times or Times(),
+        times=times or Times(), greeting_seconds=greeting_seconds,
     )  # fmt: skip
     server = relay_of(parts)
     listener = bind("127.0.0.1", 0)
