@@ -179,8 +179,8 @@ class Stream:
         every client that stops receiving before the end; harmless when the stream is over.
         """
         self._discard()
-        if self._over or not self._driver.may_talk:
-            return
+        if self._mute or not self._driver.may_talk:
+            return  # cancelled or ended already
         self._mute = True
         try:
             heard = self._driver.connection.cancel(self.number)
