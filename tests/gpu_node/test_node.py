@@ -11,8 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,43 +24,7 @@ from gpu_node.model_source import GgufSource, HubSource, KnownSource
 from gpu_node.node import accounts_of, asked_of, engine_options, stay_of
 from gpu_node.settings import read_settings
 from tests.fakes.tiny_model import write_tiny_model
-
-# Long enough for importing torch on a machine that is busy with something else.
-PATIENCE_SECONDS = 60.0
-
-
-def environment(cache: Path, **more: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, "OMP_NUM_THREADS": "1", "POTLUCK_NODE_CACHE": str(cache), "HF_HUB_OFFLINE": "1", **more}
-
-
-def command(model: Path | str, *flags: str) -> list[str]:
-    fixed = ["--device", "cpu", "--dtype", "float32", "--relay-port", "0", "--announce", "off", "--announce-port"]
-    return [sys.executable, "-m", "gpu_node", "--model", str(model), "--port", "0", *fixed, *flags]
-
-
-@contextmanager
-def running(
-    model: Path | str, cache: Path, *flags: str, **more: str
-) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
-    process = subprocess.Popen(
-        command(model, *flags),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(cache, **more),
-    )
-    try:
-        assert process.stdout is not None
-        yield process, json.loads(process.stdout.readline())
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def client_of(event: dict[str, object]) -> httpx.Client:
-    return httpx.Client(base_url=f"http://{event['host']}:{event['port']}", timeout=PATIENCE_SECONDS)
+from tests.gpu_node.process import PATIENCE_SECONDS, client_of, command, environment, running
 
 
 def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line(
@@ -236,7 +198,10 @@ def test_a_model_that_can_never_load_ends_it_with_one_sentence(tiny_folder: Path
 
 def test_a_node_with_keys_says_nothing_of_them(tiny_folder: Path, tmp_path: Path) -> None:
     keys = {"POTLUCK_API_KEYS": "anna:very-secret", "POTLUCK_STRATEGY": "of the gateway"}
-    with running(tiny_folder, tmp_path, "--host", "0.0.0.0", "--no-relay", **keys) as (process, event), client_of(event) as client:
+    with (
+        running(tiny_folder, tmp_path, "--host", "0.0.0.0", "--no-relay", **keys) as (process, event),
+        client_of(event) as client,
+    ):
         assert event["relay_port"] is None
         assert client.get("/api/tags").status_code == 401
         assert client.get("/api/tags", headers={"X-API-Key": "very-secret"}).status_code == 200
