@@ -294,6 +294,8 @@ class Driver:
                 stream.arrive(event)
             else:
                 self.connection.release(event)  # of a stream that a callback has ended a moment ago
+        if events:
+            self._look_at_state()
         return len(events)
 
     def _take_control(self, frame: FrameReceived) -> None:
@@ -307,7 +309,6 @@ class Driver:
         except RemoteError as fault:
             self.break_off(fault)
         self._prompt = self._prompt or frame.type is FrameType.PING
-        self._look_at_state()
 
     def _begin(self, frame: FrameReceived) -> None:
         if self.lost is not None:
