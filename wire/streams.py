@@ -171,6 +171,8 @@ class Books:
         """Sends what credit is due, unless nobody could use it any more."""
         if not self.may_talk or (number and self._credit_move not in self.streams[number].moves):
             return
+        if number and self.role is Role.CLIENT and not self.outbox.has_started(number):
+            return  # it would overtake the request and be for a stream that the peer does not know yet
         if due := given.due():
             payload = SIZE_FIELD.pack(due)
             self.outbox.add_control(Waiting(FrameType.CREDIT, number, Flags.NONE, (payload,), len(payload)))
