@@ -71,13 +71,7 @@ def test_every_target_has_seeds() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_the_fuzzer_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.wire.atheris_run", "--runs", "50", "--seconds", "20", "--target", "tensor"]
-    done = subprocess.run(
-        [*command, "--findings", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command += ["--findings", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Done" in done.stderr and list(tmp_path.iterdir()) == []
