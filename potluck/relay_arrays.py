@@ -82,9 +82,9 @@ class TensorData:
         code = _CASTS.get(dtype_named(self.dtype))
         if code is None:
             raise Misuse(f"Python has no numbers of type {self.dtype}; take the bytes in data")
-        flat: list[Any] = array.array(_ARRAY_CODES.get(code, code), self.data).tolist()
-        if code == "?":
-            flat = list(map(bool, flat))
+        numbers = array.array(_ARRAY_CODES.get(code, code))
+        numbers.frombytes(self.data)
+        flat: list[Any] = list(map(bool, numbers)) if code == "?" else numbers.tolist()
         for size in reversed(self.shape[1:]):
             flat = [flat[at : at + size] for at in range(0, len(flat), size)] if size else [[]] * self.shape[0]
         return flat if self.shape else flat[0]

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, TypedDict, get_type_hints
 
 from wire.errors import OutOfBounds
+from wire.messages import encode_message
 from wire.messages_work import (
     Bounds,
     ChatMessage,
@@ -101,15 +102,17 @@ def generate_request(model: str, prompt: Prompt, options: Mapping[str, Any]) -> 
     if "max_tokens" in given and "num_predict" in given:
         raise Misuse("max_tokens and num_predict are two names of one thing; give one")
     try:
-        return Generate(
+        request = Generate(
             model, _prompt(prompt, given), _sampling(given),
             Bounds(**{field: given[name] for name, field in _BOUNDS.items() if name in given}),
             stop=_texts(given.get("stop", ())),
             **_plain(given, "samples", "priority", "caller", "cache_salt"),
             **_times(given),
         )  # fmt: skip
+        encode_message(request)
     except (OutOfBounds, TypeError) as error:
         raise Misuse(str(error)) from error
+    return request
 
 
 def embed_request(model: str, texts: str | Sequence[str], options: Mapping[str, Any]) -> Embed:

@@ -20,7 +20,7 @@ from transport.streams import Stream
 from wire.errors import BadPayload, OutOfBounds, RemoteError
 from wire.frames import FrameType
 from wire.limits import LARGEST_PAYLOAD
-from wire.messages import Message, encode_chunk
+from wire.messages import Message, encode_chunk, encode_message
 from wire.messages_session import Ack, ErrorCode
 from wire.messages_work import Chunk, Progress, Push, PushFile
 
@@ -63,7 +63,9 @@ async def offer_of(model: str, source: Path, told: Told | None) -> Offer:
             told(LoadProgress("digesting", done, total))
         files.append((path.relative_to(root).as_posix(), size, digest))
     try:
-        return Offer(Push(model, tuple(PushFile(*file) for file in files)), tuple(paths))
+        message = Push(model, tuple(PushFile(*file) for file in files))
+        encode_message(message)
+        return Offer(message, tuple(paths))
     except OutOfBounds as error:
         raise Misuse(f"{source} cannot be pushed: {error}") from error
 
