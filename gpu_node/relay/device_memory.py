@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from gpu_node.errors import DeviceOutOfMemory
 from gpu_node.relay.host_memory import HostMemory, Landing, Memory
@@ -19,31 +19,85 @@ from wire.frames import Buffer
 ROOM_BYTES = 2 << 20
 
 
+class Done(Protocol):
+    """The end of a copy."""
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None:
+        """May block the thread."""
+        ...
+
+
+class Card(Protocol):
+    """What is asked of a device: flat tensors of bytes, and copies that run by themselves, one after the other."""
+
+    def zeros(self, size_bytes: int) -> Any:
+        """On the device. Raises `DeviceOutOfMemory`."""
+        ...
+
+    def room(self, size_bytes: int) -> Any:
+        """On the host, where the device can reach it."""
+        ...
+
+    def copy(self, target: Any, source: Any) -> Done: ...
+
+    def finish(self) -> None:
+        """Returns when nothing is under way; what is not used any more goes back to the system."""
+        ...
+
+
 def memory_on(device: str, size_bytes: int) -> Memory:
     """Zeros on a device of the account. Raises `DeviceOutOfMemory`."""
-    return CudaMemory(size_bytes) if device.startswith("cuda") else HostMemory(size_bytes)
+    return DeviceMemory(size_bytes, CudaCard()) if device.startswith("cuda") else HostMemory(size_bytes)
 
 
-class CudaMemory:
-    def __init__(self, size_bytes: int) -> None:
+class CudaCard:
+    """A stream of torch's current GPU."""
+
+    def __init__(self) -> None:
         import torch
 
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._torch, self._stream = torch, torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def zeros(self, size_bytes: int) -> Any:
+        torch = self._torch
         try:
             with torch.cuda.stream(self._stream):
-                self._bytes = torch.zeros(size_bytes, dtype=torch.uint8, device="cuda")
+                return torch.zeros(size_bytes, dtype=torch.uint8, device="cuda")
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(f"the GPU has no {size_bytes} bytes to give") from error
 
+    def room(self, size_bytes: int) -> Any:
+        """torch keeps such rooms and gives them anew when nobody holds them and no copy needs them."""
+        return self._torch.empty(size_bytes, dtype=self._torch.uint8, pin_memory=True)
+
+    def copy(self, target: Any, source: Any) -> Done:
+        with self._torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+            event: Done = self._stream.record_event()
+        return event
+
+    def finish(self) -> None:
+        self._stream.synchronize()
+        self._torch.cuda.empty_cache()
+
+
+class DeviceMemory:
+    def __init__(self, size_bytes: int, card: Card) -> None:
+        self._card = card
+        self._bytes = card.zeros(size_bytes)
+
     def landing(self, offset: int, size_bytes: int) -> Landing:
-        return _CudaLanding(self._bytes[offset : offset + size_bytes], self._stream)
+        return _DeviceLanding(self._bytes[offset : offset + size_bytes], self._card)
 
     async def parts(self, offset: int, size_bytes: int, most_bytes: int) -> AsyncGenerator[memoryview, None]:
-        """Each in pinned memory of its own, which torch takes back for the next ones when it has been sent."""
-        starts = range(offset, offset + size_bytes, most_bytes)
+        """Each in a room of its own, which lives until it has been sent; the next one is always on its way."""
         under_way = None
-        for start in starts:
-            begun = self._fetched(start, min(most_bytes, offset + size_bytes - start))
+        for start in range(offset, offset + size_bytes, most_bytes):
+            source = self._bytes[start : min(start + most_bytes, offset + size_bytes)]
+            room = self._card.room(source.numel())
+            begun = (room, self._card.copy(room, source))
             if under_way is not None:
                 yield await _arrived(*under_way)
             under_way = begun
@@ -51,32 +105,19 @@ class CudaMemory:
             yield await _arrived(*under_way)
 
     def close(self, given_back: Callable[[], None]) -> None:
-        import torch
-
-        self._stream.synchronize()
-        self._bytes = torch.empty(0)
-        torch.cuda.empty_cache()
+        self._bytes = self._bytes[:0].clone()
+        self._card.finish()
         given_back()
 
-    def _fetched(self, start: int, size_bytes: int) -> tuple[Any, Any]:
-        import torch
 
-        with torch.cuda.stream(self._stream):
-            room = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
-            room.copy_(self._bytes[start : start + size_bytes], non_blocking=True)
-            return room, self._stream.record_event()
-
-
-class _CudaLanding:
+class _DeviceLanding:
     room = None
 
-    def __init__(self, target: Any, stream: Any) -> None:
-        import torch
-
-        self._target, self._stream = target, stream
+    def __init__(self, target: Any, card: Card) -> None:
+        self._target, self._card = target, card
         size = min(ROOM_BYTES, max(target.numel(), 1))
-        self._rooms = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._busy: list[Any] = [None, None]  # events: the room is on its way to the device
+        self._rooms = [card.room(size), card.room(size)]
+        self._busy: list[Done | None] = [None, None]  # the room is on its way to the device
         self._at = 0  # in the target, where the room that is being filled belongs
         self._filled = 0
 
@@ -100,14 +141,10 @@ class _CudaLanding:
 
     def _send(self) -> None:
         """The room that is full goes, the other one is next."""
-        import torch
-
         if not self._filled:
             return
-        with torch.cuda.stream(self._stream):
-            target = self._target[self._at : self._at + self._filled]
-            target.copy_(self._rooms[0][: self._filled], non_blocking=True)
-            self._busy[0] = self._stream.record_event()
+        target = self._target[self._at : self._at + self._filled]
+        self._busy[0] = self._card.copy(target, self._rooms[0][: self._filled])
         self._at, self._filled = self._at + self._filled, 0
         self._rooms.reverse()
         self._busy.reverse()
@@ -119,12 +156,12 @@ def bytes_of(room: Any) -> memoryview:
     return memoryview(array)
 
 
-async def _arrived(room: Any, event: Any) -> memoryview:
-    await _done(event)
+async def _arrived(room: Any, done: Done) -> memoryview:
+    await _done(done)
     return bytes_of(room)
 
 
-async def _done(event: Any) -> None:
+async def _done(event: Done | None) -> None:
     """Most are when they are asked: a room crosses in less time than the network needs for it."""
     if event is not None and not event.query():
         await asyncio.to_thread(event.synchronize)

@@ -41,8 +41,8 @@ async def write(call: RelayCall) -> None:
     with buffer.use() as memory:
         if not complete:
             checked = bool(header.flags & TensorFlags.CHECKED)
-            landing = memory.landing(header.offset, header.size)
-            arrived = await receive_piece(call.stream, landing, header.size, checked)
+            # No name for the landing: it holds the memory, and this function lives on until the answer is sent.
+            arrived = await receive_piece(call.stream, memory.landing(header.offset, header.size), header.size, checked)
     await _answer(call, header, arrived)
 
 
