@@ -45,7 +45,7 @@ class Times:
         }
 
 
-async def look(runs: int, reach: Reach) -> list[float]:
+async def look(runs: int, reach: Reach, token: str = TOKEN) -> list[float]:
     """Milliseconds until the first node, again and again. One looking before the first that counts warms up.
 
     Between two of them is a pause, or the node would take us for a flood and that would be measured.
@@ -53,7 +53,7 @@ async def look(runs: int, reach: Reach) -> list[float]:
     samples = []
     for _ in range(runs + 1):
         began = time.perf_counter()
-        found = await discover(TOKEN, seconds=PATIENCE_SECONDS, enough=1, reach=reach)
+        found = await discover(token, seconds=PATIENCE_SECONDS, enough=1, reach=reach)
         took = time.perf_counter() - began if found else PATIENCE_SECONDS
         samples.append(took * 1000)
         await asyncio.sleep(PAUSE_SECONDS)
@@ -121,7 +121,11 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     if arguments.look:
-        print(json.dumps(asyncio.run(look(arguments.runs, Reach(port=DISCOVERY_PORT)))))
+        print(
+            json.dumps(
+                asyncio.run(look(arguments.runs, Reach(port=DISCOVERY_PORT), os.environ.get("VRM_API_TOKEN", TOKEN)))
+            )
+        )
         return
     report = Report("discovery", vars(arguments))
     report.figures = measured(arguments.runs)

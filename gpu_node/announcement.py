@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gpu_node.identity import Identity
-from gpu_node.residents import Residents
 from transport.interfaces import ANY_V4, ANY_V6, Interface, fitting, is_loopback, source_towards
 from wire.beacon import DATAGRAM_MOST, Address, Announcement, pack_beacon
+
+if TYPE_CHECKING:
+    from gpu_node.residents import Residents
 
 MOST_MODELS, MOST_MODEL_BYTES, MOST_NAME_BYTES, MOST_ADDRESSES = 16, 96, 64, 8  # as the datagram has them
 _FIELD_BYTES = 4  # around one text in a list, rounded up

@@ -1,6 +1,6 @@
 """A node that is nothing but its announcements, as a program: `python -m tests.fakes.announcing_node --host 0.0.0.0`.
 
-Takes the token from VRM_API_TOKEN, says "ready" when it can be found, and leaves with its farewells when its input ends.
+Takes the token from VRM_API_TOKEN, says "ready" when it can be found, and leaves when its input ends.
 """
 
 from __future__ import annotations

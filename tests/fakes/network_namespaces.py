@@ -131,6 +131,10 @@ class Lab:
         _run("ip", "-n", name, "link", "set", "lo", "up")
         return name
 
+    def plug(self, host: LabHost, address: str, switch: str) -> None:
+        """One more cable."""
+        self._plug(host.name, (address,), switch)
+
     def _plug(self, name: str, addresses: Sequence[str], switch: str) -> None:
         bridge = f"{self.prefix}{switch}"
         if bridge not in self.names:
@@ -142,7 +146,8 @@ class Lab:
         _run("ip", "-n", name, "link", "add", own, "type", "veth", "peer", "name", theirs, "netns", bridge)
         _run("ip", "-n", bridge, "link", "set", theirs, "master", "br0", "up")
         for address in addresses:
-            _run("ip", "-n", name, "addr", "add", address, "brd", "+", "dev", own)
+            manner = ("nodad",) if ":" in address else ("brd", "+")  # else IPv6 takes seconds to trust its address
+            _run("ip", "-n", name, "addr", "add", address, *manner, "dev", own)
         _run("ip", "-n", name, "link", "set", own, "up")
 
 

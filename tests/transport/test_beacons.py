@@ -9,6 +9,7 @@ import random
 import pytest
 
 from tests.fakes.datagram_net import FakeHost, FakeNet, FakeSocket, times_of
+from tests.fakes.delay_proxy import DelayProxy
 from tests.fakes.manual_clock import ManualClock
 from tests.transport.ports import free_udp_port
 from transport.beacons import MOST_FOUND, Prober, Reach, discover, next_probe_pause
@@ -268,3 +269,22 @@ async def test_over_real_sockets_of_this_machine() -> None:
         node.close()
     assert (found.name, found.source, found.source_port, found.is_here) == ("tower", "127.0.0.1", port, True)
     assert found.seconds < 10
+
+
+async def test_an_answer_that_is_late_still_counts() -> None:
+    """Over a slow line three more probes are under way before the first one is answered."""
+
+    def answer(datagram: bytes, source: Source) -> None:
+        probe, _ = unpack_beacon(datagram, TOKEN)
+        said = Announcement(bytes(16), 1, probe.sent_ms, 0, "tower", (Address("127.0.0.1", 8765),))
+        source.answer(pack_beacon(dataclasses.replace(said, answers=probe.nonce), TOKEN))
+
+    node = DatagramSocket("127.0.0.1", 0, answer)
+    reach = Reach(network=False, port=free_udp_port())
+    try:
+        async with DelayProxy(("127.0.0.1", node.port), 0.1) as line:
+            places = [("127.0.0.1", line.port)]
+            (found,) = await discover(TOKEN, seconds=10, enough=1, places=places, reach=reach)
+    finally:
+        node.close()
+    assert found.seconds >= 0.19
