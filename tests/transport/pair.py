@@ -73,6 +73,12 @@ class Pair:
             await end.driver.wait_closed()
 
 
+async def until(true: Callable[[], object]) -> None:
+    """Turns of the loop until it is true; the test's own time limit ends it when it never is."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
 def connected() -> tuple[socket.socket, socket.socket]:
     """Two TCP sockets that are connected with each other."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

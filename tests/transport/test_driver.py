@@ -6,11 +6,12 @@ import asyncio
 import gc
 import socket
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 import uvloop
 
-from tests.transport.pair import End, Pair, connected, pair
+from tests.transport.pair import End, Pair, connected, pair, until
 from tests.wire.pipe import frame
 from transport.driver import WRITE_BYTES, Driver
 from transport.ending import CLOSING_SECONDS
@@ -40,11 +41,6 @@ class CountingLine(SocketLine):
         done = super().write(buffers)
         self.kept_most = max(self.kept_most, sum(map(len, self._kept)))
         return done
-
-
-async def until(true) -> None:
-    while not true():
-        await asyncio.sleep(0)
 
 
 async def server_alone() -> tuple[End, socket.socket]:
@@ -336,7 +332,7 @@ async def test_one_turn_of_a_busy_connection_is_bounded() -> None:
         for number in range(64):
             await ours.send(T.DATA, chunk, ends=number == 63)
         await taking
-        steps = [after - before for before, after in zip(received, received[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(received)]
         assert max(steps) <= 3 * MIB and len(steps) > 20
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.transport.pair import pair
+from tests.transport.pair import pair, until
 from transport.errors import Cancelled, ConnectionLost, ProtocolBroken, Refused, StreamEnded
 from wire.errors import IllegalSend, OutOfBounds, QueueFull
 from wire.frames import FrameType
@@ -40,12 +40,6 @@ async def fill(stream) -> None:
         except QueueFull:
             refused += 1
             await asyncio.sleep(0)
-
-
-async def until(true) -> None:
-    """Turns of the loop until it is true; the test's own time limit ends it when it never is."""
-    while not true():
-        await asyncio.sleep(0)
 
 
 async def test_frames_come_in_order_and_the_end_is_told_again() -> None:
