@@ -98,6 +98,7 @@ async def plan(
     """How this node is to be asked. Raises NoWayOn when it cannot go on, NodeError when it cannot be asked at all."""
     if not course.told.anything:
         course.told.forget_unheard()
+        course.shares.clear()  # whoever began told the client nothing
         return ("retry" if course.attempts else "first"), first_call(course, seat)
     for way in ways(course.request, seat.node, course.told):
         try:

@@ -41,6 +41,7 @@ class Told:
     thoughts: list[str] = field(default_factory=list)
     tokens: int = 0
     other_than_text: bool = False  # tool calls cannot be continued
+    anything: bool = False  # that the client has heard
     ids: list[int] | None = field(default_factory=list)  # of all tokens so far; None: not all are known
 
     @property
@@ -52,10 +53,6 @@ class Told:
     @property
     def thinking(self) -> str:
         return "".join(self.thoughts)
-
-    @property
-    def anything(self) -> bool:
-        return bool(self.parts or self.thoughts) or self.other_than_text
 
     @property
     def begun(self) -> Begun | None:
@@ -73,7 +70,10 @@ class Told:
                 self.ids += ids
         self.tokens += count
         if token.text:
+            self.anything = True
             self.parts.append(token.text)
+        elif token.is_heard:
+            self.anything = True
         if token.thinking:
             self.thoughts.append(token.thinking)
         if token.tool_calls:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from server.attempt import NoWayOn, first_call, plan, tell
 from server.backends.base import Call
 from server.course import Course
 from server.errors import NodeBroken, NodeError, NodeRefused, NodeStalled
-from server.exchange import Embedding, Token
+from server.exchange import AskRequest, Begun, Embedding, Token
 from server.nodes import Node
 from tests.server.scripted_backend import (
     ScriptedBackend,
@@ -58,6 +60,56 @@ async def test_where_the_template_stays_open_the_chat_goes_on() -> None:
     assert list(call.messages) == [*request.messages, {"role": "assistant", "content": " so far"}]
     assert call.options == {"num_predict": 6}
     assert len(backend.rendered) == 2
+
+
+def relay_node(**changes: Any) -> Node:
+    return node_of("r", report_of(continues_assistant=True, renders=True, **changes), kind="relay")
+
+
+def told_by_a_relay_node(request: AskRequest) -> Course:
+    course = course_of(request)
+    course.told.add(Token("sö", tokens=2, ids=(7, 8)))
+    course.copy, course.kind = seat_of(relay_node()).copy, "relay"
+    return course
+
+
+async def test_where_the_tokens_are_known_the_same_is_asked_behind_them() -> None:
+    request = chat("hi", options={"num_predict": 10, "seed": 3}, fields={"format": "json"})
+    course = told_by_a_relay_node(request)
+    way, call = await planned(course, relay_node())
+    assert way == "exact"
+    assert call == replace(first_call(course, seat_of(relay_node())), begun=Begun((7, 8), 3))
+    assert call.options == {"num_predict": 10, "seed": 3}, "the node counts the tokens so far itself"
+    assert course.told.ids == [7, 8]
+
+
+@pytest.mark.parametrize("digest", ["d2", ""])
+async def test_tokens_mean_something_to_the_same_model_only(digest: str) -> None:
+    course = told_by_a_relay_node(chat("hi"))
+    if not digest:
+        course.copy = replace(course.copy, digest="") if course.copy else None
+    way, call = await planned(course, relay_node(digest=digest))
+    assert (way, call.begun) == ("chat", None)
+    assert course.told.ids is None, "what follows now follows the text"
+
+
+async def test_a_request_without_a_seed_keeps_the_one_it_was_given() -> None:
+    """So that another node makes the draws that this one would have made."""
+    for options in ({}, {"seed": -1}, {"temperature": 0.7}):
+        course = course_of(chat("hi", options=options))
+        first = first_call(course, seat_of(relay_node()))
+        assert first.options == {**options, "seed": course.seed} and course.seed >= 0
+        assert first_call(course, seat_of(relay_node())) == first
+        assert first_call(course, seat_of(RENDERS)).options == options, "other kinds are asked as the client asked"
+    assert first_call(course_of(chat("hi", options={"seed": 3})), seat_of(relay_node())).options == {"seed": 3}
+    assert course_of().seed != course_of().seed
+
+
+async def test_tokens_that_nobody_heard_are_asked_for_again() -> None:
+    course = course_of(chat("hi"), attempts=1)
+    course.told.add(Token("", tokens=1, ids=(7,)))
+    way, call = await planned(course, relay_node())
+    assert (way, call.begun, course.told.tokens, course.told.ids) == ("retry", None, 0, [])
 
 
 async def test_a_prompt_that_no_longer_fits_fails_loudly() -> None:

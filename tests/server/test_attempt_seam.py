@@ -151,3 +151,30 @@ async def test_every_token_is_counted_once(parts: list[list[str]], told: str) ->
         assert telling.attempt.tokens == sum(len(part) for part in parts)
         assert telling.text == "".join("".join(part) for part in parts)
         assert telling.course.told.tokens == 4 + telling.attempt.tokens
+
+
+# --- tokens by their ids
+
+
+async def test_tokens_without_a_whole_character_are_kept_and_not_told() -> None:
+    telling = Telling(course_of(chat("hi")), "first", [[Token("", tokens=1, ids=(5,))], [Token("é", ids=(6,)), DONE]])
+    await telling.run()
+    assert telling.batches == [[Token("é", ids=(6,))]]
+    assert (telling.course.told.ids, telling.attempt.tokens) == ([5, 6], 2)
+    assert telling.course.copy is not None
+
+
+async def test_an_exact_answer_needs_no_seam() -> None:
+    """The node has seen the told part: it watches for stop strings itself."""
+    course = course_of(chat("hi", options={"stop": ["END"]}))
+    course.told.add(Token("so E", ids=(1, 2)))
+    telling = Telling(course, "exact", [[Token("N", ids=(3,))], [Token("", ids=()), DONE]])
+    await telling.run()
+    assert (telling.text, telling.attempt.stopped, course.told.ids) == ("N", False, [1, 2, 3])
+
+
+async def test_text_held_at_a_seam_has_no_tokens_of_its_own() -> None:
+    course = course_of(chat("hi", options={"stop": ["END"]}), told="so E")
+    telling = Telling(course, "chat", [[Token("N", ids=(3,))], [Token("T", ids=(4,)), DONE]])
+    await telling.run()
+    assert (telling.text, telling.attempt.tokens, course.told.ids) == ("NT", 2, None)

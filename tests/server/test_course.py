@@ -45,6 +45,11 @@ def test_counts_are_summed_over_the_parts(way: str) -> None:
     assert usage_of(course_of(19), silent) == Usage(0, 19)
 
 
+def test_an_exact_part_counts_the_prompt_alone_and_what_it_wrote_itself() -> None:
+    attempt = attempt_of("exact", before=7, tokens=12, done=DONE)
+    assert usage_of(course_of(19), attempt) == Usage(30, 19)
+
+
 def test_without_a_last_record_what_was_told_counts() -> None:
     course = course_of(5)
     assert usage_of(course, attempt_of(tokens=5)) == Usage(course.conversation.tokens, 5)
