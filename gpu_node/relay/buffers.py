@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
 from gpu_node.errors import RequestError, SessionGone, UnknownHandle
@@ -18,6 +18,9 @@ from gpu_node.relay.device_memory import memory_on
 from gpu_node.relay.host_memory import Memory
 from gpu_node.vram import Account
 from wire.messages_memory import HANDLES, Alloc, Allocated
+
+# The account of the host's own memory.
+HOST = "cpu"
 
 # From a device of the account and a size to memory of zeros; raises `DeviceOutOfMemory`.
 MakeMemory = Callable[[str, int], Memory]
@@ -120,6 +123,19 @@ class BufferSpace:
             self._lender.release(self._owner, device, size)
 
         return Buffer(Allocated(wanted.handle, wanted.dtype, wanted.shape, device), size, memory, given_back)
+
+    @asynccontextmanager
+    async def borrowed(self, size_bytes: int) -> AsyncIterator[None]:
+        """So much of the host's memory is the session's for a while, without a name. Raises as `alloc`."""
+        self._check_open()
+        device = await self._lender.reserve(self._owner, HOST, size_bytes)
+        self._held_bytes += size_bytes
+        try:
+            self._check_open()
+            yield
+        finally:
+            self._held_bytes -= size_bytes
+            self._lender.release(self._owner, device, size_bytes)
 
     def get(self, handle: int) -> Buffer:
         """Raises `UnknownHandle`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Generator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 
 from gpu_node.engine.sequence import Inference, InferenceRequest
@@ -28,21 +28,29 @@ from wire.tensors import DType, TensorFlags, TensorHeader
 OUTPUTS = {Output.LOGITS: "logits", Output.HIDDEN: "hidden"}
 
 
+# Results up to this size stand in no account while they are sent: a stream's queue takes as much in any case. Larger
+# ones are the session's until a slow reader has them.
+UNBOOKED_BYTES = 4 * PART_BYTES
+
+
 class Runs:
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self, models: Models, unbooked_bytes: int = UNBOOKED_BYTES) -> None:
+        self._models, self._unbooked_bytes = models, unbooked_bytes
 
     async def handle(self, call: RelayCall) -> None:
         asked = call.message(Run)
         self._check_loaded(asked.model)
-        async with self._models.hold(asked.model, call.stream.send) as host, _request(call, asked, host) as request:
-            found = await host.engine.infer(request)
-        if asked.keep_as:
-            await _keep(call, asked.keep_as, found)
-        else:
-            size = found.shape[0] * found.shape[1] * DType.FLOAT32.size
-            header = TensorHeader(DType.FLOAT32, found.shape, size, flags=TensorFlags.LAST)
-            await send_piece(call.stream, header, parts_of([found.data]), checked=False)
+        async with AsyncExitStack() as until_sent:
+            async with self._models.hold(asked.model, call.stream.send) as host, _request(call, asked, host) as request:
+                found = await host.engine.infer(request)
+                size = len(found.data)
+                if not asked.keep_as and size > self._unbooked_bytes:
+                    await until_sent.enter_async_context(call.session.buffers.borrowed(size))
+            if asked.keep_as:
+                await _keep(call, asked.keep_as, found)
+            else:
+                header = TensorHeader(DType.FLOAT32, found.shape, size, flags=TensorFlags.LAST)
+                await send_piece(call.stream, header, parts_of([found.data]), checked=False)
 
     def _check_loaded(self, name: str) -> None:
         host = self._models.residents.find(name)

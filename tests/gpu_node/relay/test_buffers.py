@@ -158,3 +158,18 @@ async def test_large_memory_is_zeros_too() -> None:
     gone: list[int] = []
     memory.close(lambda: gone.append(1))
     assert gone
+
+
+async def test_what_is_borrowed_is_counted_for_a_while() -> None:
+    books = Books(Account("cuda", 100), Account("cpu", 50))
+    space = BufferSpace("session 1", books)
+    async with space.borrowed(40):
+        assert dict(books.accounts[1].buffers) == {"session 1": 40} and space.bytes_held == 40
+        with pytest.raises(NoRoom):
+            async with space.borrowed(11):
+                pass
+    assert books.used_bytes == 0 and space.bytes_held == 0
+    space.release_all()
+    with pytest.raises(SessionGone):
+        async with space.borrowed(1):
+            pass

@@ -22,6 +22,8 @@ from gpu_node.load_wish import LoadWish
 from gpu_node.model_source import ModelSource
 from gpu_node.relay.models import Models
 from gpu_node.relay.runs import Runs
+from gpu_node.residents import Residents
+from gpu_node.vram import Account
 from tests.gpu_node.relay.memory_desk import Desk, T, desk
 from tests.gpu_node.serving import DESCRIPTION, Files, Fleet, Model, until_true
 from transport.errors import Refused
@@ -194,3 +196,39 @@ async def test_no_session_reads_the_tensors_of_another_one(real: Desk) -> None:
         assert (await refusal(another, Run(NAME, kept))).code is ErrorCode.UNKNOWN_HANDLE
         await another.ask(Run(NAME, InlineIds(IDS), keep_as=1))
     assert (await real.read(Read(1)))[0].dtype is DType.INT32
+
+
+class Ledger:
+    """Residents, and what was asked of their account."""
+
+    def __init__(self, residents: Residents) -> None:
+        self._residents = residents
+        self.moves: list[tuple[str, int]] = []
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        return self._residents.accounts
+
+    async def reserve(self, owner: str, device: str, size_bytes: int) -> str:
+        found = await self._residents.reserve(owner, device, size_bytes)
+        self.moves.append((device, size_bytes))
+        return found
+
+    def release(self, owner: str, device: str, size_bytes: int) -> None:
+        self._residents.release(owner, device, size_bytes)
+        self.moves.append((device, -size_bytes))
+
+
+async def test_a_large_result_is_the_sessions_until_it_is_sent() -> None:
+    fleet = Fleet((Model(NAME),), budget=1000 + 2048 + 64)  # the model, and as much beside it
+    async with running(fleet) as one:
+        residents = one.residents  # type: ignore[attr-defined]
+        ledger = Ledger(residents)
+        async with desk(ledger, 2, handlers={T.RUN: Runs(Models(residents), unbooked_bytes=16).handle}) as other:
+            assert len((await other.read(Run(NAME, InlineIds((1, 2)))))[1]) == 16
+            assert ledger.moves == []
+            assert len((await other.read(Run(NAME, InlineIds(IDS))))[1]) == 64
+            await other.settled()
+            assert ledger.moves == [("cpu", 64), ("cpu", -64)]
+            assert (await refusal(other, Run(NAME, InlineIds((*IDS, 1))))).code is ErrorCode.NO_ROOM
+            assert residents.loaded, "the model that gave it did not leave for it"
