@@ -17,7 +17,7 @@ from wire.limits import LARGEST_PAYLOAD, LARGEST_STREAM_ID, Limits
 from wire.outbox import Waiting, make_waiting, size_of
 from wire.receiver import Codec, CreditReceived, Event, FrameReceived, Receiver
 from wire.rules import Meaning, check_answer
-from wire.state import ANSWERS, ConnectionState, Role, StreamMove, StreamState, Way, stream_after
+from wire.state import ANSWERS, ConnectionMove, ConnectionState, Role, StreamMove, StreamState, Way, stream_after
 from wire.streams import SIZE_FIELD, Books, Stream
 
 __all__ = ["Codec", "Connection", "CreditReceived", "Event", "FrameReceived"]
@@ -27,6 +27,8 @@ SMALLEST_COMPRESSED = 64
 _NOT_SENT_BY_HAND = frozenset({
     FrameType.CREDIT, FrameType.CANCEL, FrameType.ERROR, FrameType.PONG, FrameType.GOODBYE,
 })  # fmt: skip
+# The table allows each a few times at most, so they are let out however much waits: they say why it is over.
+_LAST_WORDS = frozenset({ConnectionMove.ERROR, ConnectionMove.GOODBYE})
 
 
 class Connection:
@@ -218,7 +220,7 @@ class Connection:
         """A frame that needs no credit; what it means for its stream is the caller's."""
         books = self._books
         books.check(meaning, Way.SEND)
-        books.outbox.add_control(frame)
+        books.outbox.add_control(frame, is_last=meaning.move in _LAST_WORDS)
         books.move(meaning, Way.SEND)
 
     def _send_on(self, stream: Stream | None, frame: Waiting, meaning: Meaning) -> None:

@@ -8,6 +8,7 @@ they are sent.
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,10 +20,11 @@ from wire.flow import OwnCredit, cost_of
 from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Flags, FrameType, make_header, pack_header
 from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
 
-__all__ = ["Line", "Outbox", "Waiting", "make_waiting", "size_of"]
+__all__ = ["SIZE_FIELD", "Line", "Outbox", "Waiting", "make_waiting", "size_of"]
 
 # Below this, copying a payload behind its header costs less than one more entry in a gather write.
 JOINED_MOST = 1024
+SIZE_FIELD = struct.Struct(">I")
 
 
 class Waiting(NamedTuple):
@@ -58,6 +60,7 @@ class Outbox:
         self._limits, self._checksum = limits, checksum
         self.credit = OwnCredit(INITIAL_CONNECTION_CREDIT)
         self._control: deque[Waiting] = deque()
+        self._grants: dict[int, int] = {}
         self._lines: dict[int, Line] = {}
         self._turns: deque[Line] = deque()
         self._queued = 0
@@ -71,6 +74,7 @@ class Outbox:
     def close(self, stream_id: int) -> None:
         """The stream is over; what it had waiting is dropped."""
         self.clear(stream_id)
+        self.withhold(stream_id)
         line = self._lines.pop(stream_id)
         if line.in_turn:
             self._turns.remove(line)
@@ -83,8 +87,10 @@ class Outbox:
         line.queued = 0
 
     def clear_all(self) -> None:
+        """Drops what waits of all streams, and credit that was to be given."""
         for stream_id in self._lines:
             self.clear(stream_id)
+        self._grants.clear()
 
     def has_started(self, stream_id: int) -> bool:
         """Whether any frame of the stream has left."""
@@ -112,11 +118,19 @@ class Outbox:
         if not line.in_turn:
             self._give_turn(line)
 
-    def add_control(self, frame: Waiting) -> None:
-        """For frames that need no credit. Raises QueueFull when the peer has not read for long."""
-        if len(self._control) >= self._limits.control_frames:
+    def add_control(self, frame: Waiting, *, is_last: bool = False) -> None:
+        """For frames that need no credit. Raises QueueFull when the peer has not read for long, but for a last word."""
+        if len(self._control) >= self._limits.control_frames and not is_last:
             raise QueueFull(f"{len(self._control)} frames wait because the peer does not read")
         self._control.append(frame)
+
+    def give(self, stream_id: int, credit: int) -> None:
+        """Credit for the peer, together with what waits for it already: so there is one CREDIT a stream at most."""
+        self._grants[stream_id] = self._grants.get(stream_id, 0) + credit
+
+    def withhold(self, stream_id: int) -> None:
+        """The peer has no use for the stream's credit any more."""
+        self._grants.pop(stream_id, None)
 
     def grant(self, stream_id: int, credit: int) -> None:
         """The peer gives credit, for the connection on stream 0. Raises CreditExceeded."""
@@ -146,11 +160,15 @@ class Outbox:
     @property
     def can_take(self) -> bool:
         """Whether `take` would give anything now."""
-        return bool(self._control) or (self.credit.left > 0 and any(_may_go(line) for line in self._turns))
+        return bool(self._control or self._grants) or (
+            self.credit.left > 0 and any(_may_go(line) for line in self._turns)
+        )
 
     def _next(self) -> Waiting | None:
         if self._control:
             return self._control.popleft()
+        if self._grants:
+            return _credit_frame(*self._grants.popitem())
         if self.credit.left <= 0:
             return None
         while self._turns:
@@ -181,6 +199,11 @@ class Outbox:
 def size_of(pieces: Iterable[Buffer]) -> int:
     """Bytes of a payload that is given in pieces, each of them flat."""
     return sum(map(len, pieces))
+
+
+def _credit_frame(stream_id: int, credit: int) -> Waiting:
+    payload = SIZE_FIELD.pack(credit)
+    return Waiting(FrameType.CREDIT, stream_id, Flags.NONE, (payload,), len(payload))
 
 
 def _may_go(line: Line) -> bool:

@@ -6,7 +6,6 @@ goes through here, so sender and receiver of one side agree. Knows no payloads a
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from wire.errors import TooLarge
 from wire.flow import GivenCredit
 from wire.frames import Checksum, Flags, FrameType
 from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
-from wire.outbox import Line, Outbox, Waiting
+from wire.outbox import SIZE_FIELD, Line, Outbox, Waiting
 from wire.rules import Meaning, Meanings
 from wire.state import (
     ANSWERS,
@@ -32,8 +31,6 @@ from wire.state import (
 )
 
 __all__ = ["SIZE_FIELD", "Books", "Stream"]
-
-SIZE_FIELD = struct.Struct(">I")
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +130,8 @@ class Books:
             return
         stream.state, stream.moves = after, self._rows[after]
         number = stream.number
+        if self._credit_move not in stream.moves:
+            self.outbox.withhold(number)
         if after in (StreamState.CANCELLED, StreamState.ANSWERED, StreamState.IDLE):
             stream.rooms.clear()  # what still comes is not looked at
         if self.role is Role.CLIENT and self._has_unsaid(stream):
@@ -174,8 +173,7 @@ class Books:
         if number and self.role is Role.CLIENT and not self.outbox.has_started(number):
             return  # it would overtake the request and be for a stream that the peer does not know yet
         if due := given.due():
-            payload = SIZE_FIELD.pack(due)
-            self.outbox.add_control(Waiting(FrameType.CREDIT, number, Flags.NONE, (payload,), len(payload)))
+            self.outbox.give(number, due)
 
     def _has_unsaid(self, stream: Stream) -> bool:
         over = stream.state is StreamState.IDLE and self.outbox.has_waiting(stream.number)
