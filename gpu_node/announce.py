@@ -109,7 +109,7 @@ class Announcer:
         """`place` is what the relay's socket is bound to; with a `token` nothing unsigned is answered or sent."""
         self._options = options or AnnounceOptions()
         self._place, self._standing_now, self._token = place, standing, token or None
-        self._speaker, self._identity = Speaker(identity, self._token), identity
+        self._speaker, self._identity = Speaker(identity, self._token, place.tls), identity
         self._times = self._options.times
         self._serials = itertools.count(1)
         self._port = NodePort(place.host, self._options.port, self._hear, self._options.reach)
@@ -175,6 +175,7 @@ class Announcer:
             "incarnation": str(self._identity.incarnation),
             "udp": str(self._port.own_port or self._options.port),
             "token": str(int(self._token is not None)),
+            "tls": str(int(self._place.tls)),
             "models": joined_models(self._stand().models),
         }
         label = service_label(self._identity.name, self._identity.node_id)

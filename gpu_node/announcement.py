@@ -40,6 +40,7 @@ class RelayPlace:
 
     host: str
     port: int
+    tls: bool = False
 
     @property
     def is_everywhere(self) -> bool:
@@ -120,6 +121,7 @@ class Speaker:
 
     identity: Identity
     token: str | None = field(default=None, repr=False)
+    tls: bool = False
 
     def compose(self, standing: Standing, occasion: Occasion, most_bytes: int = DATAGRAM_MOST) -> bytes:
         """The datagram. Models are left out until it has no more than `most_bytes`, which one without any may have."""
@@ -143,6 +145,7 @@ class Speaker:
             answers=occasion.answers,
             leaving=occasion.leaving,
             token_wanted=bool(self.token),
+            tls=self.tls,
         )
         return pack_beacon(announcement, self.token)
 

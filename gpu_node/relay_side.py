@@ -81,7 +81,7 @@ class RelaySide:
         if self._staging is not None:
             self._tidying = asyncio.ensure_future(asyncio.to_thread(self._staging.sweep, STALE_SECONDS))
         if settings.announces:
-            place = RelayPlace(host.partition("%")[0], self.port)
+            place = RelayPlace(host.partition("%")[0], self.port, tls=self._tls is not None)
             self._announcer = Announcer(identity, place, lambda: standing_of(models.residents), settings.token or None)
             await self._announcer.start()
 

@@ -43,12 +43,15 @@ class Heard:
     places: Mapping[Place, float]  # all it was heard to be at, and when
     asked_at: Place
     heard_at: float
+    tls: bool = False
     open_source: str | None = None  # where it spoke from, of one that no token vouches for
 
     @property
     def spec(self) -> NodeSpec:
         host, port = self.place
-        return NodeSpec(id=self.id, name=self.name, kind="relay", host=host, port=port, origin="discovered")
+        return NodeSpec(
+            id=self.id, name=self.name, kind="relay", host=host, port=port, tls=self.tls, origin="discovered"
+        )
 
 
 def distrust(found: Found, has_token: bool, mode: Mode) -> str | None:
@@ -120,6 +123,7 @@ def heard_again(known: Heard | None, found: Found, now: float) -> Heard:
         places=places,
         asked_at=(found.source, found.source_port),
         heard_at=now,
+        tls=found.announcement.tls,
         open_source=None if found.signed else found.source,
     )
 
@@ -142,12 +146,19 @@ def fleet_changes(heard: Mapping[NodeId, Heard], fleet: Fleet, wall: float) -> I
 
 def is_listed(heard: Heard, others: Iterable[Node]) -> bool:
     """Is this one of the nodes that are there by another's word (the owner's file, or our own child)?"""
-    return any(
-        node.id == heard.id
-        or (node.report is not None and node.report.node_id == heard.id)
-        or (node.spec.kind == "relay" and _figures(node.spec.host, node.spec.port) in heard.places)
-        for node in others
-    )
+    return any(_is_same(heard, node) for node in others)
+
+
+def _is_same(heard: Heard, node: Node) -> bool:
+    if node.id == heard.id:
+        return True
+    if node.report is not None and node.report.node_id:
+        return node.report.node_id == heard.id
+    place = _figures(node.spec.host, node.spec.port)
+    if node.spec.kind == "relay":
+        return place in heard.places
+    # One of ours that is listed by its HTTP port, which does not tell its id: on the same host it is this one.
+    return node.is_gpu_node and place[0] in {host for host, _ in heard.places}
 
 
 def is_unknown_relay(node: Node) -> bool:

@@ -105,6 +105,7 @@ class Announcement:
     answers: Annotated[bytes, Octets(NONCE_BYTES)] = b""  # a probe's nonce
     leaving: Annotated[bool, Flag()] = False
     token_wanted: Annotated[bool, Flag()] = False  # connecting takes the shared token
+    tls: Annotated[bool, Flag()] = False  # the relay speaks TLS
 
 
 Beacon = Probe | Announcement

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.backends.base import Call, Patience
@@ -40,7 +40,8 @@ class RelayBackend:
 
     async def probe(self, spec: NodeSpec, timeout_seconds: float) -> ProbeReport:
         with self._links.line(spec) as line:
-            return report_of(await line.stats(timeout_seconds, "probe"))
+            report = report_of(await line.stats(timeout_seconds, "probe"))
+            return replace(report, node_id=line.node_id)
 
     async def stream(self, spec: NodeSpec, call: Call, patience: Patience) -> AsyncGenerator[Sequence[NodeEvent], None]:
         with self._links.line(spec) as line:

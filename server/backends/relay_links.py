@@ -44,6 +44,12 @@ class Line:
     used_at: float = 0.0
     _parameters: Mapping[ModelKey, Mapping[str, Any]] | None = field(default=None, init=False)
 
+    @property
+    def node_id(self) -> str:
+        """As the node has it now; empty while there is no connection."""
+        link = self.session.connected
+        return link.welcome.node_id.hex() if link is not None else ""
+
     async def stats(self, timeout_seconds: float, phase: str) -> Stats:
         """What the node tells of itself. Raises NodeError."""
         with translated(self.address):

@@ -156,6 +156,29 @@ def test_what_is_listed_is_not_counted_twice(node: Node) -> None:
         assert _changes(table, _fleet(node, joined)) == [NodeUnlisted(ID, WALL)]
 
 
+@pytest.mark.parametrize(
+    ("report", "host", "joins"),
+    [
+        (ProbeReport("1", (), gpu_node=True), "192.168.1.20", 0),
+        (ProbeReport("1", (), gpu_node=True), "192.168.1.21", 1),
+        (ProbeReport("1", (), gpu_node=True, node_id="another"), "192.168.1.20", 1),
+        (ProbeReport("0.12", ()), "192.168.1.20", 1),  # an Ollama beside it
+    ],
+)
+def test_a_node_of_ours_that_is_listed_by_its_http_port_is_the_same(report, host, joins) -> None:
+    table = FoundNodes()
+    table.hear(_found(), 0.0)
+    listed = Node(NodeSpec(NodeId("http"), "http", "ollama", host, 5000), NodeStatus.READY, report=report)
+    assert len(_changes(table, _fleet(listed))) == joins
+
+
+def test_a_node_with_tls_is_spoken_to_through_it() -> None:
+    table = FoundNodes()
+    table.hear(_found(tls=True), 0.0)
+    (event,) = _changes(table, Fleet())
+    assert event.spec.tls
+
+
 def test_this_machine_by_its_name_is_the_same_address() -> None:
     table = FoundNodes()
     table.hear(_found("127.0.0.1"), 0.0)
