@@ -41,7 +41,9 @@ async def linked(event: dict[str, Any], access: Access = TRUSTING, key: bytes = 
 
 def greedy(model: str, tokens: int) -> Generate:
     prompt = TextPrompt("the quick")
-    return Generate(model, prompt, Sampling(temperature=0.0, repeat_penalty=1.0), Bounds(max_tokens=tokens))
+    return Generate(
+        model, prompt, Sampling(temperature=0.0, repeat_penalty=1.0), Bounds(max_tokens=tokens, min_tokens=tokens)
+    )
 
 
 async def answer(link: Link, request: Generate) -> str:
@@ -81,7 +83,7 @@ async def test_a_client_does_everything_over_tls_and_the_node_leaves_in_order(
             name = str(event["model"])
             loaded = await link.ask(Load(name))
             assert isinstance(loaded, Loaded) and loaded.device_bytes > 0
-            body = {"model": name, "prompt": "the quick", "max_tokens": 8, "temperature": 0}
+            body = {"model": name, "prompt": "the quick", "max_tokens": 8, "min_tokens": 8, "temperature": 0}
             completion = (await asyncio.to_thread(http.post, "/v1/completions", json=body)).json()
             assert await answer(link, greedy(name, 8)) == completion["choices"][0]["text"]
 
@@ -102,12 +104,13 @@ async def test_a_client_does_everything_over_tls_and_the_node_leaves_in_order(
             assert 'potluck_node_relay_faults_total{code="wrong_proof"}' in metrics
             assert re.search(r'potluck_node_relay_requests_total\{type="push"\} 1\.0', metrics)
 
-            endless = await link.open(Generate("anna/other", TextPrompt("the"), Sampling(2.0), Bounds(max_tokens=-1)))
+            endless = await link.open(greedy("anna/other", 100_000))
             short = await link.open(greedy("anna/other", 40))
             assert isinstance(await endless.message(), Tokens)
             process.send_signal(signal.SIGTERM)
-            last = [await short.message() for _ in range(41)][-1]
-            assert isinstance(last, Done) and last.reason is FinishReason.LENGTH, "it has a while to end"
+            while not isinstance(last := await short.message(), Done):
+                assert isinstance(last, Tokens)
+            assert (last.output_tokens, last.reason) == (40, FinishReason.LENGTH), "it had a while to end"
             while link.goodbye is None:
                 assert isinstance(await endless.message(), Tokens)
             assert link.goodbye.reason is GoodbyeReason.STOPPING
