@@ -34,6 +34,7 @@ async def test_a_probe_tells_what_is_there_and_loads_nothing():
     async with fake_relay_node(report=REPORT) as node, relay_backend() as backend:
         report = await backend.probe(spec_of(node), 5)
         assert (report.version, report.slots, report.gpu_node) == ("0.1.0", 32, True)
+        assert report.node_id == node.node_id.hex()
         assert report.continues_assistant and report.renders
         assert [(copy.name, copy.digest, copy.size_bytes) for copy in report.models] == [
             ("tiny", "aa11", 1000), ("other:1b", "bb22", 2000),
