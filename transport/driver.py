@@ -67,7 +67,7 @@ class Driver:
         self._on_control, self._on_request, self._on_lost = on_control, on_request, on_lost
         self._serves = role is Role.SERVER
         self._streams: dict[int, Stream] = {}
-        self._waiting = Waiting(self.connection)
+        self.waiting = Waiting(self.connection)
         self._line: Line | None = None
         self._flush_due = self._prompt = False
         self._ending = Ending(self._loop, self._run_out)
@@ -147,7 +147,7 @@ class Driver:
             try:
                 return self.open_nowait(kind, *payload, ends=ends, compress=compress)
             except QueueFull:
-                await self._waiting.opening()
+                await self.waiting.opening()
 
     async def drain(self) -> None:
         """Until all that was sent has left this process. Raises ConnectionLost."""
@@ -205,28 +205,24 @@ class Driver:
             self.flush_soon()
 
     async def room_for(self, stream: Stream, size: int) -> None:
-        await self._waiting.room(stream.number, size)
-
-    def is_awaited(self, stream: Stream) -> bool:
-        """Whether somebody waits already to send on it, so that who comes later is not first."""
-        return stream.number in self._waiting.rooms
+        await self.waiting.room(stream.number, size)
 
     def wake_sender(self, stream: Stream) -> None:
-        self._waiting.wake_sender(stream.number)
+        self.waiting.wake_sender(stream.number)
 
     async def drained(self, stream: Stream | None) -> None:
         """Until the stream's frames, or all, are written."""
         if self.lost is not None:
             raise self.lost.again()
         self.flush_soon()
-        await self._waiting.drained(None if stream is None else stream.number)
+        await self.waiting.drained(None if stream is None else stream.number)
         if self.lost is not None:
             raise self.lost.again()
 
     def forget(self, stream: Stream) -> None:
         if self._streams.get(stream.number) is stream:
             del self._streams[stream.number]
-        self._waiting.wake_openers()
+        self.waiting.wake_openers()
 
     # What follows is for the line.
 
@@ -279,7 +275,7 @@ class Driver:
     def _deliver(self) -> int:
         """Hands out what has arrived; returns how many events there were."""
         events = self.connection.events_received()
-        streams = self._streams
+        streams, may_be_over = self._streams, False
         for event in events:
             if event.__class__ is CreditReceived:
                 self.flush_soon()  # for room that may have come of it, too
@@ -287,6 +283,7 @@ class Driver:
             assert isinstance(event, FrameReceived)
             number = event.stream_id
             if number == 0:
+                may_be_over = True  # such a frame may end the connection
                 self._take_control(event)
             elif self._serves and event.type in ANSWERS:
                 self._begin(event)
@@ -294,7 +291,7 @@ class Driver:
                 stream.arrive(event)
             else:
                 self.connection.release(event)  # of a stream that a callback has ended a moment ago
-        if events:
+        if may_be_over:
             self._look_at_state()
         return len(events)
 
@@ -328,19 +325,19 @@ class Driver:
         if line is None or self._ending.is_closed or self._ending.is_ending:
             return
         if not line.is_full:
-            self._waiting.at_written()
+            self.waiting.at_written()
             self._write_to(line)
-        self._waiting.at_room()
+        self.waiting.at_room()
         if not line.is_full:
-            self._waiting.at_written()
+            self.waiting.at_written()
             if self.lost is not None and not self.connection.wants_to_send:
                 self._ending.all_written()
 
     def _write_to(self, line: Line) -> None:
-        take = self.connection.data_to_send
+        connection = self.connection
         for _ in range(WRITES_PER_TURN):
-            buffers = take(WRITE_BYTES)
-            if not buffers or not line.write(buffers):
+            buffers = connection.data_to_send(WRITE_BYTES)
+            if not buffers or not line.write(buffers) or not connection.wants_to_send:
                 return
         self.flush_soon()
 
@@ -366,7 +363,7 @@ class Driver:
         self.connection.forget_rooms()
         for stream in list(self._streams.values()):
             stream.lose(reason.again())
-        self._waiting.wake_all()
+        self.waiting.wake_all()
         self._ending.limit()
         self.flush_soon()
         self._on_lost(told)

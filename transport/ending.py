@@ -22,14 +22,10 @@ class Ending:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_late: Callable[[], None]) -> None:
         self.line: Line | None = None
-        self.is_ending = self._peer_ended = False
+        self.is_ending = self.is_closed = self._peer_ended = False
         self._loop, self._on_late = loop, on_late
         self._timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[None] = loop.create_future()
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed.done()
 
     def limit(self) -> None:
         """From now on it must not take long."""
@@ -57,6 +53,7 @@ class Ending:
         """Closes now. Harmless when closed."""
         if self.is_closed:
             return
+        self.is_closed = True
         self._closed.set_result(None)
         if self._timer is not None:
             self._timer.cancel()

@@ -120,7 +120,7 @@ class Stream:
         the stream cannot be sent on any more, IllegalSend and OutOfBounds for misuse. After a CANCEL only a frame with
         `ends` is taken.
         """
-        if not self._driver.is_awaited(self):
+        if self.number not in self._driver.waiting.rooms:  # or who comes later would be first
             try:
                 return self.send_nowait(kind, *payload, ends=ends, compress=compress)
             except QueueFull:
@@ -139,8 +139,7 @@ class Stream:
         if self._mute:
             self._check_sending(ends)
         if compress is None:
-            compression = driver.compression
-            compress = compression.allowed and compression.pays(self.request, kind, payload)
+            compress = driver.compression.allowed and driver.compression.pays(self.request, kind, payload)
         driver.connection.send(kind, self.number, *payload, ends=ends, compress=compress)
         driver.flush_soon()
         if ends and driver.connection.role is Role.SERVER:

@@ -60,7 +60,8 @@ class Waiting:
 
     def at_room(self) -> None:
         """Something has left: wakes who fits now."""
-        self.wake_openers()
+        if self._openers:
+            self.wake_openers()
         if not self.rooms:
             return
         for number, waiters in list(self.rooms.items()):

@@ -6,9 +6,9 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from transport.driver import Driver
-from transport.errors import TransportError
 from transport.lines import Line, SocketLine
 from transport.streams import Stream
 from wire.connection import FrameReceived
@@ -25,11 +25,11 @@ class End:
     def __init__(self, role: Role, limits: Limits | None = None) -> None:
         self.control: list[FrameReceived] = []
         self.requests: asyncio.Queue[tuple[Stream, FrameReceived]] = asyncio.Queue()
-        self.losses: list[TransportError | None] = []
+        self.losses: list[Any] = []
         self.at_request: Callable[[Stream, FrameReceived], None] | None = None
         self.at_control: Callable[[FrameReceived], None] | None = None
         self.greeted = asyncio.Event()
-        self.driver = Driver(
+        self.driver: Any = Driver(
             role, on_control=self._control, on_lost=self.losses.append, on_request=self._request, limits=limits
         )
 

@@ -7,6 +7,7 @@ import gc
 import socket
 import tracemalloc
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import uvloop
@@ -217,7 +218,8 @@ async def test_a_peer_that_never_ends_is_closed_upon_in_time() -> None:
 
 
 def _timers() -> set[asyncio.TimerHandle]:
-    return {timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()}
+    loop: Any = asyncio.get_running_loop()
+    return {timer for timer in loop._scheduled if not timer.cancelled()}
 
 
 async def test_a_half_closed_client_still_hears_the_last_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -39,10 +40,10 @@ class FakeLoop:
 
 
 @pytest.fixture
-async def parts() -> tuple[Ending, FakeLine, FakeLoop, list[str]]:
+async def parts() -> tuple[Any, FakeLine, FakeLoop, list[str]]:
     late: list[str] = []
     loop, line = FakeLoop(), FakeLine()
-    ending = Ending(loop, lambda: late.append("late"))
+    ending: Any = Ending(loop, lambda: late.append("late"))
     ending.line = line
     return ending, line, loop, late
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from transport.lines import FRAME_BYTES, IOV_MOST, SMALL_BYTES, TURN_BYTES, Sock
 MIB = 1 << 20
 
 
-def started(*, room: int = 1 << 16, clock: ManualClock | None = None) -> tuple[SocketLine, Feed, socket.socket]:
+def started(*, room: int = 1 << 16, clock: ManualClock | None = None) -> tuple[Any, Feed, socket.socket]:
     """A line, its feed, and the bare other end."""
     bare, other = connected()
     bare.setblocking(False)

@@ -121,7 +121,7 @@ async def test_who_sends_is_told_of_the_refusal() -> None:
                 await ours.send(T.DATA, chunk)
 
         writing = asyncio.ensure_future(write())
-        await until(lambda: len(both.client.driver._waiting.rooms) == 1)
+        await until(lambda: len(both.client.driver.waiting.rooms) == 1)
         theirs.fail(ErrorCode.NO_ROOM, "no")
         with pytest.raises(Refused):
             await writing
@@ -218,7 +218,7 @@ async def test_cancel_wakes_who_waits_for_room() -> None:
                 await ours.send(T.DATA, bytes(1 << 20))
 
         writing = asyncio.ensure_future(write())
-        await until(lambda: both.client.driver._waiting.rooms)
+        await until(lambda: both.client.driver.waiting.rooms)
         ours.cancel()
         with pytest.raises(Cancelled):
             await writing
@@ -233,7 +233,7 @@ async def test_cancel_wakes_a_server_that_waits_for_room() -> None:
                 await theirs.send(T.TOKENS, bytes(1 << 20))
 
         telling = asyncio.ensure_future(tell())
-        await until(lambda: both.server.driver._waiting.rooms)
+        await until(lambda: both.server.driver.waiting.rooms)
         ours.cancel()
         with pytest.raises(Cancelled):
             await telling
@@ -295,7 +295,7 @@ async def test_send_waits_for_room_and_the_first_comes_first() -> None:
 
         await fill(theirs)
         telling = [asyncio.ensure_future(tell(name)) for name in "abc"]
-        await until(lambda: sum(map(len, both.server.driver._waiting.rooms.values())) == 3)
+        await until(lambda: sum(map(len, both.server.driver.waiting.rooms.values())) == 3)
         assert sent == []
         while len(sent) < 3:
             ours.release(await ours.receive())
@@ -338,7 +338,7 @@ async def test_the_connection_wakes_receivers_senders_and_openers_when_it_is_los
             for each in (ours.receive(), write(), driver.open(T.STATS, ends=True), driver.drain(), other.drain())
         ]
         over = asyncio.ensure_future(ours.wait_over())
-        await until(lambda: driver._waiting.rooms and driver._waiting._openers and len(driver._waiting._drains) == 2)
+        await until(lambda: driver.waiting.rooms and driver.waiting._openers and len(driver.waiting._drains) == 2)
         both.server.driver.close()
         for task in waiting:
             with pytest.raises(ConnectionLost):
@@ -394,12 +394,12 @@ async def test_senders_that_are_cancelled_leave_nothing_behind() -> None:
         await fill(theirs)
         waiting = [asyncio.ensure_future(theirs.send(T.TOKENS, bytes(1 << 20))) for _ in range(2)]
         waiting.append(asyncio.ensure_future(theirs.drain()))
-        await until(lambda: both.server.driver._waiting._drains)
+        await until(lambda: both.server.driver.waiting._drains)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
-        assert not both.server.driver._waiting.rooms
-        assert not both.server.driver._waiting._drains
+        assert not both.server.driver.waiting.rooms
+        assert not both.server.driver.waiting._drains
 
 
 async def test_drain_tells_when_a_buffer_may_be_used_anew() -> None:
@@ -465,7 +465,7 @@ async def test_open_waits_until_a_stream_is_free() -> None:
     async with pair(client_limits=Limits(streams=1)) as both:
         _, theirs = await both.ask()
         opening = asyncio.ensure_future(both.client.driver.open(T.STATS, ends=True))
-        await until(lambda: both.client.driver._waiting._openers)
+        await until(lambda: both.client.driver.waiting._openers)
         await theirs.send(T.DONE, b"", ends=True)
         assert (await opening).request is T.STATS
 

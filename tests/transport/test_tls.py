@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+from typing import Any
 
 import pytest
 import uvloop
@@ -14,7 +15,7 @@ from tests.transport.certificates import server_context, trusting_context
 from tests.transport.feeds import Feed
 from tests.transport.pair import connected, pair, until
 from transport.errors import ConnectFailed
-from transport.lines import Line, SocketLine
+from transport.lines import SocketLine
 from transport.tls import Tls, TlsLine, line_over
 from wire.errors import RemoteError
 from wire.frames import FrameType
@@ -24,7 +25,7 @@ T = FrameType
 MIB = 1 << 20
 
 
-async def lines() -> tuple[Line, Line]:
+async def lines() -> tuple[Any, Any]:
     ours, theirs = connected()
     made = await asyncio.gather(
         line_over(ours, Tls(trusting_context(), server_name="node.test")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
-async def waiting_on_a_full_stream() -> tuple[Waiting, object, object, int]:
+async def waiting_on_a_full_stream() -> tuple[Waiting, Any, Any, int]:
     client, server = ready()
     number = client.open_stream(T.WRITE, b"head")
     for _ in range(3):
