@@ -22,6 +22,9 @@ log = logging.getLogger("gpu_node.relay")
 
 # Frames of one answer: a hundred thousand tokens, or some thousand with twenty logprobs each.
 JOB_BYTES = 8 << 20
+# When many run at once they share this, but each keeps what it can say within the grace of a cut session.
+RUNNING_BYTES = 64 << 20
+LEAST_BYTES = 64 << 10
 # What one more frame costs besides its bytes.
 FRAME_BYTES = 64
 # Answers that run at once in one session: as many as a connection has streams.
@@ -60,8 +63,7 @@ class Job:
         self.fingerprint = fingerprint
         self.ending: Ending | None = None
         self.told_at: float | None = None  # when the end was sent; nobody knows yet whether it arrived
-        self.kept_bytes = 0
-        self._most_bytes = most_bytes
+        self.kept_bytes, self.most_bytes = 0, most_bytes
         self._frames: deque[bytes] = deque()
         self.first_index = self._first = first_index  # `_first`: number of the first frame that is kept
         self._follower: Follower | None = None
@@ -159,7 +161,7 @@ class Job:
     def _keep(self, payload: bytes) -> None:
         self._frames.append(payload)
         self.kept_bytes += len(payload) + FRAME_BYTES
-        while self.kept_bytes > self._most_bytes and len(self._frames) > 1:
+        while self.kept_bytes > self.most_bytes and len(self._frames) > 1:
             self.kept_bytes -= len(self._frames.popleft()) + FRAME_BYTES
             self._first += 1
 
@@ -190,6 +192,7 @@ class Jobs:
             raise NodeBusy()
         self._jobs[name] = job
         self._forget_oldest()
+        self._share()
 
     def remove(self, name: bytes, job: Job) -> None:
         if self._jobs.get(name) is job:
@@ -205,6 +208,12 @@ class Jobs:
         """End all that runs and forget everything."""
         jobs, self._jobs = list(self._jobs.values()), {}
         await asyncio.gather(*(job.stop() for job in jobs))
+
+    def _share(self) -> None:
+        running = [job for job in self._jobs.values() if job.running]
+        share = min(JOB_BYTES, max(RUNNING_BYTES // len(running), LEAST_BYTES)) if running else JOB_BYTES
+        for job in running:
+            job.most_bytes = share
 
     def _forget_oldest(self) -> None:
         ended = [(name, job) for name, job in self._jobs.items() if not job.running]

@@ -26,8 +26,9 @@ log = logging.getLogger("gpu_node.relay")
 
 # When the process has no descriptor left, asking at once again would only burn the processor.
 PAUSE_SECONDS = 0.5
-# A peer that vanished without a word is noticed after about half a minute also where nothing is being sent.
-KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+# A peer that vanished without a word is noticed after half a minute where nothing is being sent, else after one and a
+# half (milliseconds): so long a program may also be held before it reads on.
+KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 90_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,10 @@ class RelayServer:
                     log.warning("a client cannot be taken in: %s", error)
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
-                self._take_in(connected, told(address))
+                self.take_in(connected, told(address))
 
-    def _take_in(self, connected: socket.socket, peer: str) -> None:
+    def take_in(self, connected: socket.socket, peer: str) -> None:
+        """A client, however it has come; the socket is the server's."""
         counters = self._reception.counters
         counters.accepted += 1
         if len(self._connections) + len(self._arrivals) >= self._limits.connections:

@@ -88,7 +88,7 @@ async def test_a_cut_answer_is_taken_up_without_loss_or_repeat(sampling: Samplin
         assert again.welcome.resumed and again.welcome.session_key == link.welcome.session_key
         await hear(await again.open(replace(request, next_index=heard.next_index)), heard)
         assert (heard.ids(), heard.text()) == (whole.ids(), whole.text())
-        assert [one.index for one in heard.tokens] == list(range(40))
+        assert [one.index for one in heard.tokens] == list(range(len(heard.tokens)))
         assert heard.done is not None and heard.done.context == whole.done.context  # type: ignore[union-attr]
 
 

@@ -222,6 +222,18 @@ async def test_running_ones_are_bounded_and_ended_ones_forgotten() -> None:
     assert len(jobs) == module.ENDED_MOST and jobs.find(b"0", b"") is None and jobs.find(b"73", b"") is not None
 
 
+async def test_many_that_run_share_what_is_kept() -> None:
+    jobs, first = Jobs(), Job()
+    jobs.add(b"first", first)
+    assert first.most_bytes == module.JOB_BYTES
+    for number in range(63):
+        jobs.add(b"%d" % number, Job())
+    assert first.most_bytes == module.RUNNING_BYTES // 64
+    for number in range(900):
+        jobs.add(b"more %d" % number, Job())
+    assert first.most_bytes >= module.LEAST_BYTES
+
+
 async def test_large_ended_ones_are_forgotten_sooner() -> None:
     jobs = Jobs()
     for number in range(6):

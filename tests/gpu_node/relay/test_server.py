@@ -448,6 +448,30 @@ def footprint() -> tuple[int, int, int]:
     return len(asyncio.all_tasks()), threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
+async def test_any_connected_socket_will_do() -> None:
+    async with scripted() as (here, _):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        here.server.take_in(theirs, "a pair")
+        client = RawClient(ours)
+        await client.greet()
+        await client.send(client.request(generate()))
+        frames = [await client.next() for _ in range(4)]
+        assert [frame.type for frame in frames if frame] == [FrameType.TOKENS] * 3 + [FrameType.DONE]
+        client.kill()
+        await until_true(lambda: not here.server.figures.connections)
+
+
+async def test_a_ping_is_a_sign_of_life_and_not_of_work() -> None:
+    alarm = Alarm()
+    async with scripted(times=alarm.times) as (here, _):
+        link = await here.connect()
+        await alarm.advance(299)
+        await link.ping(signal_dbm=-50)
+        await alarm.advance(2)
+        await until_true(lambda: not here.sessions.all)
+
+
 async def test_the_system_is_asked_to_watch_the_line() -> None:
     with socket.socket() as one:
         watch(one)
