@@ -159,7 +159,7 @@ class Connection:
             return False
         self._send_control(frame, meaning)
         self._books.outbox.clear(stream_id)
-        self._books.settle(stream, after)
+        self._settle(stream, after)
         return True
 
     def fail(self, stream_id: int, *payload: Buffer) -> None:
@@ -170,7 +170,7 @@ class Connection:
         after = stream_after(Role.SERVER, stream.state, Way.SEND, StreamMove.REPLY_END)
         self._say(FrameType.ERROR, stream_id, payload)
         self._books.outbox.clear(stream_id)
-        self._books.settle(stream, after)
+        self._settle(stream, after)
 
     def goodbye(self, *payload: Buffer) -> None:
         """No more from this side (client), or no new streams (server; its last word when the client has left)."""
@@ -235,7 +235,11 @@ class Connection:
         stream = stream or books.begin(frame.stream_id, frame.type)
         books.outbox.add(frame, stream.line)
         if after is not before:
-            books.settle(stream, after)
+            self._settle(stream, after)
+
+    def _settle(self, stream: Stream, after: StreamState) -> None:
+        self._books.settle(stream, after)
+        self._receiver.let_go(stream)
 
     def _stream(self, stream_id: int) -> Stream:
         stream = self._books.streams.get(stream_id)

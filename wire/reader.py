@@ -78,6 +78,10 @@ class FrameReader:
         if not self.is_between_frames:
             raise CutShort("the connection ended within a frame")
 
+    def is_within(self, stream_id: int) -> bool:
+        """Whether a frame of this stream is on its way."""
+        return self._header is not None and self._header.stream_id == stream_id
+
     def let_go(self) -> None:
         """The frame that is on its way goes on in room of the reader's own."""
         if self._header is not None:

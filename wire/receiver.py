@@ -18,7 +18,7 @@ from wire.outbox import Waiting
 from wire.reader import FrameReader
 from wire.rules import Meaning, check_answer
 from wire.state import Role, StreamState, Way
-from wire.streams import SIZE_FIELD, Books, Stream
+from wire.streams import ROOMLESS, SIZE_FIELD, Books, Stream
 
 __all__ = ["Codec", "CreditReceived", "Event", "FrameReceived", "Receiver"]
 
@@ -106,6 +106,12 @@ class Receiver:
         for stream in self._books.streams.values():
             stream.rooms.clear()
         if self._placed:
+            self._reader.let_go()
+            self._placed = False
+
+    def let_go(self, stream: Stream) -> None:
+        """After its state has changed: where nobody waits any more, nothing more goes into rooms that were named."""
+        if self._placed and stream.state in ROOMLESS and self._reader.is_within(stream.number):
             self._reader.let_go()
             self._placed = False
 

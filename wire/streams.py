@@ -30,7 +30,11 @@ from wire.state import (
     stream_after,
 )
 
-__all__ = ["SIZE_FIELD", "Books", "Stream"]
+__all__ = ["ROOMLESS", "SIZE_FIELD", "Books", "Stream"]
+
+
+# Nobody waits for more of what comes in: rooms that were named are let go.
+ROOMLESS = frozenset({StreamState.CANCELLED, StreamState.ANSWERED, StreamState.IDLE})
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +136,7 @@ class Books:
         number = stream.number
         if self._credit_move not in stream.moves:
             self.outbox.withhold(number)
-        if after in (StreamState.CANCELLED, StreamState.ANSWERED, StreamState.IDLE):
+        if after in ROOMLESS:
             stream.rooms.clear()  # what still comes is not looked at
         if self.role is Role.CLIENT and self._has_unsaid(stream):
             # The server has said all and listens to the rest for nothing: end our half without sending that rest.

@@ -104,3 +104,30 @@ def test_faults_of_the_peer(data: bytes, error: type[RemoteError]) -> None:
         server.send(T.PING, 0)
     server.abandon(b"why")
     assert server.data_to_send()[0][0] == T.ERROR and server.state is ConnectionState.CLOSED
+
+
+@pytest.mark.parametrize("end", ["fail", "answer", "cancel"])
+def test_a_room_is_let_go_in_the_middle_of_a_frame_when_its_stream_is_over(end: str) -> None:
+    client, server = ready()
+    number = client.open_stream(T.READ if end == "cancel" else T.WRITE)
+    for event in frames_of(move(client, server)):
+        server.release(event)
+    sender, receiver = (server, client) if end == "cancel" else (client, server)
+    room = bytearray(100)
+    receiver.receive_into(number, memoryview(room))
+    move(receiver, sender)
+    sender.send(T.DATA, number, b"a" * 100)
+    sent = b"".join(sender.data_to_send())
+    receiver.receive_data(sent[:-60])
+    match end:
+        case "fail":
+            receiver.fail(number)
+        case "answer":
+            receiver.send(T.ACK, number, ends=True)
+        case _:
+            receiver.cancel(number)
+    receiver.receive_data(sent[-60:])
+    assert room == b"a" * 40 + bytes(60)
+    assert frames_of(receiver.events_received()) == []
+    assert receiver._books.given.held == 0
+    room.extend(b"nobody holds it any more")
