@@ -56,7 +56,7 @@ class Node:
         self.residents = Residents(Start(source, settings.wish), catalog, self._build, accounts)
         rules = rules_of(settings.api_keys, settings.allowed_hosts, settings.allowed_origins)
         store.pushed.recover()
-        self._relay = RelaySide(settings, Models(self.residents, catalog, store.pushed))
+        self._relay = RelaySide(settings, Models(self.residents, catalog, store))
         service = Service(
             self.residents,
             catalog,

@@ -7,6 +7,7 @@ not know what requests mean.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from gpu_node.announce import Announcer
 from gpu_node.announcement import RelayPlace, standing_of
 from gpu_node.catalog import Catalog
 from gpu_node.certificates import server_context
+from gpu_node.errors import ModelError
 from gpu_node.identity import identity_of
-from gpu_node.pushed import PushedModels
+from gpu_node.model_store import ModelStore
 from gpu_node.relay.assembly import RelayParts, relay_of
 from gpu_node.relay.presence import SessionTerms
 from gpu_node.relay.pushes import Pushes
@@ -25,6 +27,8 @@ from gpu_node.settings import NodeSettings
 from gpu_node.staging import STALE_SECONDS, Staging, StagingRules
 from wire.frames import FrameType
 from wire.handshake import ServerTerms
+
+log = logging.getLogger("gpu_node")
 
 # Whoever stops services gives them about ten seconds; the HTTP side wants some of them.
 DRAIN_SECONDS = 5.0
@@ -38,7 +42,7 @@ class Models:
 
     residents: Residents
     catalog: Catalog
-    pushed: PushedModels
+    store: ModelStore
 
 
 class RelaySide:
@@ -48,7 +52,7 @@ class RelaySide:
         certificate = settings.tls_certificate
         self._tls = server_context(certificate, settings.tls_key) if certificate is not None else None
         rules = StagingRules(limit_bytes=settings.push_limit)
-        self._staging = None if settings.no_push else Staging(models.pushed, rules)
+        self._staging = None if settings.no_push else Staging(models.store.pushed, rules)
         self._tidying: asyncio.Future[None] | None = None
         self._announcer: Announcer | None = None
         self.server: RelayServer | None = None
@@ -104,8 +108,14 @@ class RelaySide:
             await announcer.stop()
 
     async def _arrived(self, model: str) -> None:
-        """A model has new files: whoever asks next gets them."""
-        residents = self._models.residents
+        """A model has new files: it is listed from now on, and whoever asks next gets them."""
+        residents, store = self._models.residents, self._models.store
+        source = store.pushed.find(model)
+        if source is not None:
+            try:
+                await asyncio.to_thread(store.provide, source)
+            except ModelError as error:
+                log.warning("%s was pushed, and cannot be used: %s", model, error)
         host = next((host for host in residents.hosts if host.serves(model)), None)
         if host is None:
             return

@@ -124,13 +124,20 @@ async def test_a_client_does_everything_over_tls_and_the_node_leaves_in_order(
 
 
 async def test_what_was_pushed_is_there_after_a_restart_and_can_be_the_nodes_own(
-    tiny_folder: Path, tmp_path: Path
+    tiny_folder: Path, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     files = files_of(tiny_folder)
     half = offer_of("half", {**files, "README.md": b"changed"})
-    with running(tiny_folder, tmp_path / "cache", **SMALL) as (process, event):
+    with running(tiny_folder, tmp_path / "cache", **SMALL) as (process, event), client_of(event) as http:
         async with linked(event, Access(TOKEN)) as link:
             await push(link, "mine", files)
+            await push(link, "packed", {"Tiny.F32.gguf": tiny_gguf.read_bytes()})
+            tags = (await asyncio.to_thread(http.get, "/v1/models")).json()["data"]
+            assert {"mine", "packed"} <= {model["id"] for model in tags}
+            assert await answer(link, greedy("packed", 4))
+            await push(link, "packed", files_of(write_tiny_model(tmp_path / "anew", max_position_embeddings=96)))
+            anew = await link.ask(Load("packed"))
+            assert isinstance(anew, Loaded) and anew.context_tokens == 96, "it was loaded, and is another one now"
             stream = await link.open(half, ends=False)
             held = await stream.message()
             assert isinstance(held, Ack)
