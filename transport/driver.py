@@ -181,7 +181,7 @@ class Driver:
         """Ends it now: what can be written without waiting still is. Streams are lost; harmless when closed."""
         self._lose(ConnectionLost("this side has closed the connection"), None)
         self._flush()
-        self._ending.shut()
+        self._shut()
 
     async def wait_closed(self) -> None:
         """Until the socket is closed and no timer is left."""
@@ -204,18 +204,12 @@ class Driver:
         if self.connection.wants_to_send:
             self.flush_soon()
 
-    async def room_for(self, stream: Stream, size: int) -> None:
-        await self.waiting.room(stream.number, size)
-
-    def wake_sender(self, stream: Stream) -> None:
-        self.waiting.wake_sender(stream.number)
-
-    async def drained(self, stream: Stream | None) -> None:
+    async def drained(self, number: int | None) -> None:
         """Until the stream's frames, or all, are written."""
         if self.lost is not None:
             raise self.lost.again()
         self.flush_soon()
-        await self.waiting.drained(None if stream is None else stream.number)
+        await self.waiting.drained(number)
         if self.lost is not None:
             raise self.lost.again()
 
@@ -266,7 +260,7 @@ class Driver:
             self._ending.limit()  # our last words are still to come, and a client may hear them
         else:
             self._lose(ConnectionLost("the peer has closed the connection"), None)
-            self._ending.shut()
+            self._shut()
 
     def line_lost(self, error: OSError | None) -> None:
         reason = (error.strerror or str(error)) if error is not None else "the peer has closed the connection"
@@ -354,7 +348,7 @@ class Driver:
 
     def _lose_to(self, reason: ConnectionLost) -> None:
         self._lose(reason, reason)
-        self._ending.shut()
+        self._shut()
 
     def _lose(self, reason: ConnectionLost, told: ConnectionLost | None) -> None:
         if self.lost is not None:
@@ -368,5 +362,10 @@ class Driver:
         self.flush_soon()
         self._on_lost(told)
 
+    def _shut(self) -> None:
+        self._ending.shut()
+        self.connection.forget_frames()
+
     def _run_out(self) -> None:
         self._lose(ConnectionLost("the connection did not end in time"), None)
+        self.connection.forget_frames()

@@ -102,6 +102,10 @@ class Connection:
         """From now on no byte goes into any room that was named: whose they are may want them for something else."""
         self._receiver.forget_rooms()
 
+    def forget_frames(self) -> None:
+        """Nothing will be written any more: what waits is dropped, and with it the buffers that it is made of."""
+        self._books.outbox.clear_all()
+
     def widen(self, stream_id: int) -> None:
         """Lets the peer have a bulk stream's window under way, before this side consumes."""
         stream = self._stream(stream_id)
