@@ -259,6 +259,7 @@ async def test_over_real_sockets_of_this_machine() -> None:
 
     def answer(datagram: bytes, source: Source) -> None:
         probe, _ = unpack_beacon(datagram, TOKEN)
+        assert isinstance(probe, Probe)
         said = Announcement(bytes(16), 1, 1, probe.sent_ms, "tower", (Address("127.0.0.1", 8765),))
         node.send(pack_beacon(dataclasses.replace(said, answers=probe.nonce), TOKEN), source.host, source.port)
 
@@ -276,6 +277,7 @@ async def test_an_answer_that_is_late_still_counts() -> None:
 
     def answer(datagram: bytes, source: Source) -> None:
         probe, _ = unpack_beacon(datagram, TOKEN)
+        assert isinstance(probe, Probe)
         said = Announcement(bytes(16), 1, probe.sent_ms, 0, "tower", (Address("127.0.0.1", 8765),))
         source.answer(pack_beacon(dataclasses.replace(said, answers=probe.nonce), TOKEN))
 

@@ -11,7 +11,7 @@ from transport.datagrams import Source
 from transport.node_port import NodePort
 
 
-def _opened(listening: str, refused: set[tuple[str, int]] = frozenset()) -> tuple[FakeHost, NodePort, list]:
+def _opened(listening: str, refused: frozenset[tuple[str, int]] = frozenset()) -> tuple[FakeHost, NodePort, list]:
     host = FakeNet().host("10.0.0.1/24", "192.168.1.1/24")
     host.refused = set(refused)
     heard: list[tuple[bytes, Source]] = []
@@ -63,7 +63,7 @@ async def test_what_is_heard_by_a_broadcast_address_is_answered_from_a_real_one(
 
 
 async def test_a_port_that_is_taken_is_told_and_had_later() -> None:
-    host, port, _ = _opened("10.0.0.1", {("10.0.0.1", 8766)})
+    host, port, _ = _opened("10.0.0.1", frozenset({("10.0.0.1", 8766)}))
     near = _near(host, "10.0.0.1")
     assert isinstance(port.refresh(near), OSError)
     asker = host.net.host("10.0.0.2/24")
@@ -78,7 +78,7 @@ async def test_a_port_that_is_taken_is_told_and_had_later() -> None:
 
 
 async def test_a_machine_without_ipv6_misses_nothing() -> None:
-    host, port, _ = _opened("::", {("::", 8766), ("::", 0)})
+    host, port, _ = _opened("::", frozenset({("::", 8766), ("::", 0)}))
     assert port.refresh(host.interfaces) is None
     assert {one.host for one in host.sockets} == {"0.0.0.0"}
 
