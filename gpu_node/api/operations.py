@@ -107,6 +107,7 @@ class Operations:
                     name: {"weights_bytes": claim.weights_bytes, "cache_bytes": claim.cache_bytes}
                     for name, claim in account.claims.items()
                 },
+                "buffers": dict(account.buffers),
             }
             for account in self._residents.accounts
         ]

@@ -43,6 +43,7 @@ class House:
     hosts: dict[str, Host] = field(default_factory=dict)
     cut_at: dict[str, float] = field(default_factory=dict)
     held_models: set[str] = field(default_factory=set)
+    models_of: dict[str, frozenset[str]] = field(default_factory=dict)  # that cut sessions hold
     stubborn: set[str] = field(default_factory=set)  # keep their buffers a while after they were ended
     ended: list[str] = field(default_factory=list)
 
@@ -56,7 +57,9 @@ class House:
         self.room.release(host.name)
 
     def cut(self) -> list[CutSession]:
-        return [CutSession(owner, since) for owner, since in self.cut_at.items()]
+        return [
+            CutSession(owner, since, self.models_of.get(owner, frozenset())) for owner, since in self.cut_at.items()
+        ]
 
     def held(self) -> set[str]:
         return self.held_models
@@ -275,3 +278,15 @@ async def test_when_an_estimate_was_too_small_all_leave_who_may() -> None:
     assert await house.room.empty("cpu", but="new")
     assert set(house.hosts) == {"busy", "held"} and house.ended == ["session 1"]
     assert not await house.room.empty("cpu", but="new")
+
+
+async def test_the_models_of_a_session_that_was_ended_leave_before_others() -> None:
+    house = House(models_of={"session 1": frozenset({"its own", "another's too"})})
+    await house.load("older", 30, last_used=1.0)
+    await house.load("its own", 30, last_used=2.0)
+    await house.load("another's too", 10, last_used=0.0)
+    house.held_models.add("another's too")
+    await house.room.reserve("session 1", "", 20)
+    house.cut_at["session 1"] = 1.0
+    await house.load("new", 50)
+    assert set(house.hosts) == {"older", "another's too", "new"} and house.ended == ["session 1"]

@@ -115,13 +115,15 @@ async def test_the_batcher_tells_its_counts() -> None:
 
 async def test_devices_and_who_holds_what() -> None:
     async with serving() as served:
+        await served.residents.reserve("session 1", "cpu", 77)
         found = await get(served, "/api/gpu")
         system = await get(served, "/api/system")
         pipeline = await get(served, "/api/pipeline/status")
     (account,) = found["accounts"]
     held = account["models"][NAME]
     assert found["gpus"][0]["name"] == "a GPU"
-    assert account["used_bytes"] == held["weights_bytes"] + held["cache_bytes"] > 0
+    assert account["used_bytes"] == held["weights_bytes"] + held["cache_bytes"] + 77
+    assert account["buffers"] == {"session 1": 77}
     assert system["machine"]["usable_cores"] == 2
     assert pipeline["models"][NAME]["stages"][0]["device"] == "cpu"
 
