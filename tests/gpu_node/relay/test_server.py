@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -30,6 +31,7 @@ from tests.gpu_node.relay.relayed import (
     until_true,
 )
 from tests.gpu_node.serving import NAME
+from tests.transport.certificates import server_context, trusting_context
 from transport.codec import crc32
 from transport.errors import ConnectFailed, ConnectionLost, Refused, WrongToken
 from wire.frames import FrameType
@@ -446,6 +448,37 @@ async def test_a_thousand_connects_and_disconnects_leave_nothing() -> None:
 
 def footprint() -> tuple[int, int, int]:
     return len(asyncio.all_tasks()), threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
+async def test_over_tls_all_is_the_same() -> None:
+    async with scripted(token=TOKEN, tls=server_context()) as (here, fleet):
+        fleet.script(NAME).hold_at = 1
+        link = await here.connect(tls=trusting_context())
+        heard = await hear(await link.open(generate(job=JOB)), most=1)
+        await here.cut(link)
+        fleet.script(NAME).go_on.set()
+        link = await here.connect(link.welcome.session_key, tls=trusting_context())
+        await hear(await link.open(generate(job=JOB, next_index=1)), heard)
+        assert heard.text() == "one two three"
+        with pytest.raises((ConnectFailed, ConnectionLost)):
+            await here.connect()
+        await until_true(lambda: here.server.figures.connections == 1)
+
+
+async def test_who_is_slow_to_agree_on_tls_makes_place_and_is_shown_the_door() -> None:
+    limits = ServerLimits(greeting=2)
+    async with scripted(tls=server_context(), limits=limits, greeting_seconds=0.1) as (here, _):
+        crowd = [await RawClient.open(here.port) for _ in range(4)]
+        for client in crowd:
+            with contextlib.suppress(ConnectionError):
+                assert not await asyncio.get_running_loop().sock_recv(client.socket, 1)
+            client.kill()
+        await until_true(lambda: here.server.figures.connections == 0)
+        assert here.server.figures.turned_away == 4
+        still = await RawClient.open(here.port)  # closing does not wait for it
+        await until_true(lambda: here.server.figures.connections == 1)
+        await here.server.close()
+        still.kill()
 
 
 async def test_any_connected_socket_will_do() -> None:
