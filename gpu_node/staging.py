@@ -78,7 +78,7 @@ class Staging:
         for folder in self._pushed.staging.iterdir():
             if folder.is_symlink() or not folder.is_dir():
                 continue
-            with _locked(folder) as mine:
+            with suppress(OSError), _locked(folder) as mine:  # another node may be sweeping as well
                 if mine and self._now() - folder.stat().st_mtime >= age_seconds:
                     shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import pytest
 from prometheus_client.core import Metric
 
+from gpu_node.api.operations import session_record
 from gpu_node.relay_metrics import relay_families
 from tests.gpu_node.relay.relayed import TOKEN, scripted
-from tests.gpu_node.serving import until_true
+from tests.gpu_node.serving import serving, until_true
 from transport.errors import Refused, WrongToken
 from wire.messages_memory import Alloc
 from wire.messages_stats import Stats
@@ -53,6 +54,20 @@ async def test_clients_sessions_requests_and_faults_are_counted() -> None:
     assert [cut["sessions", state] for state in ("live", "idle", "cut")] == [0, 0, 1]
     assert cut["received_bytes_total", ""] >= told["received_bytes_total", ""]
     assert (back["resumed_sessions_total", ""], back["sessions", "idle"], back["buffer_bytes", ""]) == (1, 1, 4000)
+
+
+async def test_sessions_are_told_over_http_too() -> None:
+    async with serving() as served:
+        told = (await served.client.get("/api/sessions")).json()
+    assert told == {"relay": False, "connections": 0, "sessions": []}
+    async with scripted() as (here, _):
+        link = await here.connect(name="anna")
+        await link.ask(Alloc(1, DType.UINT8, (5,)))
+        (session,) = here.sessions.all
+        await until_true(lambda: session.state == "idle")
+        assert session_record(session) == {
+            "session": 1, "name": "anna", "state": "idle", "models": [], "buffers": 1, "buffer_bytes": 5, "running": 0,
+        }  # fmt: skip
 
 
 def test_without_a_relay_every_name_is_told_all_the_same() -> None:
