@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from transport.compression import Compression
 from transport.errors import Cancelled, ConnectionLost, Refused, StreamEnded, TransportError
-from wire.connection import FrameReceived
+from transport.waiting import Waiting
+from wire.connection import Connection, FrameReceived
 from wire.errors import IllegalSend, QueueFull, RemoteError, TooLarge
 from wire.frames import Buffer, FrameType
 from wire.messages import Message, decode_message, encode_message, frame_type
@@ -21,14 +23,33 @@ from wire.messages_session import ERROR_TEXT_BYTES, Error, ErrorCode
 from wire.scalars import Table
 from wire.state import Role
 
-if TYPE_CHECKING:
-    from transport.driver import Driver
-
-__all__ = ["Stream"]
+__all__ = ["Carrier", "Stream"]
 
 # Small frames are given back together: credit is granted by the half window, so a call for each would be for nothing.
 # All streams together keep less than half of the smallest window this way, so no sender waits for it.
 RELEASE_BYTES = 1024
+
+
+class Carrier(Protocol):
+    """What a stream needs of the driver that carries it."""
+
+    connection: Connection
+    compression: Compression
+    waiting: Waiting
+    lost: ConnectionLost | None
+
+    @property
+    def may_talk(self) -> bool: ...
+
+    def flush_soon(self) -> None: ...
+
+    def give_back(self, frame: FrameReceived, cost: int) -> None: ...
+
+    def forget(self, stream: Stream) -> None: ...
+
+    def break_off(self, error: RemoteError) -> ConnectionLost: ...
+
+    async def drained(self, number: int | None) -> None: ...
 
 
 class Stream:
@@ -43,7 +64,7 @@ class Stream:
         "number", "on_cancel", "request",
     )  # fmt: skip
 
-    def __init__(self, driver: Driver, number: int, request: FrameType) -> None:
+    def __init__(self, driver: Carrier, number: int, request: FrameType) -> None:
         self.number, self.request = number, request
         self.on_cancel: Callable[[], None] | None = None
         self._driver = driver
@@ -127,7 +148,7 @@ class Stream:
                 pass
         size = sum(map(len, payload))
         while True:
-            await self._driver.room_for(self, size)
+            await self._driver.waiting.room(self.number, size)
             try:
                 return self.send_nowait(kind, *payload, ends=ends, compress=compress)
             except QueueFull:
@@ -154,7 +175,7 @@ class Stream:
 
         Raises ConnectionLost. A stream whose peer gives no credit drains only when that has changed.
         """
-        await self._driver.drained(self)
+        await self._driver.drained(self.number)
 
     def receive_into(self, room: memoryview) -> None:
         """DATA of this stream goes into `room`, then into the rooms named after it; see `Connection.receive_into`.
@@ -189,7 +210,7 @@ class Stream:
         if not heard:
             self._end(StreamEnded("cancelled before it was sent"))
             self._close()
-        self._driver.wake_sender(self)
+        self._driver.waiting.wake_sender(self.number)
         self._driver.flush_soon()
 
     def fail(self, code: ErrorCode, text: str = "", *, retry_after_ms: int | None = None, details: Table = ()) -> None:
@@ -298,7 +319,7 @@ class Stream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self._settle()
-        self._driver.wake_sender(self)
+        self._driver.waiting.wake_sender(self.number)
 
     def _end_here(self) -> None:
         """The server has said its last: what the client may still say is of no interest."""

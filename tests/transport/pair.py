@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from transport.driver import Driver
+from transport.errors import StreamEnded
 from transport.lines import Line, SocketLine
 from transport.streams import Stream
 from wire.connection import FrameReceived
+from wire.errors import QueueFull
 from wire.frames import FrameType
 from wire.limits import Limits
 from wire.state import Role
@@ -108,3 +110,27 @@ async def pair(
         yield both
     finally:
         await both.close()
+
+
+async def frames(stream) -> list[bytes]:
+    """What comes until the end, released."""
+    found = []
+    while True:
+        try:
+            frame = await stream.receive()
+        except StreamEnded:
+            return found
+        found.append(bytes(frame.payload))
+        stream.release(frame)
+
+
+async def fill(stream) -> None:
+    """Until its peer's credit is spent and nothing more may wait."""
+    refused = 0
+    while refused < 20:
+        try:
+            stream.send_nowait(FrameType.TOKENS, bytes(1 << 20))
+            refused = 0
+        except QueueFull:
+            refused += 1
+            await asyncio.sleep(0)

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from tests.transport.pair import pair, until
+from tests.transport.pair import frames, pair, until
 from transport.errors import Cancelled, ConnectionLost, ProtocolBroken, Refused, StreamEnded
-from wire.errors import IllegalSend, OutOfBounds, QueueFull
+from wire.errors import IllegalSend, OutOfBounds
 from wire.frames import FrameType
 from wire.limits import Limits
 from wire.messages import encode_message
@@ -16,30 +16,6 @@ from wire.messages_session import Ack, ErrorCode
 from wire.messages_work import Tokens
 
 T = FrameType
-
-
-async def frames(stream) -> list[bytes]:
-    """What comes until the end, released."""
-    found = []
-    while True:
-        try:
-            frame = await stream.receive()
-        except StreamEnded:
-            return found
-        found.append(bytes(frame.payload))
-        stream.release(frame)
-
-
-async def fill(stream) -> None:
-    """Until its peer's credit is spent and nothing more may wait."""
-    refused = 0
-    while refused < 20:
-        try:
-            stream.send_nowait(T.TOKENS, bytes(1 << 20))
-            refused = 0
-        except QueueFull:
-            refused += 1
-            await asyncio.sleep(0)
 
 
 async def test_frames_come_in_order_and_the_end_is_told_again() -> None:
@@ -57,19 +33,6 @@ async def test_frames_come_in_order_and_the_end_is_told_again() -> None:
             with pytest.raises(StreamEnded):
                 ours.receive_nowait()
         assert not both.client.driver.streams and not both.server.driver.streams
-
-
-async def test_a_slow_reader_gets_everything_though_credit_has_to_travel() -> None:
-    async with pair() as both:
-        ours, theirs = await both.ask()
-
-        async def tell() -> None:
-            for number in range(2000):
-                await theirs.send(T.TOKENS, number.to_bytes(4, "big"), ends=number == 1999)
-
-        telling = asyncio.ensure_future(tell())
-        assert await frames(ours) == [number.to_bytes(4, "big") for number in range(2000)]
-        await telling
 
 
 async def test_nothing_here_is_none_and_not_the_end() -> None:
@@ -241,86 +204,6 @@ async def test_cancel_wakes_a_server_that_waits_for_room() -> None:
         await ours.wait_over()
 
 
-async def test_what_nobody_reads_after_a_cancel_is_given_back() -> None:
-    async with pair() as both:
-        given = both.client.driver.connection._books.given
-        for _ in range(20):
-            ours, theirs = await both.ask()
-            for _ in range(50):
-                await theirs.send(T.TOKENS, bytes(900))
-            await both.server.driver.drain()
-            await until(lambda stream=ours: len(stream._frames) == 50)
-            ours.cancel()
-            await until(lambda stream=theirs: stream.cancelled)
-            theirs.fail(ErrorCode.CANCELLED)
-            await ours.wait_over()
-        assert given.held == 0
-
-
-async def test_what_the_server_leaves_unread_is_given_back() -> None:
-    async with pair() as both:
-        ours, theirs = await both.ask(T.WRITE, ends=False)
-        for _ in range(10):
-            await ours.send(T.DATA, b"x")
-        await until(lambda: len(theirs._frames) == 10)
-        await theirs.send(T.ACK, b"", ends=True)
-        assert both.server.driver.connection._books.given.held == 0
-
-
-async def test_small_releases_are_not_forgotten_at_the_end() -> None:
-    async with pair() as both:
-        ours, theirs = await both.ask()
-        await theirs.send(T.TOKENS, b"x")
-        await theirs.send(T.TOKENS, b"y", ends=False)
-        await both.server.driver.drain()
-        first = await ours.receive()
-        ours.release(first)
-        ours.release(await ours.receive())
-        assert both.client.driver.connection._books.given.held == 514
-        await theirs.send(T.DONE, b"", ends=True)
-        last = await ours.receive()
-        ours.release(last)
-        assert both.client.driver.connection._books.given.held == 0
-
-
-async def test_send_waits_for_room_and_the_first_comes_first() -> None:
-    async with pair() as both:
-        ours, theirs = await both.ask()
-        chunk = bytes(1 << 20)
-        sent = []
-
-        async def tell(name: str) -> None:
-            await theirs.send(T.TOKENS, chunk)
-            sent.append(name)
-
-        await fill(theirs)
-        telling = [asyncio.ensure_future(tell(name)) for name in "abc"]
-        await until(lambda: sum(map(len, both.server.driver.waiting.rooms.values())) == 3)
-        assert sent == []
-        while len(sent) < 3:
-            ours.release(await ours.receive())
-        assert sent == ["a", "b", "c"]
-        await asyncio.gather(*telling)
-
-
-async def test_a_slow_reader_of_one_stream_stalls_no_other() -> None:
-    async with pair() as both:
-        slow, theirs_slow = await both.ask()
-        quick, theirs_quick = await both.ask()
-
-        async def tell(stream, count: int) -> None:
-            for number in range(count):
-                await stream.send(T.TOKENS, bytes(100_000), ends=number == count - 1)
-
-        stuck = asyncio.ensure_future(tell(theirs_slow, 100))
-        going = asyncio.ensure_future(tell(theirs_quick, 200))
-        assert len(await frames(quick)) == 200
-        await going
-        assert not stuck.done()
-        assert len(await frames(slow)) == 100
-        await stuck
-
-
 async def test_the_connection_wakes_receivers_senders_and_openers_when_it_is_lost() -> None:
     async with pair(client_limits=Limits(streams=2)) as both:
         ours, theirs = await both.ask()
@@ -388,64 +271,6 @@ async def test_a_receiver_that_is_cancelled_loses_no_frame() -> None:
         assert (await ours.receive()).payload == b"one"
 
 
-async def test_senders_that_are_cancelled_leave_nothing_behind() -> None:
-    async with pair() as both:
-        _, theirs = await both.ask()
-        await fill(theirs)
-        waiting = [asyncio.ensure_future(theirs.send(T.TOKENS, bytes(1 << 20))) for _ in range(2)]
-        waiting.append(asyncio.ensure_future(theirs.drain()))
-        await until(lambda: both.server.driver.waiting._drains)
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
-        assert not both.server.driver.waiting.rooms
-        assert not both.server.driver.waiting._drains
-
-
-async def test_drain_tells_when_a_buffer_may_be_used_anew() -> None:
-    async with pair() as both:
-        ours, theirs = await both.ask()
-        buffer = bytearray(b"a" * (1 << 20))
-        for letter in b"abcdefgh":
-            buffer[:] = bytes([letter]) * len(buffer)
-            await theirs.send(T.TOKENS, buffer)
-            draining = asyncio.ensure_future(theirs.drain())
-            frame = await ours.receive()
-            await draining
-            buffer[:] = bytes(len(buffer))
-            assert frame.payload == bytes([letter]) * len(buffer)
-            ours.release(frame)
-
-
-async def test_drain_of_a_stream_does_not_wait_for_another() -> None:
-    async with pair() as both:
-        _, stuck = await both.ask()
-        _, free = await both.ask()
-        await fill(stuck)
-        await free.send(T.TOKENS, b"x")
-        await free.drain()
-        waiting = asyncio.ensure_future(both.server.driver.drain())
-        await free.send(T.TOKENS, b"x")
-        await free.drain()
-        assert not waiting.done()
-        waiting.cancel()
-
-
-async def test_rooms_are_filled_in_order() -> None:
-    async with pair() as both:
-        ours, theirs = await both.ask(T.READ)
-        rooms = [bytearray(3 << 20), bytearray(1 << 20)]
-        for room in rooms:
-            ours.receive_into(memoryview(room))
-        data = bytes(range(256)) * (4 << 12)
-        for start in range(0, len(data), 1 << 20):
-            await theirs.send(T.DATA, memoryview(data)[start : start + (1 << 20)], ends=start + (1 << 20) == len(data))
-        while not (frame := await ours.receive()).ends:
-            assert frame.placed
-            ours.release(frame)
-        assert b"".join(rooms) == data
-
-
 async def test_a_number_that_is_used_again_is_another_stream() -> None:
     async with pair() as both:
         both.client.driver.connection._last_number = 0xFFFF - 1
@@ -459,22 +284,3 @@ async def test_a_number_that_is_used_again_is_another_stream() -> None:
         old.cancel()
         await theirs_new.send(T.DONE, b"new", ends=True)
         assert await frames(new) == [b"new"]
-
-
-async def test_open_waits_until_a_stream_is_free() -> None:
-    async with pair(client_limits=Limits(streams=1)) as both:
-        _, theirs = await both.ask()
-        opening = asyncio.ensure_future(both.client.driver.open(T.STATS, ends=True))
-        await until(lambda: both.client.driver.waiting._openers)
-        await theirs.send(T.DONE, b"", ends=True)
-        assert (await opening).request is T.STATS
-
-
-async def test_widen_lets_more_be_under_way() -> None:
-    async with pair() as both:
-        ours, theirs = await both.ask()
-        ours.widen()
-        for _ in range(3):
-            await theirs.send(T.TOKENS, bytes(1 << 20))
-        await theirs.drain()  # far beyond the 64 KiB that a stream begins with, and nobody has released any
-        assert len(ours._frames) <= 3
