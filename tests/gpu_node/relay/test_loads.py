@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -210,3 +211,13 @@ async def test_progress_says_what_is_done() -> None:
     host.read_bytes = 9
     assert progress_of(host).phase is Phase.PREPARING
     await residents.close()
+
+
+async def test_options_and_facts_are_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "protocol-messages.md").read_text()
+    async with scripted() as (here, _):
+        loaded = await (await here.connect()).ask(Load(NAME))
+        assert isinstance(loaded, Loaded)
+        facts = {name for name, _ in loaded.facts} | {"layers"}
+        for name in {*OPTIONS, *facts}:
+            assert f"`{name}`" in page, name
