@@ -17,20 +17,18 @@ from server.backends.operations import Record
 from server.backends.relay_answer import cause_of, error_of, too_large, translated
 from server.backends.relay_links import Line, RelayLinks
 from server.backends.relay_listing import gpu_record, loaded_record, models_record, progress_record
-from server.backends.relay_request import keep_alive_of, load_of
+from server.backends.relay_request import loading_of
 from server.backends.relay_watch import Watch
 from server.errors import NodeBroken, NodeIncapable
 from server.nodes import NodeSpec, model_key
 from transport.errors import TransportError
 from wire.errors import LocalError
 from wire.messages_stats import Stats
-from wire.messages_work import Load, Loaded, Progress, Unload
+from wire.messages_work import Load, Loaded, Phase, Progress, Unload
 
 MODELS_PATH, GPU_PATH = "/api/models", "/api/gpu"
 LOAD_PATH, UNLOAD_PATH = "/api/models/load", "/api/models/unload"
-# Options of a loading that the protocol calls otherwise.
-RENAMED = {"context": "context_tokens"}
-NOT_OPTIONS = frozenset({"model", "stream", "keep_alive"})
+QUIET_SECONDS = 0.4  # a node tells at once that a loading waits, and again after half a second
 
 
 class RelayOperations:
@@ -56,15 +54,9 @@ class RelayOperations:
         if path != LOAD_PATH:
             raise NodeIncapable(f"a node of kind relay cannot be asked for {path}", 400)
         with self._links.line(spec) as line:
-            async with aclosing(_loading(line, _load_of(body), patience)) as records:
+            async with aclosing(_loading(line, loading_of(body), patience)) as records:
                 async for record in records:
                     yield record
-
-
-def _load_of(body: Mapping[str, Any]) -> Load:
-    options = {RENAMED.get(name, name): value for name, value in body.items() if name not in NOT_OPTIONS}
-    with translated("the node"):
-        return load_of(str(body.get("model") or ""), options, keep_alive_of(body.get("keep_alive")))
 
 
 async def _loading(line: Line, asked: Load, patience: Patience) -> AsyncGenerator[Record, None]:
@@ -81,6 +73,8 @@ async def _loading(line: Line, asked: Load, patience: Patience) -> AsyncGenerato
                     answer = await stream.message()
                 elapsed = time.monotonic() - begun
                 if isinstance(answer, Progress):
+                    if answer.phase is Phase.WAITING and elapsed < QUIET_SECONDS:
+                        continue  # what is refused is refused at once, and then with its own status
                     yield progress_record(asked.model, answer, elapsed)
                 elif isinstance(answer, Loaded):
                     slots = await line.stats(patience.connect, "load")

@@ -30,6 +30,9 @@ KNOWN_FIELDS = frozenset({
     "format", "tools", "think", "keep_alive", "raw", "system", "template", "suffix", "context", "images", "logprobs",
     "top_logprobs", "truncate", "shift", "input", "dimensions", "stream",
 })  # fmt: skip
+# Of a loading: what is no option of the protocol's LOAD, and what is called otherwise there.
+NOT_OPTIONS = frozenset({"model", "stream", "keep_alive"})
+RENAMED_OPTIONS = {"context": "context_tokens", "kv_memory": "kv_bytes"}
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PIECE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|us|µs|ns|h|m|s)")
 
@@ -77,6 +80,29 @@ def load_of(model: str, options: Options, keep_alive: float | None) -> Load:
     """A loading as a request does it: the model's time to stay counts from then on, and the gateway holds nothing."""
     stay = {} if keep_alive is None else {"keep_alive_seconds": keep_alive}
     return Load(model, tuple({**options, **stay, "hold": False}.items()))
+
+
+def loading_of(body: Options) -> Load:
+    """What a GPU node is asked at /api/models/load; its options are its own to honour or refuse. Raises NodeRefused."""
+    options = {name: value for name, value in body.items() if name not in NOT_OPTIONS and value is not None}
+    if "num_gpus" in options:
+        options["device"] = _device(options.pop("num_gpus"), options.get("device"))
+    for name, renamed in RENAMED_OPTIONS.items():
+        if name in options:
+            options[renamed] = options.pop(name)
+    if not all(isinstance(value, str | int | float) for value in options.values()):
+        name = next(name for name, value in options.items() if not isinstance(value, str | int | float))
+        raise NodeRefused(f'field "{name[:64]}" is wrong: a text or a number is wanted', 400)
+    return load_of(str(body.get("model") or ""), options, keep_alive_of(body.get("keep_alive")))
+
+
+def _device(gpus: Any, device: Any) -> str:
+    if type(gpus) is not int or not 0 <= gpus <= 1:
+        raise NodeRefused("a model is held by one device: num_gpus must be 0 or 1", 400)
+    wanted = "cuda" if gpus else "cpu"
+    if device not in (None, "auto", wanted):
+        raise NodeRefused(f"num_gpus {gpus} contradicts device {device}", 400)
+    return wanted
 
 
 def rendering_of(request: Asked, call: Call) -> Generate:

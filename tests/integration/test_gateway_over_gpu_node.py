@@ -1,4 +1,7 @@
-"""The whole gateway over the real application of a GPU node, with scripted models: slots, loading, batches, devices."""
+"""The whole gateway over a real GPU node with scripted models: slots, loading, batches, devices.
+
+The node is reached by HTTP and by the relay, and callers of the gateway see the same.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import pytest
 
 from gpu_node.__main__ import parser
+from gpu_node.listening import bind
+from gpu_node.relay.assembly import RelayParts, relay_of
 from server.embedded import EmbeddedOptions
 from server.nodes import NodeId
 from tests.fakes.phone import FakePhone
 from tests.gpu_node.scripted import Script
-from tests.gpu_node.serving import NAME, WISH, Fleet, Model, Served, serving
+from tests.gpu_node.serving import NAME, WISH, Fleet, Model, ScriptedCatalog, Served, serving
 from tests.server.api.gateway import until
 from tests.server.live_gateway import Live, live_gateway
+from wire.handshake import ServerTerms
 
 SLOTS = 32
 OTHER = "other:1b"
@@ -30,13 +37,13 @@ class Place:
 
     host = "127.0.0.1"
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, port: int, kind: str) -> None:
+        self.port, self.kind = port, kind
 
 
 class Stand:
-    def __init__(self, node: Served, live: Live, http: httpx.AsyncClient) -> None:
-        self.node, self.live, self.http = node, live, http
+    def __init__(self, node: Served, live: Live, http: httpx.AsyncClient, port: int) -> None:
+        self.node, self.live, self.http, self.port = node, live, http, port
 
     @property
     def slots(self) -> int:
@@ -59,22 +66,43 @@ class Stand:
         return await asyncio.gather(*asking)
 
 
+@pytest.fixture(params=["ollama", "relay"])
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
 @asynccontextmanager
-async def stand(folder: Path, script: Script | None = None, **settings: Any) -> AsyncIterator[Stand]:
+async def way_in(kind: str, node: Served, fleet: Fleet) -> AsyncIterator[int]:
+    """The port at which the gateway asks the node."""
+    if kind == "ollama":
+        yield node.port
+        return
+    server = relay_of(RelayParts(node.residents, ScriptedCatalog(fleet.models), ServerTerms("node", None)))
+    listener = bind("127.0.0.1", 0)
+    server.start([listener])
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def stand(kind: str, folder: Path, script: Script | None = None, **settings: Any) -> AsyncIterator[Stand]:
     fleet = Fleet(
         models=(Model(NAME), Model(OTHER)), wish=replace(WISH, max_running=SLOTS), max_waiting=64, clock=lambda: 0.0
     )
-    async with serving(script, fleet=fleet, real=True) as node:
-        place = cast(FakePhone, Place(node.port))
+    async with serving(script, fleet=fleet, real=True) as node, way_in(kind, node, fleet) as port:
+        place = cast(FakePhone, Place(port, kind))
         async with (
             live_gateway(folder, place, probe_interval_s=0.05, **settings) as live,
             httpx.AsyncClient(base_url=live.address, timeout=20) as http,
         ):
-            yield Stand(node, live, http)
+            yield Stand(node, live, http, port)
 
 
-async def test_as_many_run_at_once_as_the_node_says_it_has_slots(tmp_path: Path):
-    async with stand(tmp_path, Script(hold_at=1)) as made:
+async def test_as_many_run_at_once_as_the_node_says_it_has_slots(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path, Script(hold_at=1)) as made:
         (node,) = (await made.get("/api/nodes"))["nodes"]
         assert (node["gpu_node"], node["slots"], node["reported_slots"]) == (True, SLOTS, SLOTS)
         answers = await made.ask_many(SLOTS + 5)
@@ -82,8 +110,8 @@ async def test_as_many_run_at_once_as_the_node_says_it_has_slots(tmp_path: Path)
         assert {answer.json()["response"] for answer in answers} == {"one two three"}
 
 
-async def test_a_count_that_changes_is_learned_and_who_waits_is_served(tmp_path: Path):
-    async with stand(tmp_path) as made:
+async def test_a_count_that_changes_is_learned_and_who_waits_is_served(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path) as made:
         made.node.script.hold_at = 1
         loaded = await made.post("/api/models/load", max_running=3)
         assert (loaded.status_code, loaded.json()["slots"], loaded.json()["node"]) == (200, 3, "phone-0")
@@ -92,14 +120,14 @@ async def test_a_count_that_changes_is_learned_and_who_waits_is_served(tmp_path:
         assert made.most == 3
 
 
-async def test_a_node_that_is_loaded_otherwise_by_somebody_else_is_followed_by_the_probes(tmp_path: Path):
-    async with stand(tmp_path) as made:
+async def test_a_node_that_is_loaded_otherwise_by_somebody_else_is_followed_by_the_probes(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path) as made:
         await made.node.post("/api/models/load", max_running=40)
         await until(lambda: made.slots == 40)
 
 
-async def test_the_fleet_file_has_the_last_word(tmp_path: Path):
-    async with stand(tmp_path, Script(hold_at=1)) as made:
+async def test_the_fleet_file_has_the_last_word(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path, Script(hold_at=1)) as made:
         path = tmp_path / "phones.json"
         (entry,) = json.loads(path.read_text())
         path.write_text(json.dumps([{**entry, "max_concurrency": 4}]))
@@ -110,8 +138,8 @@ async def test_the_fleet_file_has_the_last_word(tmp_path: Path):
         assert made.most == 4
 
 
-async def test_a_batch_fills_the_node(tmp_path: Path):
-    async with stand(tmp_path) as made:
+async def test_a_batch_fills_the_node(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path) as made:
         requests: list[dict[str, Any]] = [{"prompt": f"p{n}"} for n in range(80)]
         requests += [{"messages": [{"role": "user", "content": "q"}]}, {"prompt": "p", "model": "nothing"}]
         told = (await made.post("/v1/batch/completions", requests=requests, max_tokens=2)).json()
@@ -123,9 +151,9 @@ async def test_a_batch_fills_the_node(tmp_path: Path):
         assert made.node.script.most == SLOTS
 
 
-async def test_a_client_that_leaves_a_batch_frees_the_node(tmp_path: Path):
+async def test_a_client_that_leaves_a_batch_frees_the_node(kind: str, tmp_path: Path):
     script = Script(hold_at=1)
-    async with stand(tmp_path, script) as made:
+    async with stand(kind, tmp_path, script) as made:
         asking = asyncio.create_task(made.post("/v1/batch/completions", prompts=[f"p{n}" for n in range(99)]))
         await until(lambda: script.running == SLOTS)
         asking.cancel()
@@ -136,11 +164,11 @@ async def test_a_client_that_leaves_a_batch_frees_the_node(tmp_path: Path):
 
 
 def _address(made: Stand) -> str:
-    return f"127.0.0.1:{made.node.port}"
+    return f"127.0.0.1:{made.port}"
 
 
-async def test_another_model_is_loaded_asked_listed_and_let_go(tmp_path: Path):
-    async with stand(tmp_path) as made:
+async def test_another_model_is_loaded_asked_listed_and_let_go(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path) as made:
         answer = await made.post("/api/models/load", model=OTHER, keep_alive=-1, stream=True)
         last = json.loads(answer.text.splitlines()[-1])
         assert (last["status"], last["model"], last["node"], last["device"]) == ("success", OTHER, "phone-0", "cpu")
@@ -156,10 +184,11 @@ async def test_another_model_is_loaded_asked_listed_and_let_go(tmp_path: Path):
         assert (await made.post("/api/models/unload", model=OTHER)).json()["status"] == "not loaded"
 
 
-async def test_devices_are_told_with_the_nodes_name(tmp_path: Path):
-    async with stand(tmp_path) as made:
+async def test_devices_are_told_with_the_nodes_name(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path) as made:
         told = await made.get("/api/gpu")
-        assert [(gpu["node"], gpu["name"]) for gpu in told["gpus"]] == [("phone-0", "a GPU")]
+        if kind == "ollama":  # over the relay a node tells the devices that it may use
+            assert [(gpu["node"], gpu["name"]) for gpu in told["gpus"]] == [("phone-0", "a GPU")]
         (account,) = told["accounts"]
         assert (account["node"], account["device"]) == ("phone-0", "cpu")
         assert NAME in account["models"]
@@ -177,8 +206,8 @@ REFUSED: Sequence[tuple[dict[str, Any], int, str]] = [
 ]
 
 
-async def test_what_the_node_refuses_is_told_in_its_words(tmp_path: Path):
-    async with stand(tmp_path) as made:
+async def test_what_the_node_refuses_is_told_in_its_words(kind: str, tmp_path: Path):
+    async with stand(kind, tmp_path) as made:
         for body, status, word in REFUSED:
             for stream in (False, True):
                 answer = await made.post("/api/models/load", **body, stream=stream)

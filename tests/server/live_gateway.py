@@ -39,7 +39,10 @@ class Live:
 
 
 def write_phones(path: Path, phones: Sequence[FakePhone]) -> Path:
-    entries = [{"host": phone.host, "port": phone.port, "name": f"phone-{index}"} for index, phone in enumerate(phones)]
+    entries = [
+        {"host": phone.host, "port": phone.port, "name": f"phone-{index}", "kind": getattr(phone, "kind", "ollama")}
+        for index, phone in enumerate(phones)
+    ]
     path.write_text(json.dumps(entries))
     return path
 

@@ -53,7 +53,7 @@ async def test_what_the_protocol_has_nothing_for():
 
 
 async def test_a_loading_tells_its_steps_and_passes_its_options_on():
-    progress = (Progress(Phase.FETCHING), Progress(Phase.READING, 5, 10))
+    progress = (Progress(Phase.WAITING), Progress(Phase.FETCHING), Progress(Phase.READING, 5, 10))
     async with fake_relay_node(report=REPORT, progress=progress) as node, relay_backend() as backend:
         fetching, reading, last = await steps(backend, spec_of(node), keep_alive="5m", context=128, dtype="bfloat16")
         assert (fetching["status"], reading["status"], reading["completed"]) == ("fetching", "loading", 5)

@@ -10,7 +10,7 @@ import pytest
 
 from server.backends.base import Call
 from server.backends.relay_options import OPTION_KINDS
-from server.backends.relay_request import KNOWN_FIELDS, asked_of, embed_of, keep_alive_of, rendering_of
+from server.backends.relay_request import KNOWN_FIELDS, asked_of, embed_of, keep_alive_of, loading_of, rendering_of
 from server.errors import NodeIncapable, NodeRefused
 from server.exchange import Begun
 from wire.messages import encode_message
@@ -216,3 +216,25 @@ def test_texts_for_vectors():
     assert embed_of(Call("embed", "m", fields={"input": ""})) is None
     with pytest.raises(NodeIncapable):
         embed_of(Call("embed", "m", fields={"input": ["a"], "adapter": "x"}))
+
+
+def test_a_loading_as_gpu_nodes_are_asked_over_http():
+    body = {"model": "m", "stream": True, "keep_alive": "5m", "context": 128, "kv_memory": "2GB", "dtype": None}
+    options = {"context_tokens": 128, "kv_bytes": "2GB", "keep_alive_seconds": 300.0, "hold": False}
+    assert dict(loading_of(body).options) == options
+    assert dict(loading_of({"model": "m", "num_gpus": 0}).options)["device"] == "cpu"
+    assert dict(loading_of({"model": "m", "num_gpus": 1, "device": "auto"}).options)["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"num_gpus": 2}, "num_gpus must be 0 or 1"),
+        ({"num_gpus": 1, "device": "cpu"}, "contradicts"),
+        ({"dtype": ["float32"]}, '"dtype"'),
+        ({"keep_alive": "soon"}, "keep_alive"),
+    ],
+)
+def test_a_loading_that_cannot_be_meant(body: dict[str, Any], words: str):
+    with pytest.raises(NodeRefused, match=words):
+        loading_of({"model": "m", **body})
