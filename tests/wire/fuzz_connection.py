@@ -19,7 +19,7 @@ from wire.limits import LARGEST_PAYLOAD, Limits
 from wire.rules import flags_of
 from wire.state import ConnectionState, Role
 
-__all__ = ["ACTS_FROM", "Story", "connection_story", "raw_connection"]
+__all__ = ["ACTS_FROM", "Story", "connection_story", "raw_connection", "stories"]
 
 T = FrameType
 KINDS = tuple(FrameType)
@@ -150,6 +150,37 @@ def raw_connection(data: bytes) -> None:
         assert heard[0] == heard[1]
 
 
+def stories() -> Iterator[bytes]:
+    """Beginnings for a mutator: every type in every setting, then rooms, compression, answers and ends that go well."""
+    for setting in (0, 1, 2, 3, 4, 5, 13, 12, 21, 52, 53):
+        for kind in FrameType:
+            yield bytes((setting,)) + _heard(kind, USUAL_FLAGS | 1, 1, b"abc") + _done(int(kind) % len(ACTS), 1, 9)
+    plain, block = b"word " * 50, bytes(Lz4Codec().compress(b"word " * 50))
+    packed = len(plain).to_bytes(4, "big") + block
+    for data in (_heard(T.DATA, 0, 2, plain[:99]), _heard(T.DATA, 2, 2, packed), _heard(T.DATA, LARGE, 2, plain)):
+        for act in range(len(ACTS)):
+            # The server's end of a WRITE: named room, a whole frame, one that is cut off by what we do, the end.
+            cut = _heard(T.DATA, CUT_OFF, 2, b"cut")
+            yield b"\x0d" + _done(RECEIVE_INTO, 2, 251) + data + cut + _done(act, 2, 7) + _heard(T.DATA, 1, 2, b"end")
+    for kind, number in ((T.TOKENS, 1), (T.DATA, 3), (T.PROGRESS, 1), (T.ACK, 2), (T.DONE, 1)):
+        for act in range(len(ACTS)):
+            # The client's end: an answer, what we do, credit, the answer's end, and our release of it all.
+            told = _heard(kind, 0, number, b"more") + _done(act, number, 8) + _heard(T.CREDIT, 0, number, b"\0\0\1\0")
+            yield b"\x0c" + told + _heard(kind, 1, number, b"last") + _done(0, 0, 0) + _heard(T.GOODBYE, 1, 0, b"")
+    yield b"\x01" + _heard(T.PING, 0, 0, b"x") * 60
+    hello = _heard(T.HELLO, 0, 0, b"hello")
+    yield b"\x03" + hello + _done(6, 1, 1) + hello + _done(6, 1, 1) + _heard(T.STATS, 1, 1, b"")
+
+
+def _heard(kind: FrameType, how: int, number: int, payload: bytes) -> bytes:
+    return bytes((KINDS.index(kind), how, number, len(payload))) + payload
+
+
+def _done(act: int, which: int, size: int) -> bytes:
+    lead = ACTS_FROM + (act - ACTS_FROM) % len(ACTS)
+    return bytes((lead, which, size))
+
+
 _NEVER_ENDS = (T.HELLO, T.PING, T.PONG, T.CREDIT)
 
 
@@ -174,9 +205,10 @@ def _begun(setting: int) -> Connection:
 
 
 def _receive_into(connection: Connection, which: int, payload: bytes) -> None:
-    connection.receive_into(which, memoryview(bytearray(len(payload) + 1)))
+    connection.receive_into(which, memoryview(bytearray(len(payload) + 1)))  # room for some frames
 
 
+RECEIVE_INTO = 9
 ACTS: tuple[Callable[[Connection, int, bytes], object] | None, ...] = (
     None,
     lambda one, which, payload: one.open_stream(KINDS[8 + len(payload) % 19], payload, ends=bool(which & 1)),

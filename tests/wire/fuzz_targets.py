@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.wire.fuzz_connection import connection_story, raw_connection
+from tests.wire.fuzz_connection import connection_story, raw_connection, stories
 from tests.wire.sides import ACTIONS, Sides
 from transport.codec import Lz4Codec
 from wire.beacon import Replays, pack_beacon, unpack_beacon
@@ -157,12 +157,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
             yield from _seeds_of(path.stem, name, data)
     yield "compressed", (300).to_bytes(3, "big") + bytes(Lz4Codec().compress(b"word " * 60))
     yield "sides", bytes((0, 0, 1, 8, 0, 3, 2, 0, 2, 8, 0, 3, 5, 0, 1, 9, 0, 3, 4, 0, 0, 6, 0, 0))
-    for setting in (0b0000, 0b0001, 0b0010, 0b0011, 0b0100, 0b0101, 0b1101, 0b10101, 0b110101, 0b1100):
-        for lead in range(len(KINDS)):
-            yield (
-                "connection",
-                bytes((setting, lead, 5, 1, 3)) + b"abc" + bytes((0xC0 + lead % 14, 1, 9, lead, 4, 0, 0)),
-            )
+    for story in stories():
+        yield "connection", story
 
 
 def _vectors(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -106,6 +106,20 @@ def test_faults_of_the_peer(data: bytes, error: type[RemoteError]) -> None:
     assert server.data_to_send()[0][0] == T.ERROR and server.state is ConnectionState.CLOSED
 
 
+def test_what_comes_after_the_end_into_a_buffer_is_not_looked_at() -> None:
+    server = server_ready()
+    bad = frame(T.PING, sequence=7)
+    server.get_buffer()[: len(bad)] = bad
+    with pytest.raises(BadSequence):
+        server.buffer_updated(len(bad))
+    for _ in range(3):
+        buffer = server.get_buffer()
+        assert len(buffer) > 0
+        server.buffer_updated(len(buffer))
+    server.receive_end()
+    assert server.events_received() == []
+
+
 @pytest.mark.parametrize("end", ["fail", "answer", "cancel"])
 def test_a_room_is_let_go_in_the_middle_of_a_frame_when_its_stream_is_over(end: str) -> None:
     client, server = ready()

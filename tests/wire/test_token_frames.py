@@ -39,7 +39,7 @@ def whole(parts: list[Any]) -> bytes:
     return b"".join(parts)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(NUMBERS | ODD, NUMBERS | ODD, TEXTS | ODD, IDS | ODD)
 def test_what_is_written(index: Any, position: Any, text: Any, ids: Any) -> None:
     tokens = Tokens(index, position, text, ids)
@@ -57,7 +57,7 @@ def test_what_is_written_of_other_samples_and_with_log_probabilities(
     assert outcome(lambda: whole(encode_message(tokens))) == outcome(lambda: whole(encode(tokens)))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=24) | st.binary(max_size=USUAL_MOST + 20))
 def test_what_is_read_of_any_bytes(payload: bytes) -> None:
     slowly = outcome(lambda: decode(payload, Tokens))
@@ -65,7 +65,7 @@ def test_what_is_read_of_any_bytes(payload: bytes) -> None:
     assert outcome(lambda: decode_message(FrameType.TOKENS, memoryview(payload))) == slowly
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(of_record(Tokens), st.data())
 def test_what_is_read_of_mutated_tokens(tokens: Tokens, data: st.DataObject) -> None:
     payload = bytearray(whole(encode(tokens)))
