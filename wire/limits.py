@@ -52,8 +52,9 @@ class Limits:
     stream_queue: int = 4 * (LARGEST_PAYLOAD + FRAME_COST)
     # All streams together.
     connection_queue: int = 16 << 20
-    # Frames that need no credit (PONG, CREDIT, ERROR) and wait because the peer does not read. More is a flood.
-    control_frames: int = 1024
+    # Frames that need no credit (PONG, ERROR, CANCEL) and wait because the peer does not read: the end of every stream
+    # at once, and as much again. More is a flood.
+    control_frames: int = 2048
 
     def __post_init__(self) -> None:
         if not INITIAL_CONNECTION_CREDIT <= self.connection_window <= LARGEST_CREDIT:

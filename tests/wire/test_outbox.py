@@ -49,6 +49,18 @@ def test_a_peer_that_sends_and_never_reads_is_owed_one_credit_a_stream() -> None
         assert books.streams[number].given.left == theirs.streams[number].line.credit.left
 
 
+def test_all_streams_may_end_at_once() -> None:
+    client, server = ready()
+    for _ in range(Limits().streams):
+        client.open_stream(T.STATS, ends=True)
+    assert len(frames_of(move(client, server))) == Limits().streams
+    for number in server.open_streams:
+        server.fail(number, b"the node ends")
+    server.goodbye()
+    assert len(frames_of(move(server, client))) == Limits().streams + 1
+    assert client.open_streams == ()
+
+
 @pytest.mark.parametrize("end", ["done", "fail", "goodbye", "abandon"])
 def test_no_credit_follows_the_last_word(end: str) -> None:
     client, server = ready()
