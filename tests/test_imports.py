@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("wire", "server", "gpu_node", "potluck")
+PACKAGES = ("wire", "transport", "server", "gpu_node", "potluck")
 
 
 def _contracts(folder: Path) -> subprocess.CompletedProcess[str]:
