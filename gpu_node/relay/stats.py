@@ -18,6 +18,7 @@ from gpu_node.host import ModelHost
 from gpu_node.model_folder import ModelDescription
 from gpu_node.relay.call import RelayCall
 from gpu_node.relay.counters import RelayFigures
+from gpu_node.relay.descriptions import description_of
 from gpu_node.relay.loads import told_parameters
 from gpu_node.residents import Residents
 from gpu_node.vram import Account
@@ -38,10 +39,10 @@ class StatsRequests:
         self._residents, self._catalog, self._figures = residents, catalog, figures
 
     async def handle(self, call: RelayCall) -> None:
-        call.message(Stats)
+        asked = call.message(Stats)
         entries = await asyncio.to_thread(self._catalog.entries)
         stats = Stats(
-            self._values(),
+            self._values() + self._description(asked, entries),
             self._models(entries),
             tuple(resident_record(host) for host in self._residents.loaded),
             tuple(map(device_record, self._residents.accounts)),
@@ -65,6 +66,18 @@ class StatsRequests:
             "streams": figures.streams,
         }
         return tuple(told.items())
+
+    def _description(self, asked: Stats, entries: list[Entry]) -> Table:
+        """Of the model that is asked for by name; nothing is loaded for it. Raises `RequestError`."""
+        name = dict(asked.values).get("model")
+        if not isinstance(name, str):
+            return ()
+        host = self._residents.find(name)
+        known = (entry.description for entry in entries if entry.name == host.name)
+        described = host.description or next(known, None)
+        runner = host.engine.runner
+        begins_with_bos = runner.vocabulary.begins_with_bos if runner is not None else None
+        return description_of(host.name, described, begins_with_bos) if described is not None else ()
 
     def _models(self, entries: list[Entry]) -> tuple[ModelRecord, ...]:
         """Those whose files are here, the node's own first."""

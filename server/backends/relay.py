@@ -65,10 +65,10 @@ class RelayBackend:
 
     async def show(self, spec: NodeSpec, model: str, timeout_seconds: float, verbose: bool = False) -> dict[str, Any]:
         with self._links.line(spec) as line:
-            stats = await line.stats(timeout_seconds, "show")
+            stats = await line.stats(timeout_seconds, "show", model)
         for record in stats.models:
             if model_key(record.name) == model_key(model):
-                return shown(record)
+                return shown(record, dict(stats.values))
         raise NodeRefused(f"model '{model}' not found", 404)
 
     async def aclose(self) -> None:

@@ -50,12 +50,12 @@ class Line:
         link = self.session.connected
         return link.welcome.node_id.hex() if link is not None else ""
 
-    async def stats(self, timeout_seconds: float, phase: str) -> Stats:
-        """What the node tells of itself. Raises NodeError."""
+    async def stats(self, timeout_seconds: float, phase: str, model: str = "") -> Stats:
+        """What the node tells of itself, and of the model that is named. Raises NodeError."""
         with translated(self.address):
             try:
                 async with asyncio.timeout(timeout_seconds):
-                    answer = await self.session.ask(Stats())
+                    answer = await self.session.ask(Stats((("model", model),) if model else ()))
             except TimeoutError as problem:
                 message = f"{self.address} did not tell its state within {timeout_seconds:g} s"
                 raise NodeStalled(message, phase) from problem

@@ -17,6 +17,8 @@ MOST_SLOTS = 10_000  # as in the fleet file: a node that boasts of more must not
 LONGEST_STAY = timedelta(days=292 * 365)  # what Ollama says of a model that stays for ever
 LATEST_SECONDS = 253_402_300_799.0  # the last second of the year 9999, beyond which no date goes
 READY = "ready"
+INFO = "info."  # before names of Ollama's `model_info`
+SCALARS = (str, bool, int, float)
 
 Record = dict[str, Any]
 
@@ -55,16 +57,18 @@ def listed(model: ModelRecord) -> Record:
     }
 
 
-def shown(model: ModelRecord) -> Record:
-    """As in /api/show, as far as the node's record goes: it holds no template and no list of tensors."""
-    family = model.family
-    info = {"general.architecture": family, f"{family}.context_length": model.context_tokens}
-    return {
+def shown(model: ModelRecord, values: Mapping[str, Any]) -> Record:
+    """As in /api/show, by the record and what the node tells of a model that is asked for by name."""
+    info = {"general.architecture": model.family, f"{model.family}.context_length": model.context_tokens}
+    told = {name.removeprefix(INFO): value for name, value in values.items() if name.startswith(INFO)}
+    licence = values.get("licence")
+    record: Record = {"license": licence} if isinstance(licence, str) and licence else {}
+    return record | {
         "modelfile": f"# served by Potluck\nFROM {model.name}\n",
         "parameters": _parameter_lines(dict(model.parameters)),
-        "template": "",
+        "template": str(values.get("template") or ""),
         "details": _details(model),
-        "model_info": {name: value for name, value in info.items() if value},
+        "model_info": {name: value for name, value in (info | told).items() if type(value) in SCALARS and value != ""},
         "capabilities": list(model.capabilities) or ["completion"],
         "modified_at": _time(model.modified_s),
     }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gpu_node import __version__
+from gpu_node.relay.descriptions import description_of
 from gpu_node.relay.stats import fitting
-from tests.gpu_node.relay.relayed import answer, generate, scripted
-from tests.gpu_node.serving import NAME, Fleet, Model
+from tests.gpu_node.relay.relayed import answer, failure, generate, scripted
+from tests.gpu_node.serving import DESCRIPTION, NAME, Fleet, Model
+from transport.errors import Refused
 from wire.messages import encode_message
+from wire.messages_session import ErrorCode
 from wire.messages_stats import DeviceRecord, HolderRecord, ModelRecord, Stats
 
 
@@ -43,3 +48,24 @@ def test_a_node_with_more_than_fits_leaves_the_last_out() -> None:
     assert 0 < len(told.models) < 4096 and told.models == models[: len(told.models)]
     small = Stats(models=models[:2])
     assert fitting(small) is small
+
+
+async def test_a_model_that_is_asked_for_by_name_is_described() -> None:
+    async with scripted() as (here, _):
+        link = await here.connect()
+        plain = await link.ask(Stats())
+        told = await link.ask(Stats((("model", "smollm2"),)))
+        assert isinstance(plain, Stats) and isinstance(told, Stats)
+        values = dict(told.values)
+        assert (values["template"], values["licence"]) == ("{{ messages }}", "Apache-2.0")
+        assert values["info.llama.attention.head_count"] == 9 and values["info.tokenizer.ggml.add_bos_token"] is False
+        assert not any(name.startswith("info.") for name, _ in plain.values) and told.models == plain.models
+        refused = await failure(link, Stats((("model", "nobody"),)))
+        assert isinstance(refused, Refused) and refused.code is ErrorCode.MODEL_NOT_FOUND
+
+
+def test_a_description_leaves_out_what_is_too_long() -> None:
+    long = replace(DESCRIPTION, template="x" * 70_000, config={"num_attention_heads": 9, "vocab_size": [1]})
+    told = dict(description_of("m", long, None))
+    assert "template" not in told and told["licence"] == "Apache-2.0"
+    assert "info.llama.vocab_size" not in told and "info.tokenizer.ggml.add_bos_token" not in told

@@ -292,11 +292,20 @@ async def test_a_rendering_that_does_not_come_is_a_stall():
         assert caught.value.phase == "render"
 
 
-async def test_a_model_is_described_by_its_record():
-    async with fake_relay_node(report=REPORT) as node, relay_backend() as backend:
+async def test_a_model_is_described():
+    described = (("template", "{{ messages }}"), ("licence", "MIT"), ("info.tokenizer.ggml.add_bos_token", True))
+    report = replace(REPORT, values=(*REPORT.values, *described, ("info.odd", (1, 2))))
+    async with fake_relay_node(report=report) as node, relay_backend() as backend:
         shown = await backend.show(spec_of(node), "Tiny:latest", 5)
+        assert node.asked(Stats) == [Stats((("model", "Tiny:latest"),))]
         assert shown["details"]["quantization_level"] == "Q4_0" and shown["capabilities"] == ["completion"]
-        assert shown["model_info"] == {"general.architecture": "llama", "llama.context_length": 256}
+        assert (shown["template"], shown["license"]) == ("{{ messages }}", "MIT")
+        assert shown["model_info"] == {
+            "general.architecture": "llama", "llama.context_length": 256, "tokenizer.ggml.add_bos_token": True,
+        }  # fmt: skip
         assert shown["parameters"].split() == ["temperature", "0.25", "stop", '"<end>"']
         with pytest.raises(NodeRefused, match="not found"):
             await backend.show(spec_of(node), "nobody", 5)
+        node.script.report = REPORT
+        plain = await backend.show(spec_of(node), "tiny", 5)
+        assert plain["template"] == "" and "license" not in plain
