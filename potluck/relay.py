@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
-from transport.beacons import MOST_FOUND
+from transport.beacons import MOST_FOUND, Reach
 from transport.beacons import discover as probe
 from transport.link import Access
 from transport.places import RELAY_PORT, Place
@@ -90,13 +90,16 @@ class AsyncRelay:
         token: str | None = None,
         enough: int = MOST_FOUND,
         places: Sequence[tuple[str, int]] = (),
+        this_machine: bool = False,
     ) -> tuple[FoundNode, ...]:
         """The nodes that answer a probe within the time, or as soon as there are `enough`.
 
-        `places` (address, UDP port) are asked besides the networks of this machine.
+        `places` (address, UDP port) are asked besides the networks of this machine; with `this_machine` those networks
+        are not asked.
         """
+        reach = Reach(network=not this_machine)
         token = token or os.environ.get(TOKEN_VARIABLE) or None
-        return tuple(map(FoundNode.of, await probe(token, seconds=seconds, enough=enough, places=places)))
+        return tuple(map(FoundNode.of, await probe(token, seconds=seconds, enough=enough, places=places, reach=reach)))
 
     async def __aenter__(self) -> Self:
         try:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from .errors import Misuse
+from .relay_answers import Piece
 from .relay_arrays import TensorData
 from .relay_asking import GenerateOptions
 from .relay_blocking import Relay
@@ -222,43 +223,74 @@ class RemoteCausalLM(RemoteModule):
         rows = _Rows(input_ids, None, attention_mask)
         batch = input_ids if input_ids.dim() == 2 else input_ids.unsqueeze(0)
         wish = wish_of(options, batch.shape[1], self.end_ids)
-        if streamer is not None and len(rows.texts) * wish.sequences != 1:
+        if streamer is None:
+            answers = self.relay.submit(self._generate_all(rows, wish))
+        elif len(rows.texts) * wish.sequences == 1:
+            answers = self._stream(rows.texts[0].tolist(), wish, streamer, batch)
+        else:
             raise Misuse("a streamer takes one answer at a time")
-        if streamer is not None:
-            streamer.put(batch.cpu())
-        answers = self.relay.submit(self._generate_all(rows, wish, streamer))
-        if streamer is not None:
-            streamer.end()
         longest = max(map(len, answers))
         filled = [answer + [wish.pad_id] * (longest - len(answer)) for answer in answers]
         told = torch.tensor(filled, dtype=input_ids.dtype, device=input_ids.device)
         return torch.cat((batch.repeat_interleave(wish.sequences, 0), told), 1)
 
-    async def _generate_all(self, rows: _Rows, wish: Wish, streamer: TokenStreamer | None) -> list[list[int]]:
-        asked = [
-            self._generate(row.tolist(), wish, _drawn(wish, number), streamer) for number, row in enumerate(rows.texts)
-        ]
-        return [answer for answers in await asyncio.gather(*asked) for answer in answers]
+    async def _generate_all(self, rows: _Rows, wish: Wish) -> list[list[int]]:
+        texts = enumerate(rows.texts)
+        told = await asyncio.gather(
+            *(self._generate(row.tolist(), wish, _drawn(wish, number)) for number, row in texts)
+        )
+        return [answer for answers in told for answer in answers]
 
-    async def _generate(
-        self, prompt: list[int], wish: Wish, seed: int | None, streamer: TokenStreamer | None
-    ) -> list[list[int]]:
+    async def _generate(self, prompt: list[int], wish: Wish, seed: int | None) -> list[list[int]]:
         """One answer a sequence; the node is told to stop when all of them have come to an end token."""
-        answers: list[list[int]] = [[] for _ in range(wish.sequences)]
-        ended = [False] * wish.sequences
-        options: GenerateOptions = {**wish.options, "samples": wish.sequences, "seed": seed}
-        async with self.relay.asynchronous.generate(self.model, prompt, **options) as stream:
+        answers = _Answers(wish)
+        async with self.relay.asynchronous.generate(self.model, prompt, **_seeded(wish, seed)) as stream:
             async for piece in stream:
-                for id in piece.ids:
-                    if ended[piece.sample]:
-                        break
-                    answers[piece.sample].append(id)
-                    ended[piece.sample] = id in wish.end_ids
-                    if streamer is not None:
-                        await asyncio.to_thread(streamer.put, torch.tensor([id]))
-                if all(ended):
+                answers.take(piece)
+                if answers.ended:
                     break
-        return answers
+        return answers.ids
+
+    def _stream(self, prompt: list[int], wish: Wish, streamer: TokenStreamer, told: torch.Tensor) -> list[list[int]]:
+        """The same in the caller's thread, which is the streamer's."""
+        answers = _Answers(wish)
+        streamer.put(told.cpu())
+        with self.relay.generate(self.model, prompt, **_seeded(wish, _drawn(wish, 0))) as stream:
+            for piece in stream:
+                for id in answers.take(piece):
+                    streamer.put(torch.tensor([id]))
+                if answers.ended:
+                    break
+        streamer.end()
+        return answers.ids
+
+
+class _Answers:
+    """The ids of each sequence as far as its first end token."""
+
+    def __init__(self, wish: Wish) -> None:
+        self.ids: list[list[int]] = [[] for _ in range(wish.sequences)]
+        self._open = set(range(wish.sequences))
+        self._end_ids = wish.end_ids
+
+    @property
+    def ended(self) -> bool:
+        return not self._open
+
+    def take(self, piece: Piece) -> list[int]:
+        """Those of the piece that belong to its sequence."""
+        if piece.sample not in self._open:
+            return []
+        ends = [place for place, id in enumerate(piece.ids) if id in self._end_ids]
+        taken = list(piece.ids[: ends[0] + 1] if ends else piece.ids)
+        self.ids[piece.sample].extend(taken)
+        if ends:
+            self._open.discard(piece.sample)
+        return taken
+
+
+def _seeded(wish: Wish, seed: int | None) -> GenerateOptions:
+    return {**wish.options, "samples": wish.sequences, "seed": seed}
 
 
 def _drawn(wish: Wish, row: int) -> int | None:
@@ -303,10 +335,8 @@ class RemotePipeline:
     async def _ask(self, prompt: Prompt, wish: Wish, seed: int | None) -> tuple[str, ...]:
         relay, raw = self.model.relay.asynchronous, isinstance(prompt, str)
         options: GenerateOptions = {
-            **wish.options,
+            **_seeded(wish, seed),
             "ignore_end": False,
-            "samples": wish.sequences,
-            "seed": seed,
             "raw": raw,
         }
         return (await relay.generate(self.model.model, prompt, **options).finish()).texts

@@ -37,9 +37,7 @@ def next_pause(policy: PausePolicy, failures: int, chance: float) -> float:
     return whole * (1 - policy.jitter * chance)
 
 
-def may_try_again(
-    policy: PausePolicy, grace_seconds: float, cut_for_seconds: float, *, refused: bool = False
-) -> bool:
+def may_try_again(policy: PausePolicy, grace_seconds: float, cut_for_seconds: float, *, refused: bool = False) -> bool:
     """Whether another try can still help after so long without a connection; `refused`: nobody listened at the last."""
     if refused and not policy.when_refused:
         return False

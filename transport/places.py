@@ -68,7 +68,7 @@ async def reach(place: Place, stagger_seconds: float = STAGGER_SECONDS) -> socke
 async def _addresses(place: Place) -> list[tuple[int, Any]]:
     """Names are looked up in a thread; figures need none."""
     kind, figures = socket.SOCK_STREAM, socket.AI_NUMERICHOST
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(place.host, place.port, type=kind, flags=figures)]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(place.host, place.port, type=kind)

@@ -21,7 +21,7 @@ from wire.connection import Connection, FrameReceived
 from wire.errors import IllegalSend, QueueFull, RemoteError
 from wire.frames import Buffer, FrameType
 from wire.handshake import Accepted, Challenge, ServerHandshake, ServerTerms
-from wire.messages import Message, decode_message, encode_message
+from wire.messages import decode_message, encode_message
 from wire.messages_session import Error, ErrorCode, Goodbye, GoodbyeReason
 from wire.state import Role
 
@@ -55,7 +55,7 @@ class FakeRelayNode:
 
     def __init__(self, settings: RelayNodeSettings) -> None:
         self.settings, self.script = settings, settings.script
-        self.heard: list[Message | FrameReceived] = []
+        self.heard: list[Any] = []  # messages, and the frames of WRITE
         self.cancelled: list[FrameType] = []
         self.goodbyes: list[Goodbye] = []
         self.sessions: dict[bytes, RelaySessionState] = {}

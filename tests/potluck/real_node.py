@@ -24,4 +24,4 @@ def real_node(folder: Path) -> Iterator[RealNode]:
     tiny = write_tiny_model(folder / "tiny-llama")
     with running(tiny, folder / "cache") as (_, event), client_of(event) as http:
         [model] = [record["name"] for record in http.get("/api/tags").json()["models"]]
-        yield RealNode(f"{event['relay_host'] if 'relay_host' in event else '127.0.0.1'}:{event['relay_port']}", model, tiny)
+        yield RealNode(f"{event.get('relay_host', '127.0.0.1')}:{event['relay_port']}", model, tiny)

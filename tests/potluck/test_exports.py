@@ -14,7 +14,17 @@ import potluck
 
 ROOT = Path(potluck.__file__).parents[1]
 # Modules whose public classes are what users may need; the others are how it works inside.
-PUBLIC_MODULES = ("errors", "timeouts", "gateway", "streams", "answers", "fleet")
+PUBLIC_MODULES = (
+    "errors",
+    "timeouts",
+    "gateway",
+    "streams",
+    "answers",
+    "fleet",
+    "relay",
+    "relay_blocking",
+    "relay_streams",
+)
 
 
 @pytest.mark.parametrize("module_name", PUBLIC_MODULES)
@@ -61,10 +71,15 @@ def third_party_after(code: str) -> set[str]:
     return set(done.stdout.split()) - sys.stdlib_module_names
 
 
-def test_importing_everything_loads_httpx_and_nothing_else():
+def test_importing_everything_loads_httpx_and_lz4_and_nothing_else():
     everything = third_party_after("from potluck import *")
-    assert "httpx" in everything
-    assert everything - third_party_after("import httpx") == {"potluck"}
+    assert {"httpx", "lz4"} <= everything
+    assert everything - third_party_after("import httpx") <= {"potluck", "wire", "transport", "lz4", "isal", "ifaddr"}
+
+
+def test_the_relays_client_loads_no_httpx_and_no_array_library():
+    loaded = third_party_after("from potluck import AsyncRelay, Relay")
+    assert not {"httpx", "numpy", "torch"} & loaded
 
 
 def test_importing_the_package_alone_loads_nothing():

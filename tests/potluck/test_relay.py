@@ -1,9 +1,10 @@
 """The asyncio client of a relay node, against a node that is played."""
 
-import asyncio
 import array
+import asyncio
 import hashlib
 import ssl
+import time
 
 import pytest
 
@@ -29,6 +30,7 @@ from tests.fakes.relay_node import Refusal, fake_relay_node
 from tests.transport.certificates import server_context, trusting_context
 from transport.pauses import PausePolicy
 from transport.session import SessionSettings
+from wire.beacon import Address, Announcement, Probe, pack_beacon, unpack_beacon
 from wire.frames import FrameType
 from wire.messages_memory import Free, Read, Run
 from wire.messages_session import Error, ErrorCode, GoodbyeReason
@@ -89,11 +91,11 @@ async def test_logprobs_and_samples_are_kept_apart():
         ]
 
     async with fake_relay_node(answer=answer) as node, relay_of(node) as relay:
-        answer = await relay.generate("tiny", "?", samples=2, logprobs=1).finish()
-        assert answer.texts == ("ac", "b") and answer.sample_ids == ((1, 3), (2,))
-        assert answer.reasons == ("stop", "stop")
-        assert [choice.id for choice in answer.logprobs[0]] == [1, 3]
-        assert answer.logprobs[1][0].top == ((9, "x", -2.0),)
+        told = await relay.generate("tiny", "?", samples=2, logprobs=1).finish()
+        assert told.texts == ("ac", "b") and told.sample_ids == ((1, 3), (2,))
+        assert told.reasons == ("stop", "stop")
+        assert [choice.id for choice in told.logprobs[0]] == [1, 3]
+        assert told.logprobs[1][0].top == ((9, "x", -2.0),)
 
 
 async def test_a_cut_in_the_middle_is_not_seen():
@@ -128,7 +130,7 @@ async def test_leaving_early_stops_the_node(way):
             stream = relay.generate("tiny", "Paris?")
             await anext(stream)
             await (stream.__aexit__() if way == "block" else stream.aclose())
-        await node.until(lambda: node.cancelled)
+        await node.until(lambda: bool(node.cancelled))
 
 
 async def test_events_tell_what_the_node_does_first():
@@ -162,7 +164,8 @@ async def test_options_that_make_no_sense_are_refused_before_anything_is_sent(op
 
 
 @pytest.mark.parametrize(
-    "messages", [[{"role": "user"}], [{"role": "user", "content": "x", "images": []}], [{"role": "user", "content": 1}], ["x"]]
+    "messages",
+    [[{"role": "user"}], [{"role": "user", "content": "x", "images": []}], [{"role": "user", "content": 1}], ["x"]],
 )
 async def test_messages_that_cannot_be_sent_are_refused(messages):
     with pytest.raises(Misuse):
@@ -207,7 +210,7 @@ async def test_embeddings_are_one_vector_a_text():
         embeddings = await relay.embed("tiny", ["a", "bb", "ccc"])
         assert len(embeddings) == 3 and embeddings[-1] == embeddings[2] == [3.0, 1.0, 2.0]
         assert embeddings.vectors.tolist()[1] == [2.0, 1.0, 2.0]
-        assert list(embeddings)[0] == [1.0, 1.0, 2.0]
+        assert next(iter(embeddings)) == [1.0, 1.0, 2.0]
         assert embeddings.prompt_tokens == 9
 
 
@@ -418,3 +421,35 @@ def test_a_tls_context_is_taken_as_it_is():
     context = ssl.create_default_context()
     assert AsyncRelay("node", tls=context)._session._access.tls is context
     assert isinstance(TensorData(memoryview(b""), "uint8", (0,)), TensorData)
+
+
+class Answering(asyncio.DatagramProtocol):
+    """A node that answers probes."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, datagram, source):
+        probe, _ = unpack_beacon(datagram, self.token)
+        assert isinstance(probe, Probe)
+        now = int(time.time() * 1000)
+        told = Announcement(
+            bytes(range(16)), 3, 1, now, "attic", (Address("127.0.0.1", 8765),), ("tiny",), False, 5_000, 9_000, 0.5,
+            answers=probe.nonce, token_wanted=True,
+        )  # fmt: skip
+        self.transport.sendto(pack_beacon(told, self.token), source)
+
+
+async def test_nodes_are_discovered():
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: Answering("shared"), ("127.0.0.1", 0))
+    places = [("127.0.0.1", transport.get_extra_info("sockname")[1])]
+    [found] = await AsyncRelay.discover(10, token="shared", enough=1, places=places, this_machine=True)
+    transport.close()
+    assert (found.name, found.addresses, found.models) == ("attic", (("127.0.0.1", 8765),), ("tiny",))
+    assert (found.free_bytes, found.total_bytes, found.load) == (5_000, 9_000, 0.5)
+    assert found.token_wanted and found.signed and found.seconds < 10
+    assert AsyncRelay(found).place == "127.0.0.1:8765"

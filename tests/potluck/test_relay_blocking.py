@@ -70,11 +70,12 @@ def test_everything_else_does_what_its_twin_does(tmp_path):
         with pytest.raises(ModelUnknown):
             relay.load_model("huge")
         with pytest.raises(Misuse):
-            relay.generate("tiny", "?", nonsense=1)
+            relay.generate("tiny", "?", **{"nonsense": 1})
 
 
 def test_several_requests_at_once_in_the_clients_own_loop():
     with playing() as node, Relay(node.place) as relay:
+
         async def both():
             one, two = relay.asynchronous.generate("tiny", "a"), relay.asynchronous.generate("tiny", "b")
             return await asyncio.gather(one.finish(), two.finish())
@@ -109,7 +110,7 @@ def test_leaving_a_stream_stops_the_node(way):
                 pass
         del stream
         gc.collect()
-        node.do(lambda played: played.until(lambda: played.cancelled))
+        node.do(lambda played: played.until(lambda: bool(played.cancelled)))
 
 
 def test_events_tell_what_the_node_does_first():
@@ -134,7 +135,7 @@ def test_closing_ends_the_thread_and_frees_the_node():
         relay.close()
         relay.close()
         assert not [thread for thread in threading.enumerate() if thread.name == "potluck-relay"][1:]
-        node.do(lambda played: played.until(lambda: played.goodbyes))
+        node.do(lambda played: played.until(lambda: bool(played.goodbyes)))
         assert node.node.goodbyes[0].reason is GoodbyeReason.FINISHED
         with pytest.raises(PotluckError, match="closed"):
             relay.stats()

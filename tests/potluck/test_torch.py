@@ -15,13 +15,13 @@ def local(node):
     return LlamaForCausalLM.from_pretrained(node.folder).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def relay(node):
     with Relay(node.place) as relay:
         yield relay
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def remote(relay, node):
     return RemoteCausalLM(relay, node.model)
 

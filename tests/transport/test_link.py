@@ -14,7 +14,7 @@ from wire.frames import FrameType
 from wire.messages_memory import Read
 from wire.messages_session import Error, ErrorCode, GoodbyeReason
 from wire.messages_stats import Stats
-from wire.messages_work import Done, Embed, Generate, Load, Loaded, TextPrompt, Tokens
+from wire.messages_work import Done, Embed, Generate, Load, Loaded, TextPrompt, Tokens, Vectors
 
 OPEN = Access(None)
 ASKED = Generate("tiny", TextPrompt("Paris?"))
@@ -44,6 +44,7 @@ async def test_several_vectors_become_one_answer():
     async with fake_relay_node() as node:
         link = await connect(node.place, OPEN)
         vectors = await link.ask(Embed("tiny", ("a", "bb", "ccc")))
+        assert isinstance(vectors, Vectors)
         assert memoryview(vectors.data).cast("f").tolist() == [1, 1, 2, 2, 1, 2, 3, 1, 2]
         assert (vectors.first, vectors.total, vectors.prompt_tokens) == (0, 3, 9)
         await link.close()
@@ -157,7 +158,7 @@ async def test_a_node_that_stops_lets_the_running_answer_end_and_takes_no_other(
         told = [await stream.message() for _ in range(6)]
         assert isinstance(told[-1], Done)
         await link.wait_closed()
-        await node.until(lambda: node.goodbyes)
+        await node.until(lambda: bool(node.goodbyes))
         assert node.goodbyes[0].reason is GoodbyeReason.STOPPING
         assert "maintenance" in str(link.lost) and link.keeps_session
 
@@ -181,7 +182,7 @@ async def test_closing_a_stream_early_cancels_the_work():
         stream = await link.open(ASKED)
         assert isinstance(await stream.message(), Tokens)
         stream.cancel()
-        await node.until(lambda: node.cancelled)
+        await node.until(lambda: bool(node.cancelled))
         await link.close()
 
 

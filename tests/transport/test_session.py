@@ -119,7 +119,7 @@ async def test_closing_the_generator_cancels_the_work():
         answer = session.generate(ASKED)
         assert isinstance(await anext(answer), Tokens)
         await answer.aclose()
-        await node.until(lambda: node.cancelled)
+        await node.until(lambda: bool(node.cancelled))
         await session.close()
 
 
