@@ -105,18 +105,29 @@ class Planner:
 
     def too_small(self, plan: Plan | None = None) -> DoesNotFit:
         """What is missing for one context, spread as well as can be, and what would help."""
-        sizes, least = self._sizes, self._demand.least_tokens
-        orders_tried = [plan] if plan else [self._plan(c, "") for c in self._nearest()]
-        short = min(self._missing(one, least) for one in orders_tried)
-        shape = sizes.shape
-        need = shape.weights_bytes + least * sizes.cache_token(0, sizes.layers)
+        least = self._demand.least_tokens
+        tried = [plan] if plan else [self._plan(counts, "") for counts in self._nearest()]
+        nearest = min(tried, key=lambda one: self._missing(one, least))
+        short = self._missing(nearest, least)
         have = ", ".join(f"{one.name} {gigabytes(one.usable_bytes)}" for one in self._devices)
         text = (
-            f"{shape.name} does not fit: {shortage(short)}; it needs {gigabytes(need)} for weights and a context of "
-            f"{least:,} tokens beside what a step takes, and there is {have}"
+            f"{self._sizes.shape.name} does not fit: {shortage(short)}; {self._needs(nearest, least)}, "
+            f"and there is {have}"
         )
         remedies = tuple(self._remedies(short))
         return DoesNotFit(". ".join((text, *remedies)), short, remedies)
+
+    def _needs(self, plan: Plan, tokens: int) -> str:
+        """All stages together: a split keeps tied weights twice, and each stage its own activations."""
+        sizes = self._sizes
+        weights = sum(stage.weights_bytes for stage in plan.stages)
+        steps = sum(sizes.activations(stage.behind) for stage in plan.stages)
+        cache = tokens * sizes.cache_token(0, sizes.layers)
+        where = f" over {len(plan.stages)} devices" if len(plan.stages) > 1 else ""
+        return (
+            f"it needs {gigabytes(weights + cache + steps)}{where} ({gigabytes(weights)} for weights, "
+            f"{gigabytes(cache)} for a context of {tokens:,} tokens, {gigabytes(steps)} for a step)"
+        )
 
     def _remedies(self, short: int) -> Iterator[str]:
         context = self._longest_context()

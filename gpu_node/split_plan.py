@@ -84,16 +84,20 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class PlannedDevice:
+    """`stated`: somebody gave it exactly this budget, which counts tensors only, so that no reserve is taken of it."""
+
     name: str
     free_bytes: int
     kind: str = "cpu"
     pace: Pace | None = None
+    stated: bool = False
 
     @property
     def usable_bytes(self) -> int:
         """For weights, cache and activations."""
         graphs = GRAPH_BYTES if self.kind == "cuda" else 0
-        return max(int(self.free_bytes * (1 - RESERVE_SHARE)) - graphs, 0)
+        reserve = 0.0 if self.stated else RESERVE_SHARE
+        return max(int(self.free_bytes * (1 - reserve)) - graphs, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,3 +257,19 @@ def test_the_planner_is_a_value_of_its_arguments():
     sizes = Sizes(SHAPE, DEMAND)
     planner = Planner(sizes, (device("a", 60), device("b", 60)), {})
     assert list(planner.candidates(SplitWish())) == list(planner.candidates(SplitWish()))
+
+
+def test_a_stated_budget_has_no_reserve_taken_of_it() -> None:
+    free, stated = PlannedDevice("a", 10 * MB), PlannedDevice("a", 10 * MB, stated=True)
+    assert (free.usable_bytes, stated.usable_bytes) == (9 * MB, 10 * MB)
+
+
+def test_what_is_needed_counts_the_second_copy_of_tied_weights_and_the_steps() -> None:
+    tied = replace(SHAPE, tied=True, head_bytes=20 * MB, embedding_bytes=20 * MB)
+    with pytest.raises(DoesNotFit) as caught:
+        plan_split(tied, [device("a", 61), device("b", 61)], {}, DEMAND)
+    sizes = Sizes(tied, DEMAND)
+    steps = sizes.activations(4) + sizes.activations(8)
+    cache = 1024 * 8 * 1000
+    need = (120 * MB + cache + steps) / 1e9
+    assert f"it needs {need:.2f} GB over 2 devices (0.12 GB for weights" in str(caught.value)
