@@ -22,6 +22,7 @@ from gpu_node.relay.assembly import RelayParts, relay_of
 from gpu_node.relay.presence import SessionTerms
 from gpu_node.relay.pushes import Pushes
 from gpu_node.relay.server import RelayServer, ServerLimits
+from gpu_node.relay_descriptions import description_of
 from gpu_node.residents import Residents
 from gpu_node.settings import NodeSettings
 from gpu_node.staging import STALE_SECONDS, Staging, StagingRules
@@ -75,6 +76,7 @@ class RelaySide:
                 models.residents,
                 models.catalog,
                 terms,
+                description_of,
                 sessions=SessionTerms(idle_seconds=idle, grace_seconds=settings.session_grace),
                 limits=ServerLimits(drain_seconds=DRAIN_SECONDS),
                 tls=self._tls,

@@ -21,7 +21,7 @@ from gpu_node.relay.requests import Requests
 from gpu_node.relay.runs import Runs
 from gpu_node.relay.server import RelayServer, ServerLimits
 from gpu_node.relay.sessions import Sessions, Times
-from gpu_node.relay.stats import Listing, StatsRequests
+from gpu_node.relay.stats import Describe, Listing, StatsRequests
 from gpu_node.residents import Residents
 from transport.codec import LZ4
 from wire.frames import FrameType
@@ -35,6 +35,7 @@ class RelayParts:
     residents: Residents
     catalog: Listing
     terms: ServerTerms
+    describe: Describe = lambda name, model, begins_with_bos: ()  # what STATS says besides of one that it is asked for
     sessions: SessionTerms = field(default_factory=SessionTerms)
     limits: ServerLimits = field(default_factory=ServerLimits)
     tls: ssl.SSLContext | None = None
@@ -55,7 +56,7 @@ def relay_of(parts: RelayParts) -> RelayServer:
         parts.limits,
         parts.tls,
     )
-    handlers[FrameType.STATS] = StatsRequests(residents, parts.catalog, lambda: server.figures).handle
+    handlers[FrameType.STATS] = StatsRequests(residents, parts.catalog, lambda: server.figures, parts.describe).handle
     return server
 
 

@@ -18,7 +18,6 @@ from gpu_node.host import ModelHost
 from gpu_node.model_folder import ModelDescription
 from gpu_node.relay.call import RelayCall
 from gpu_node.relay.counters import RelayFigures
-from gpu_node.relay.descriptions import description_of
 from gpu_node.relay.loads import told_parameters
 from gpu_node.residents import Residents
 from gpu_node.vram import Account
@@ -34,9 +33,15 @@ class Listing(Protocol):
         ...
 
 
+# A model in more words than its record has: its name, what is known of it, and of a loaded one how its texts begin.
+Describe = Callable[[str, ModelDescription, bool | None], Table]
+
+
 class StatsRequests:
-    def __init__(self, residents: Residents, catalog: Listing, figures: Callable[[], RelayFigures]) -> None:
-        self._residents, self._catalog, self._figures = residents, catalog, figures
+    def __init__(
+        self, residents: Residents, catalog: Listing, figures: Callable[[], RelayFigures], describe: Describe
+    ) -> None:
+        self._residents, self._catalog, self._figures, self._describe = residents, catalog, figures, describe
 
     async def handle(self, call: RelayCall) -> None:
         asked = call.message(Stats)
@@ -77,7 +82,7 @@ class StatsRequests:
         described = host.description or next(known, None)
         runner = host.engine.runner
         begins_with_bos = runner.vocabulary.begins_with_bos if runner is not None else None
-        return description_of(host.name, described, begins_with_bos) if described is not None else ()
+        return self._describe(host.name, described, begins_with_bos) if described is not None else ()
 
     def _models(self, entries: list[Entry]) -> tuple[ModelRecord, ...]:
         """Those whose files are here, the node's own first."""

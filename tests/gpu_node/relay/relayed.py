@@ -21,6 +21,7 @@ from gpu_node.relay.call import Handlers
 from gpu_node.relay.presence import SessionTerms
 from gpu_node.relay.server import RelayServer, ServerLimits
 from gpu_node.relay.sessions import ClientSession, Sessions, Times
+from gpu_node.relay_descriptions import description_of
 from gpu_node.residents import Residents, Start
 from gpu_node.vram import Account
 from tests.gpu_node.serving import DESCRIPTION, NAME, Files, Fleet, Model, ScriptedCatalog, until_true
@@ -111,7 +112,7 @@ async def relayed(
     greeting_seconds: float = 10.0,
 ) -> AsyncIterator[Relayed]:
     parts = RelayParts(
-        residents, catalog, ServerTerms("node", token, node_id=bytes(16), incarnation=7),
+        residents, catalog, ServerTerms("node", token, node_id=bytes(16), incarnation=7), description_of,
         sessions=terms or SessionTerms(), limits=limits or ServerLimits(), tls=tls, more=more or {},
         times=times or Times(), greeting_seconds=greeting_seconds,
     )  # fmt: skip

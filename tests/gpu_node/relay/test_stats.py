@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gpu_node import __version__
-from gpu_node.relay.descriptions import description_of
 from gpu_node.relay.stats import fitting
+from gpu_node.relay_descriptions import description_of
 from tests.gpu_node.relay.relayed import answer, failure, generate, scripted
 from tests.gpu_node.serving import DESCRIPTION, NAME, Fleet, Model
 from transport.errors import Refused
