@@ -111,6 +111,13 @@ class RelaySession:
         Raises Refused, ProtocolBroken (a token is missing or came twice), and what `link` raises when a cut cannot be
         mended.
         """
+        async with contextlib.aclosing(self.batches(request)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    yield message
+
+    async def batches(self, request: Generate) -> AsyncGenerator[list[Tokens | Progress | Done], None]:
+        """As `generate`, with all that arrived together in one list: for who passes many answers on at once."""
         story = Story(request, os.urandom(JOB_BYTES), self._clock.monotonic())
         asked_under: bytes | None = None
         while True:
@@ -120,8 +127,8 @@ class RelaySession:
             asked_under = link.welcome.session_key
             try:
                 async with contextlib.aclosing(self._told(link, story)) as told:
-                    async for message in told:
-                        yield message
+                    async for batch in told:
+                        yield batch
                 return
             except ProtocolBroken:
                 raise
@@ -160,19 +167,23 @@ class RelaySession:
         if running := running | self._closing:
             await asyncio.wait(running)
 
-    async def _told(self, link: Link, story: Story) -> AsyncGenerator[Tokens | Progress | Done, None]:
+    async def _told(self, link: Link, story: Story) -> AsyncGenerator[list[Tokens | Progress | Done], None]:
         """What one link tells of the answer."""
         stream: Stream = await link.open(story.request())
         try:
             while True:
-                message = await stream.message()
-                if isinstance(message, Tokens):
-                    yield story.take(message)
-                elif isinstance(message, Progress):
-                    yield message
-                elif isinstance(message, Done):
-                    yield story.end(message)
-                    return
+                batch: list[Tokens | Progress | Done] = []
+                for message in await stream.messages():
+                    if isinstance(message, Tokens):
+                        batch.append(story.take(message))
+                    elif isinstance(message, Progress):
+                        batch.append(message)
+                    elif isinstance(message, Done):
+                        batch.append(story.end(message))
+                if batch:
+                    yield batch
+                    if isinstance(batch[-1], Done):
+                        return
         except RemoteError as error:
             raise stream.break_off(error) from error
         except StreamEnded as error:

@@ -23,7 +23,7 @@ from server.backends.relay_operations import RelayOperations
 from server.backends.relay_report import report_of, shown
 from server.backends.relay_request import asked_of, embed_of, rendering_of
 from server.backends.relay_watch import Watch
-from server.errors import NodeBroken, NodeRefused, NodeStalled
+from server.errors import NodeBroken, NodeError, NodeRefused, NodeStalled
 from server.exchange import Durations, Embedding, NodeDone, NodeEvent, Usage
 from server.nodes import NodeSpec, ProbeReport, model_key
 from transport.errors import TransportError
@@ -47,9 +47,21 @@ class RelayBackend:
         with self._links.line(spec) as line:
             asking = Asking(call, line, patience)
             try:
-                async with aclosing(asking.events()) as batches:
-                    async for batch in batches:
-                        yield batch
+                asked = await asking.request()
+                if not isinstance(asked, Generate):
+                    yield await asking.ask_once(asked)
+                    return
+                await asking.connect()
+                async with aclosing(line.session.batches(asked)) as batches:
+                    while not asking.answered:
+                        with asking.watch:
+                            batch = await anext(batches, None)
+                        if events := asking.events_of(batch):
+                            yield events
+            except TransportError as problem:
+                raise asking.fault_of(problem) from cause_of(problem)
+            except LocalError as problem:
+                raise too_large(problem) from problem
             finally:
                 asking.watch.close()
 
@@ -84,68 +96,52 @@ class Asking:
     line: Line
     patience: Patience
     watch: Watch = field(init=False)
-    begun_ns: int = field(default_factory=time.perf_counter_ns, init=False)
-    heard: bool = field(default=False, init=False)  # something of the answer
+    answered: bool = field(default=False, init=False)
+    _begun_ns: int = field(default_factory=time.perf_counter_ns, init=False)
+    _heard: bool = field(default=False, init=False)  # something of the answer
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.line.address, self.patience)
 
-    async def events(self) -> AsyncGenerator[Sequence[NodeEvent], None]:
-        """Raises NodeError."""
-        asked = await self._asked()
-        if asked is None:  # nothing to embed
-            yield (Embedding([]), NodeDone("stop", self.call.model))
-            return
-        try:
-            await self._connect()
-            if isinstance(asked, Generate):
-                async with aclosing(self._told(asked)) as batches:
-                    async for batch in batches:
-                        yield batch
-            else:
-                yield await self._asked_once(asked)
-        except TransportError as problem:
-            error = error_of(self.line.address, problem, begun=self.heard)
-            error = about_form(error, NODE_FORM_WORDS) if "format" in self.call.fields else error
-            raise error from cause_of(problem)
-        except LocalError as problem:
-            raise too_large(problem) from problem
-
-    async def _asked(self) -> Generate | Load | Unload | Embed | None:
+    async def request(self) -> Generate | Load | Unload | Embed | None:
+        """None: there is nothing to embed."""
         if self.call.operation == "embed":
             return embed_of(self.call)
         return asked_of(self.call, await self.line.parameters(self.call.model, self.patience.connect))
 
-    async def _connect(self) -> None:
+    async def connect(self) -> None:
         self.watch.expect("connect", self.patience.connect)
         with self.watch:
             await self.line.session.link()
         self.watch.expect("first_token", self.patience.first_token)
 
-    async def _told(self, asked: Generate) -> AsyncGenerator[Sequence[NodeEvent], None]:
-        watch, between = self.watch, self.patience.between_tokens
-        async with aclosing(self.line.session.generate(asked)) as messages:
-            while True:
-                with watch:
-                    message = await anext(messages, None)
-                match message:
-                    case Tokens():
-                        self.heard = True
-                        yield (token_of(message),)
-                        watch.expect("between_tokens", between)
-                    case Done():
-                        yield (self._done(message),)
-                        return
-                    case Progress():  # the model is being loaded: a sign of life
-                        self._note(message)
-                    case None:
-                        raise NodeBroken(f"{self.line.address} ended its answer without a last word")
+    def events_of(self, batch: Sequence[Tokens | Progress | Done] | None) -> list[NodeEvent]:
+        """What has just come. Progress of a loading is a sign of life and no event."""
+        if batch is None:
+            raise NodeBroken(f"{self.line.address} ended its answer without a last word")
+        events: list[NodeEvent] = []
+        for message in batch:
+            if isinstance(message, Tokens):
+                events.append(token_of(message))
+            elif isinstance(message, Done):
+                events.append(self._done(message))
+                self.answered = True
+        if events:
+            self._heard = True
+            self.watch.expect("between_tokens", self.patience.between_tokens)
+        else:
+            self._wait_on()
+        return events
 
-    async def _asked_once(self, asked: Load | Unload | Embed) -> Sequence[NodeEvent]:
+    async def ask_once(self, asked: Load | Unload | Embed | None) -> Sequence[NodeEvent]:
         """What needs no generating: a loading, an unloading, vectors."""
+        model = self.call.model
+        if asked is None:
+            return (Embedding([]), NodeDone("stop", model))
+        await self.connect()
         with self.watch:
-            answer = await self.line.session.ask(asked, self._note)
-        model, durations = self.call.model, Durations(total=self._total_ns())
+            answer = await self.line.session.ask(asked, self._wait_on)
+        durations = Durations(total=self._total_ns())
         if isinstance(asked, Embed):
             if not isinstance(answer, Vectors):
                 raise NodeBroken(f"{self.line.address} answered EMBED with {type(answer).__name__}")
@@ -153,7 +149,11 @@ class Asking:
             return (found, NodeDone("stop", model, Usage(answer.prompt_tokens), durations))
         return (NodeDone("load" if isinstance(asked, Load) else "unload", model, durations=durations),)
 
-    def _note(self, _: Progress) -> None:
+    def fault_of(self, problem: TransportError) -> NodeError:
+        error = error_of(self.line.address, problem, begun=self._heard)
+        return about_form(error, NODE_FORM_WORDS) if "format" in self.call.fields else error
+
+    def _wait_on(self, _: Progress | None = None) -> None:
         self.watch.expect("first_token", self.patience.first_token)
 
     def _done(self, done: Done) -> NodeDone:
@@ -162,4 +162,4 @@ class Asking:
         return done_of(done, self.call.model, self._total_ns(), with_context=with_context)
 
     def _total_ns(self) -> int:
-        return time.perf_counter_ns() - self.begun_ns
+        return time.perf_counter_ns() - self._begun_ns

@@ -16,7 +16,7 @@ from typing import Any
 from server.backends.figures import MOST_NANOSECONDS
 from server.errors import NodeBroken, NodeBusy, NodeError, NodeIncapable, NodeRefused, NodeStalled, NodeUnreachable
 from server.exchange import Durations, Embedding, NodeDone, Token, Usage
-from transport.errors import ConnectFailed, ConnectionLost, Refused, TransportError, WrongToken
+from transport.errors import ConnectFailed, ConnectionLost, ProtocolBroken, Refused, TransportError, WrongToken
 from wire.errors import LocalError
 from wire.messages_session import ErrorCode
 from wire.messages_work import Done, FinishReason, Logprob, TokenLogprob, Tokens, Vectors
@@ -66,12 +66,14 @@ def error_of(address: str, error: TransportError, *, begun: bool) -> NodeError:
             return NodeBroken(f"{address} refuses the gateway: {error}")
         case ConnectFailed():
             return NodeUnreachable(f"cannot connect to {address}: {error.reason}")
+        case ProtocolBroken():
+            return NodeBroken(f"{address} does not speak the protocol as it should: {error}")
         case ConnectionLost() if begun:
             return NodeBroken(f"{address} cut its answer short ({error})")
         case ConnectionLost():
             return NodeUnreachable(f"{address} dropped the connection before it answered ({error})")
         case _:
-            return NodeBroken(f"{address} does not speak the protocol as it should: {error}")
+            return NodeBroken(f"{address} failed: {error}")
 
 
 def refusal_of(address: str, error: Refused) -> NodeError:

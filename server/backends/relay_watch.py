@@ -7,6 +7,7 @@ it fires, whether the deadline has moved on meanwhile (as the connections over H
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task
 from types import TracebackType
 
 from server.backends.relay_answer import stalled
@@ -42,7 +43,7 @@ class Watch:
             self._timer = None
 
     def __enter__(self) -> None:
-        task = self._task = asyncio.current_task()
+        task = self._task = current_task()
         assert task is not None
         self._cancelling = task.cancelling()
         if self._timer is None or self._deadline < self._timer_at:

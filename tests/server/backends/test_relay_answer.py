@@ -31,6 +31,7 @@ from wire.messages_work import Done, FinishReason, Tokens, Vectors
         (ConnectionLost("reset"), False, NodeUnreachable, "before it answered"),
         (ConnectionLost("reset"), True, NodeBroken, "cut its answer short"),
         (ProtocolBroken(BadPayload("x")), True, NodeBroken, "BadPayload"),
+        (ProtocolBroken(BadPayload("x")), False, NodeBroken, "BadPayload"),
         (WrongToken("wrong"), False, NodeBroken, "refuses the gateway"),
         (Refused(ErrorCode.GENERATION_FAILED, "nan"), True, NodeBroken, "a:1 failed: nan"),
         (Refused(ErrorCode.CANCELLED), True, NodeBroken, "CANCELLED without a word"),
