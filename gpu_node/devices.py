@@ -112,7 +112,7 @@ def _planned(
     if room is None:
         if device.card not in free_bytes:
             raise UsageError(
-                f"there is no {device.name} here; to plan for one, state its memory, as in {device.card}:16GiB"
+                f"there is no {device.name} here; to plan for one, state its memory, as in {_place(device)}:16GiB"
             )
         room = free_bytes[device.card]
     pace = None
@@ -185,11 +185,14 @@ def _refuse_overlap(devices: Sequence[Device]) -> None:
         if device.budget_bytes is None and cards.count(device.card) > 1:
             raise UsageError(
                 f"{device.card} is listed {cards.count(device.card)} times: "
-                f"state how much memory each part has, as in {device.card}:2GiB"
+                f"state how much memory each part has, as in {_place(device)}:2GiB"
             )
 
 
+def _place(device: Device) -> str:
+    return "mps" if device.kind == "mps" else device.card  # there is only one of them
+
+
 def _text(device: Device) -> str:
-    place = device.card if device.kind != "mps" else "mps"
     budget = "" if device.budget_bytes is None else f":{device.budget_bytes}"
-    return place + budget + ("" if device.speed is None else f"@{device.speed!r}")
+    return _place(device) + budget + ("" if device.speed is None else f"@{device.speed!r}")

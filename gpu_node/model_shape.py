@@ -44,13 +44,14 @@ def shape_of(name: str, model: ModelDescription, wish: LoadWish) -> ModelShape:
     """As it is held when loaded by `wish`. Raises `ModelError` where the names tell no layers."""
     held = Holding(model, wish)
     layers: dict[int, int] = {}
-    embedding = head = head_matrix = 0
+    embedding = head = head_matrix = weights = 0
     for tensor in model.tensors:
         if _OTHER_TOWER.search(tensor.name):
             continue
         size, layer = held.bytes_of(tensor), _LAYER.search(tensor.name)
         if layer:
             layers[int(layer[1])] = layers.get(int(layer[1]), 0) + size
+            weights += tensor.elements
         elif _EMBEDDING.search(tensor.name):
             embedding += size
         else:
@@ -69,6 +70,7 @@ def shape_of(name: str, model: ModelDescription, wish: LoadWish) -> ModelShape:
         vocabulary=_vocabulary(model.tensors) or int(model.config.get("vocab_size") or 0),
         tied=tied,
         element_bytes=held.element_bytes,
+        weight_bits=sum(layers.values()) * 8 / max(weights, 1),
     )
 
 

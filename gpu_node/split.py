@@ -25,7 +25,7 @@ from gpu_node.split_plan import (
     Sizes,
     shortage,
 )
-from gpu_node.vram import gigabytes
+from gpu_node.vram import BITS_OF_WEIGHTS, gigabytes
 
 Strategy = Literal["vram", "balanced", "profiled"]
 Goal = Literal["latency", "throughput"]
@@ -131,11 +131,15 @@ class Planner:
 
     def _remedies(self, short: int) -> Iterator[str]:
         context = self._longest_context()
+        if context >= self._demand.least_tokens:
+            yield "Another split would fit"
+            return
         if context:
             yield f"A context of {context:,} tokens would fit"
         yield f"A further device, or one larger, with {gigabytes(short)} more to use would make it fit"
-        for name, share in (("int8", 8.5 / 16), ("int4", 4.75 / 16)):
-            if self._fits_at(share):
+        for name, bits in BITS_OF_WEIGHTS.items():
+            share = bits / self._sizes.shape.weight_bits
+            if share < 1 and self._fits_at(share):
                 yield f"Weights as {name} would fit"
                 return
 

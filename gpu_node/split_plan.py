@@ -39,6 +39,7 @@ class ModelShape:
     vocabulary: int
     tied: bool = False
     element_bytes: int = 2  # of what travels between stages
+    weight_bits: float = 16  # of one weight of the layers, as it is held
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.embedding_bytes, self.head_bytes, self.hidden_size, self.vocabulary) < 0:

@@ -273,3 +273,18 @@ def test_what_is_needed_counts_the_second_copy_of_tied_weights_and_the_steps() -
     cache = 1024 * 8 * 1000
     need = (120 * MB + cache + steps) / 1e9
     assert f"it needs {need:.2f} GB over 2 devices (0.12 GB for weights" in str(caught.value)
+
+
+def test_a_split_by_hand_that_does_not_fit_is_told_of_one_that_does() -> None:
+    devices = [device("a", 90), device("b", 30)]
+    with pytest.raises(DoesNotFit) as caught:
+        plan_split(SHAPE, devices, {}, DEMAND, SplitWish(counts=(2, 6)))
+    assert caught.value.remedies == ("Another split would fit",)
+    check(plan_split(SHAPE, devices, {}, DEMAND), SHAPE, devices, DEMAND)
+
+
+def test_smaller_weights_are_a_remedy_only_where_they_are_smaller() -> None:
+    for bits, offered in ((16, True), (32, True), (5, False)):
+        with pytest.raises(DoesNotFit) as caught:
+            plan_split(replace(SHAPE, weight_bits=bits), [device("a", 75)], {}, DEMAND)
+        assert any("would fit" in one and "Weights as int" in one for one in caught.value.remedies) is offered
