@@ -124,7 +124,8 @@ async def measured(arguments: argparse.Namespace, node: Server, ports: Ports, ra
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.relay", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turns", type=int, default=2, help="answers of each client in a round")
+    parser.add_argument("--turns", type=int, default=1, help="answers of each client in a round")
+    parser.add_argument("--steps", type=int, default=50, help="of the node's engine in a second; 0: as fast as it can")
     parser.add_argument("--most-mib", type=int, default=256, help="the largest tensor")
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
@@ -132,7 +133,7 @@ def main() -> None:
         os.sched_setaffinity(0, {CLIENT_CORE})
     report = Report("relay", vars(arguments))
     http, relay, raw_port = free_ports(3)
-    command = [sys.executable, "-m", "bench.rig.relay_node", str(http), str(relay), str(TOKENS)]
+    command = [sys.executable, "-m", "bench.rig.relay_node", str(http), str(relay), str(TOKENS), str(arguments.steps)]
     program = Program("node", command, http, "/api/version", NODE_CORE)
     with (
         tempfile.TemporaryDirectory() as folder,
