@@ -74,7 +74,7 @@ class AnswerCutShort(PotluckError):
 
 
 class RequestRefused(PotluckError):
-    """The gateway, or a relay node, refused: `status` is HTTP's (None in a stream, a batch and a relay), `code` its word."""
+    """The gateway, or a relay node, refused: `status` is HTTP's (None in streams, batches, relays), `code` its word."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .errors import Misuse
+from .errors import InvalidRequest, Misuse
 from .relay_answers import Piece
 from .relay_arrays import TensorData
 from .relay_asking import GenerateOptions
@@ -71,7 +71,7 @@ class RemoteOutput:
 
 
 class RemoteModule(torch.nn.Module):
-    """A model on a node. It is loaded there now, and stays for as long as `relay` has its session.
+    """A model on a node. It is loaded there now, and anew when the node has let it go meanwhile.
 
     Results have the device of the inputs and `dtype`: float32, or for `inputs_embeds` theirs, unless it is given.
     """
@@ -79,6 +79,7 @@ class RemoteModule(torch.nn.Module):
     def __init__(self, relay: Relay, model: str, *, dtype: torch.dtype | None = None, **load_options: Any) -> None:
         super().__init__()
         self.relay, self.model, self.dtype = relay, model, dtype
+        self._load_options = load_options
         self.loaded = relay.load_model(model, **load_options)
         self.eval()
 
@@ -111,7 +112,14 @@ class RemoteModule(torch.nn.Module):
         return RemoteOutput(logits, hidden)
 
     def _outputs(self, rows: _Rows, output: str, last_only: bool) -> torch.Tensor:
-        results = self.relay.submit(self._run_all(rows, output, last_only))
+        try:
+            results = self.relay.submit(self._run_all(rows, output, last_only))
+        except InvalidRequest as error:
+            if error.field != "model":
+                raise
+            # The node let it go: the session was idle for too long, or cut for longer than its grace.
+            self.loaded = self.relay.load_model(self.model, **self._load_options)
+            results = self.relay.submit(self._run_all(rows, output, last_only))
         like = self.dtype or rows.dtype
         return rows.assembled(list(map(to_torch, results)), last_only).to(device=rows.device, dtype=like)
 

@@ -3,40 +3,12 @@
 import asyncio
 import gc
 import threading
-from contextlib import contextmanager
 
 import pytest
 
 from potluck import LoadProgress, Misuse, ModelUnknown, NodeUnreachable, PotluckError, Relay
-from potluck.relay_loop import LoopThread
-from tests.fakes.relay_node import fake_relay_node
+from tests.potluck.played import playing
 from wire.messages_session import GoodbyeReason
-
-
-class NodeThread:
-    """The played node, whose methods are called in its own loop."""
-
-    def __init__(self, thread, node):
-        self.thread, self.node = thread, node
-        self.place = str(node.place)
-
-    def do(self, work):
-        async def done():
-            result = work(self.node)
-            return await result if asyncio.iscoroutine(result) else result
-
-        return self.thread.run(done())
-
-
-@contextmanager
-def playing(**settings):
-    thread = LoopThread()
-    context = fake_relay_node(**settings)
-    node = thread.run(context.__aenter__())
-    try:
-        yield NodeThread(thread, node)
-    finally:
-        thread.close(context.__aexit__(None, None, None))
 
 
 def test_an_answer_in_pieces_and_as_a_whole():

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import tracemalloc
 
 import pytest
 
@@ -102,3 +103,23 @@ async def test_embeddings_and_figures(node):
         stats = await relay.stats()
         assert node.model in {record.name for record in stats.models}
         assert stats.devices
+
+
+async def test_nothing_is_copied_on_this_side(node):
+    size = 33 << 20
+    data, room = bytes(size), bytearray(size)
+    async with (
+        AsyncRelay(node.place, settings=QUICK) as relay,
+        await relay.tensor(dtype="uint8", shape=(size,)) as tensor,
+    ):
+        await tensor.put(data)  # what is made once is there now
+        tracemalloc.start()
+        try:
+            await tensor.put(data)
+            await tensor.get(room)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 3 << 20  # the protocol's own frames, and no piece of 16 MiB
+        kept = await tensor.get()
+        assert kept.data == data

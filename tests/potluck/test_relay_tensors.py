@@ -90,7 +90,7 @@ async def test_a_model_runs_on_ids_and_on_tensors():
         again = await relay.run("tiny", hidden, last_only=True)
         assert again.tolist()[0].index(1.0) == 6
         with pytest.raises(Misuse):
-            await relay.run("tiny", [1], **{"output": "loss"})
+            await relay.run("tiny", [1], output="loss")  # type: ignore[call-overload]
 
 
 async def test_a_run_is_asked_again_after_a_cut():

@@ -4,8 +4,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from potluck import Misuse, Relay, TensorData
+from potluck import InvalidRequest, Misuse, Relay, TensorData
 from potluck.torch import RemoteCausalLM, RemoteModule, from_torch, pipeline, to_torch
+from tests.fakes.relay_node import Refusal
+from tests.potluck.played import playing
+from wire.frames import FrameType
+from wire.messages_session import Error, ErrorCode
+from wire.messages_work import Load
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 
@@ -207,6 +212,19 @@ def test_the_pipeline_tells_texts_and_chats(remote, node):
         pipeline("fill-mask", model=remote)
     with pytest.raises(Misuse, match="max_new_tokens"):
         tell("x", max_length=9)
+
+
+def test_a_model_that_the_node_let_go_is_loaded_again():
+    gone = Error(ErrorCode.BAD_REQUEST, "not loaded", details=(("field", "model"),))
+    with playing() as played, Relay(played.place) as relay:
+        module = RemoteModule(relay, "tiny", context_tokens=64)
+        played.node.script.refusals.append(Refusal(FrameType.RUN, gone))
+        assert module(torch.tensor([1, 2])).logits.argmax(-1).tolist() == [2, 3]
+        assert [load.options for load in played.node.asked(Load)] == [(("context_tokens", 64),)] * 2
+        other = Error(ErrorCode.BAD_REQUEST, "wrong", details=(("field", "inputs"),))
+        played.node.script.refusals.append(Refusal(FrameType.RUN, other))
+        with pytest.raises(InvalidRequest):
+            module(torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64])
