@@ -125,11 +125,19 @@ class RelaySession:
             if asked_under is not None and asked_under != link.welcome.session_key:
                 story.begin_anew(os.urandom(JOB_BYTES), self._clock.monotonic())
             asked_under = link.welcome.session_key
+            stream: Stream | None = None
             try:
-                async with contextlib.aclosing(self._told(link, story)) as told:
-                    async for batch in told:
+                stream = await link.open(story.request())
+                while not story.ended:
+                    if batch := story.take_all(await stream.messages()):
                         yield batch
                 return
+            except RemoteError as error:
+                assert stream is not None, "nothing was received before"
+                raise stream.break_off(error) from error
+            except StreamEnded as error:
+                assert stream is not None, "it was open"
+                raise stream.break_off(BadPayload("the stream ended without DONE")) from error
             except ProtocolBroken:
                 raise
             except ConnectionLost:
@@ -139,6 +147,9 @@ class RelaySession:
                 if error.code is not ErrorCode.SESSION_GONE:
                     raise
                 story.begin_anew(os.urandom(JOB_BYTES), self._clock.monotonic())
+            finally:
+                if stream is not None:
+                    stream.cancel()
 
     async def ask(self, message: Message, on_progress: Callable[[Progress], None] | None = None) -> Message:
         """One request, one answer; asked once more after a cut where asking twice does no harm.
@@ -166,30 +177,6 @@ class RelaySession:
             await link.close(reason)
         if running := running | self._closing:
             await asyncio.wait(running)
-
-    async def _told(self, link: Link, story: Story) -> AsyncGenerator[list[Tokens | Progress | Done], None]:
-        """What one link tells of the answer."""
-        stream: Stream = await link.open(story.request())
-        try:
-            while True:
-                batch: list[Tokens | Progress | Done] = []
-                for message in await stream.messages():
-                    if isinstance(message, Tokens):
-                        batch.append(story.take(message))
-                    elif isinstance(message, Progress):
-                        batch.append(message)
-                    elif isinstance(message, Done):
-                        batch.append(story.end(message))
-                if batch:
-                    yield batch
-                    if isinstance(batch[-1], Done):
-                        return
-        except RemoteError as error:
-            raise stream.break_off(error) from error
-        except StreamEnded as error:
-            raise stream.break_off(BadPayload("the stream ended without DONE")) from error
-        finally:
-            stream.cancel()
 
     def _connect(self, cut_at: float | None) -> None:
         """Begins to connect; `cut_at` is when the connection before was lost, None where there was none."""

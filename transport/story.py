@@ -7,10 +7,12 @@ indexes go on counting for whoever reads. Chance and time are arguments. Knows n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from wire.errors import BadPayload
-from wire.messages_work import Done, Generate, Given, Tokens
+from wire.messages import Message
+from wire.messages_work import Done, Generate, Given, Progress, Tokens
 
 __all__ = ["Story"]
 
@@ -28,6 +30,7 @@ class Story:
         self._given = sum(map(len, self._ids))
         self._written_before = 0  # ids that jobs which are gone have told
         self._text_bytes = [each.text_bytes for each in given]
+        self.ended = False
 
     def request(self) -> Generate:
         """What to send now: for the first time, or to take up the job where it was left."""
@@ -41,6 +44,19 @@ class Story:
         self._request = replace(self._request, job=job, given=() if untold else given, deadline_ms=self._left(now))
         self._started = now
 
+    def take_all(self, messages: Iterable[Message]) -> list[Tokens | Progress | Done]:
+        """What belongs to the answer, as the reader is to see it; `ended` once its Done is in it. Raises BadPayload."""
+        told: list[Tokens | Progress | Done] = []
+        for message in messages:
+            if isinstance(message, Tokens):
+                told.append(self.take(message))
+            elif isinstance(message, Progress):
+                told.append(message)
+            elif isinstance(message, Done):
+                told.append(self.end(message))
+                self.ended = True
+        return told
+
     def take(self, tokens: Tokens) -> Tokens:
         """The same as the reader is to see it. Raises BadPayload when it is not the next one."""
         expected = self._told - self._before
@@ -52,7 +68,8 @@ class Story:
         if tokens.position != len(ids):
             raise BadPayload(f"TOKENS at position {tokens.position} where {len(ids)} is next")
         ids.extend(tokens.ids)
-        self._text_bytes[tokens.sample] += len(tokens.text.encode())
+        text = tokens.text
+        self._text_bytes[tokens.sample] += len(text) if text.isascii() else len(text.encode())
         self._told += 1
         return replace(tokens, index=self._told - 1) if self._before else tokens
 
