@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from tests.fakes.relay_session import Answerer, Piece, Refusal, RelayScript, RelaySessionState
 from transport.places import Place
@@ -170,8 +170,7 @@ class RelayPeer(asyncio.Protocol):
         self._handshake = ServerHandshake(terms, os.urandom(32))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no such class
         self.node.accepted += 1
         self.node._peers.add(self)
         self.node.news()
