@@ -17,7 +17,11 @@ from tests.potluck.cli.terminal import ROOT, run
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("plan") / "tiny")
+    """Tiny, with a context that takes more than the least budget."""
+    made = write_tiny_model(tmp_path_factory.mktemp("plan") / "tiny")
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return made
 
 
 def plan(*arguments: str, cache: Path | None = None, columns: int = 80) -> subprocess.CompletedProcess[str]:
@@ -56,7 +60,7 @@ def test_speeds_give_a_plan_by_speed(folder: Path) -> None:
 
 
 def test_what_does_not_fit_says_what_would(folder: Path) -> None:
-    arguments = ("-m", str(folder), "-d", "cpu:1MiB", "--context", "64")
+    arguments = ("-m", str(folder), "-d", "cpu:1MiB")
     done = plan(*arguments)
     assert (done.returncode, done.stdout) == (1, "")
     said = done.stderr.splitlines()
@@ -68,7 +72,7 @@ def test_what_does_not_fit_says_what_would(folder: Path) -> None:
     assert found["short_bytes"] > 0 and found["remedies"]
     assert found["remedies"][0] not in found["message"]
     more = f"cpu:{1_048_576 + found['short_bytes']}"
-    assert plan(*arguments[:2], "-d", more, "--context", "64").returncode == 0
+    assert plan(*arguments[:2], "-d", more).returncode == 0
 
 
 def test_a_model_that_is_not_here_and_how_to_get_it(tmp_path: Path) -> None:
