@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from potluck.cli import app
 from potluck.cli.plan import counts_of, fetch_command
 from potluck.errors import Misuse
 from tests.fakes.tiny_model import write_tiny_gguf, write_tiny_model
 from tests.potluck.cli.terminal import ROOT, run
+
+runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +28,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def plan(*arguments: str, cache: Path | None = None, columns: int = 80) -> subprocess.CompletedProcess[str]:
+def plan(*arguments: str, cache: Path | None = None, columns: int = 80) -> Result:
     where = {"POTLUCK_NODE_CACHE": str(cache)} if cache else {}
-    return run("http://127.0.0.1:9", "plan", *arguments, COLUMNS=str(columns), PYTHONIOENCODING="utf-8", **where)
+    return runner.invoke(app, ["plan", *arguments], env={"COLUMNS": str(columns), **where})
 
 
 def test_one_device_and_two(folder: Path) -> None:
     whole = plan("-m", str(folder), "-d", "cpu:64MiB", "--context", "64")
-    assert (whole.returncode, whole.stderr) == (0, "")
+    assert (whole.exit_code, whole.stderr) == (0, "")
     assert "1 stage (balanced), room for 1 context of 64 tokens: one device holds all of it." in whole.stdout
     for columns in (60, 80, 120):
         split = plan("-m", str(folder), "-d", "cpu:64MiB,cpu:64MiB", "--layers", "1,1", columns=columns)
         lines = split.stdout.splitlines()
-        assert (split.returncode, split.stderr) == (0, "")
+        assert (split.exit_code, split.stderr) == (0, "")
         assert "█" in split.stdout and "2 stages (by hand)" in split.stdout
         assert max(map(len, lines)) <= columns
 
@@ -45,7 +49,7 @@ def test_a_file_is_planned_before_the_node_has_seen_it(folder: Path, tmp_path: P
     file = write_tiny_gguf(folder, tmp_path / "Tiny.F32.gguf")
     done = plan("-m", str(file), "-d", "cpu:64MiB", "--json", cache=tmp_path / "cache")
     found = json.loads(done.stdout)
-    assert (done.returncode, found["fits"], found["model"]) == (0, True, "tiny.f32")
+    assert (done.exit_code, found["fits"], found["model"]) == (0, True, "tiny.f32")
     assert not (tmp_path / "cache").exists()
 
 
@@ -55,33 +59,33 @@ def test_speeds_give_a_plan_by_speed(folder: Path) -> None:
     assert [one["layers"] for one in found["devices"] if one["device"] == "cpu:1"] == [found["layers"]]
     assert found["latency_seconds"] is None  # nothing was measured
     without = plan("-m", str(folder), "-d", "cpu:64MiB@0.5,cpu:64MiB", "--strategy", "profiled")
-    assert without.returncode == 2
+    assert without.exit_code == 2
     assert "needs a speed for every device, as in cpu:2GiB@1.0" in without.stderr
 
 
 def test_what_does_not_fit_says_what_would(folder: Path) -> None:
     arguments = ("-m", str(folder), "-d", "cpu:1MiB")
     done = plan(*arguments)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.exit_code, done.stdout) == (1, "")
     said = done.stderr.splitlines()
     assert said[0].startswith("error: tiny does not fit: short by ")
     assert any("more to use would make it fit." in line for line in said[1:])
     told = plan(*arguments, "--json")
     found = json.loads(told.stdout)
-    assert (told.returncode, told.stderr, found["fits"]) == (1, "", False)
+    assert (told.exit_code, told.stderr, found["fits"]) == (1, "", False)
     assert found["short_bytes"] > 0 and found["remedies"]
     assert found["remedies"][0] not in found["message"]
     more = f"cpu:{1_048_576 + found['short_bytes']}"
-    assert plan(*arguments[:2], "-d", more).returncode == 0
+    assert plan(*arguments[:2], "-d", more).exit_code == 0
 
 
 def test_a_model_that_is_not_here_and_how_to_get_it(tmp_path: Path) -> None:
     done = plan("-m", "somebody/some-model", "-d", "cpu:1GiB", cache=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.exit_code, done.stdout) == (1, "")
     assert "somebody/some-model is not on this machine yet." in done.stderr
     assert "python -m gpu_node.model_store fetch somebody/some-model" in done.stderr
     named = plan("-d", "cpu:1GiB", cache=tmp_path)
-    assert named.returncode == 1
+    assert named.exit_code == 1
     assert fetch_command("default") in named.stderr
 
 
@@ -97,13 +101,13 @@ def test_a_model_that_is_not_here_and_how_to_get_it(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_sentence(folder: Path, arguments: tuple[str, ...], said: str) -> None:
     done = plan("-m", str(folder), *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_unknown_model_is_a_mistake() -> None:
     done = plan("-m", "nonsense", "-d", "cpu:1GiB")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "the model 'nonsense' is unknown" in done.stderr
 
 
@@ -125,3 +129,9 @@ def test_nothing_heavy_is_imported(folder: Path) -> None:
         "assert not {'torch', 'transformers', 'gguf', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
+
+
+def test_a_pipe_that_knows_no_blocks_gets_signs_it_knows(folder: Path) -> None:
+    done = run("http://127.0.0.1:9", "plan", "-m", str(folder), "-d", "cpu:64MiB", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii() and "# weights" in done.stdout
