@@ -115,7 +115,7 @@ def _check_token(settings: NodeSettings, listener: socket.socket) -> None:
     if not settings.token:
         listener.close()
         raise UsageError(
-            f"the relay listens on {settings.host} only with a token: set VRM_API_TOKEN to a long random text "
+            f"the relay listens on {settings.host} only with a token: set POTLUCK_NODE_TOKEN to a long random text "
             "(openssl rand -hex 32), the same at its clients, or start with --no-relay"
         )
     if len(settings.token) < SHORT_TOKEN and settings.tls_certificate is None:

@@ -19,6 +19,7 @@ from transport.beacons import discover as probe
 from transport.link import Access
 from transport.places import RELAY_PORT, Place
 from transport.session import RelaySession, SessionSettings
+from transport.tokens import shared_token
 from wire.messages import Message
 from wire.messages_memory import Alloc, Allocated, Free, FromBuffer, InlineIds, Output, Run
 from wire.messages_session import Ack
@@ -44,7 +45,6 @@ RelayPlace = str | FoundNode | tuple[str, int]
 Inputs = Sequence[int] | AsyncRemoteTensor
 """Token ids, or a tensor on the node: whole numbers are ids, reals are embeddings of shape (tokens, hidden size)."""
 
-TOKEN_VARIABLE = "VRM_API_TOKEN"
 Told = Callable[[LoadProgress], None]
 Answer = TypeVar("Answer")
 
@@ -52,8 +52,8 @@ Answer = TypeVar("Answer")
 class AsyncRelay:
     """One node. Use it in an `async with` block, or `aclose()` it: then the node frees all that it held for us.
 
-    `token` is the shared one; without it that of the environment (VRM_API_TOKEN). `tls`: a context of `ssl`, or True
-    for the system's trust. Belongs to the event loop that uses it first.
+    `token` is the shared one; without it that of the environment (POTLUCK_NODE_TOKEN, else VRM_API_TOKEN). `tls`: a
+    context of `ssl`, or True for the system's trust. Belongs to the event loop that uses it first.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class AsyncRelay:
     ) -> None:
         place = place_of(node)
         context = ssl.create_default_context() if tls is True else tls or None
-        access = Access(token or os.environ.get(TOKEN_VARIABLE) or None, context, server_name)
+        access = Access(token or shared_token(os.environ), context, server_name)
         self.place = str(place)
         self._session = RelaySession(place, access, settings or SessionSettings(name="potluck"))
         self._handles = itertools.count(1)
@@ -98,7 +98,7 @@ class AsyncRelay:
         are not asked.
         """
         reach = Reach(network=not this_machine)
-        token = token or os.environ.get(TOKEN_VARIABLE) or None
+        token = token or shared_token(os.environ)
         return tuple(map(FoundNode.of, await probe(token, seconds=seconds, enough=enough, places=places, reach=reach)))
 
     async def __aenter__(self) -> Self:

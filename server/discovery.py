@@ -75,7 +75,7 @@ class Discovery:
             log.warning("nodes cannot be looked for: %s", error)
             return
         if not self._options.token and self._options.mode == "on":
-            log.warning("discovery trusts every node of this network that says it is one; VRM_API_TOKEN would not")
+            log.warning("discovery trusts every node of this network that says it is one; POTLUCK_NODE_TOKEN would not")
         self._registry.listen(lambda _before, _after: self._news.set())
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -27,8 +27,8 @@ FORGET_SECONDS = 60.0
 MOST_PLACES = 16
 
 # Why a node that was heard is not used. The texts go to the log, once for each node.
-WANTS_TOKEN = "it wants a token: set VRM_API_TOKEN to its own"
-NOT_TRUSTED = "nothing proves who it is: share a token with it by VRM_API_TOKEN, or set POTLUCK_DISCOVERY=on"
+WANTS_TOKEN = "it wants a token: set POTLUCK_NODE_TOKEN to its own"
+NOT_TRUSTED = "nothing proves who it is: share a token with it by POTLUCK_NODE_TOKEN, or set POTLUCK_DISCOVERY=on"
 TOO_MANY = "too many were found"
 
 

@@ -43,8 +43,9 @@ from server.registry import Registry
 from server.retry import RetryBudget
 from server.routing import STRATEGIES, Policy
 from server.seating import Seating, SeatingLimits
-from server.settings import TOKEN_NAME, Settings, SettingsError, read_settings
+from server.settings import Settings, SettingsError, read_settings
 from transport.beacons import Reach
+from transport.tokens import shared_token
 
 MAX_DESCRIPTORS = 65_536  # more than a gateway can serve; a bound, since some systems count in their table's memory
 
@@ -155,8 +156,7 @@ def _missing_told(state: FleetFileState) -> FleetFileState:
 
 
 def _discovery_options(settings: Settings, environ: Mapping[str, str]) -> DiscoveryOptions:
-    token = environ.get(TOKEN_NAME, "").strip() or None
-    return DiscoveryOptions(settings.discovery, token, Reach(port=settings.discovery_port))
+    return DiscoveryOptions(settings.discovery, shared_token(environ), Reach(port=settings.discovery_port))
 
 
 def _access(settings: Settings) -> AccessRules:

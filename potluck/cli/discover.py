@@ -15,15 +15,15 @@ import typer
 from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
 from potluck.errors import Misuse
+from transport.tokens import shared_token
 
 if TYPE_CHECKING:
     from transport.found import Found
 
-TOKEN_VARIABLE = "VRM_API_TOKEN"
 DEFAULT_PORT = 8766
 NOBODY = "No node answers. Does it run, does it listen beyond 127.0.0.1, and may UDP port {port} pass its firewall?"
 OTHER_TOKEN = " Nodes that share another token, or none, with this machine are not shown."
-NO_TOKEN = " Nodes of a network answer only who shares their token: set VRM_API_TOKEN, or name a token file."
+NO_TOKEN = " Nodes of a network answer only who shares their token: set POTLUCK_NODE_TOKEN, or name a token file."
 
 
 def discover(
@@ -35,7 +35,8 @@ def discover(
     here: Annotated[bool, typer.Option("--here", help="Look on this machine only.")] = False,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="UDP port of discovery.")] = DEFAULT_PORT,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help=f"File that holds the token. Default: ${TOKEN_VARIABLE}.")
+        Path | None,
+        typer.Option("--token-file", help="File that holds the token. Default: $POTLUCK_NODE_TOKEN, $VRM_API_TOKEN."),
     ] = None,
 ) -> None:
     """Find GPU nodes: on this machine, and those of its networks that share the token."""
@@ -63,7 +64,7 @@ def discover(
 def chosen_token(token_file: Path | None, environment: Mapping[str, str]) -> str | None:
     """Never from the command line, where everybody on the machine could read it. Raises `Misuse`."""
     if token_file is None:
-        return environment.get(TOKEN_VARIABLE, "").strip() or None
+        return shared_token(environment)
     try:
         token = token_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

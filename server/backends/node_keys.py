@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 from server.errors import NodeUnreachable
 from server.nodes import NodeSpec
-
-SHARED_TOKEN = "VRM_API_TOKEN"
+from transport.tokens import shared_token
 
 
 def token_of(spec: NodeSpec, secrets: Mapping[str, str]) -> str | None:
     """A relay node's token: the one that its entry names, else the one that all share, where it is set."""
     if spec.api_key_env is not None:
         return key_of(spec, secrets)
-    return secrets.get(SHARED_TOKEN, "").strip() or None
+    return shared_token(secrets)
 
 
 def key_of(spec: NodeSpec, secrets: Mapping[str, str]) -> str | None:

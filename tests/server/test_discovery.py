@@ -163,7 +163,7 @@ async def test_a_node_that_wants_a_token_is_named_once(bench: Bench, caplog: pyt
             await bench.clock.advance(20)
     assert bench.nodes == {}
     assert [record.getMessage() for record in caplog.records] == [
-        "the node locked at 127.0.0.1 is not used: it wants a token: set VRM_API_TOKEN to its own"
+        "the node locked at 127.0.0.1 is not used: it wants a token: set POTLUCK_NODE_TOKEN to its own"
     ]
 
 

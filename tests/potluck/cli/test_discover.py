@@ -60,7 +60,7 @@ def test_nobody_answers():
     done = run("http://127.0.0.1:9", "discover", "--here", "-s", "0.05", "--port", str(free_udp_port()))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("No node answers.")
-    assert "VRM_API_TOKEN" in done.stderr
+    assert "POTLUCK_NODE_TOKEN" in done.stderr
 
 
 def test_a_name_is_refused_with_a_sentence():
