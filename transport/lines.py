@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -111,7 +112,8 @@ class SocketLine:
         self.sent_bytes = self.received_bytes = 0
         self._socket, self._descriptor, self._clock = connected, connected.fileno(), clock
         self._kept: deque[Buffer] = deque()
-        self._broken = self._closed = self._reading = self._writing = False
+        self._broken = self._closed = self._reading = self._writing = self._discarding = False
+        self._doom: OSError | None = None  # the socket is dead: what it still holds is read, then this is told
         self._full_since: float | None = None
         self._sent_since = 0
 
@@ -121,6 +123,8 @@ class SocketLine:
 
     def start(self, feed: Feed) -> None:
         self._loop, self._feed = asyncio.get_running_loop(), feed
+        # libuv calls once for a reset connection, with what came before it, and never again: there one has to look.
+        self._tells_once = not isinstance(self._loop, asyncio.SelectorEventLoop)
         self._loop.add_reader(self._descriptor, self._read)
         self._reading = True
 
@@ -141,8 +145,7 @@ class SocketLine:
 
     def end(self) -> None:
         """Says that nothing more comes; what still arrives is thrown away, until `line_ended`."""
-        if self._reading:
-            self._loop.add_reader(self._descriptor, self._discard)
+        self._discarding = True
         self._kept.clear()
         self._stop_writing()
         with contextlib.suppress(OSError):  # the peer was faster; reading will tell
@@ -164,12 +167,33 @@ class SocketLine:
         self._socket.shutdown(socket.SHUT_WR)
 
     def _read(self) -> None:
+        if self._discarding:
+            self._discard()
+        else:
+            self._receive()
+        if self._reading and self._is_doomed():
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._reading:
+            self._read()
+
+    def _is_doomed(self) -> bool:
+        """Whether no event will tell of what is left to read."""
+        if self._doom is None and self._tells_once:
+            number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._doom = OSError(number, os.strerror(number)) if number else None
+        return self._doom is not None
+
+    def _receive(self) -> None:
         feed, receive, left = self._feed, self._socket.recv_into, TURN_BYTES
         while left > 0:
             buffer = feed.get_buffer()
             try:
                 count = receive(buffer)
             except self._again:
+                if self._doom is not None:
+                    return self._lose(self._doom)
                 break
             except OSError as error:
                 return self._lose(error)
@@ -177,7 +201,7 @@ class SocketLine:
                 return self._ended()
             self.received_bytes += count
             left -= max(count, feed.buffer_updated(count) * FRAME_BYTES)
-            if self._closed:
+            if self._closed or self._discarding:
                 return None
             if count < len(buffer) and self._short_is_all:
                 break  # the loop tells when there is more
@@ -187,7 +211,7 @@ class SocketLine:
         try:
             count = len(socket.socket.recv(self._socket, DISCARD_BYTES))
         except self._again:
-            return
+            count = int(self._doom is None)
         except OSError:
             count = 0
         if not count:
@@ -195,14 +219,11 @@ class SocketLine:
             self._feed.line_ended()
 
     def _ended(self) -> None:
+        if self._doom is not None:
+            return self._lose(self._doom)
         self._stop_reading()
         self._feed.turn_over()
-        if self._closed:
-            return
-        if self._broken:
-            self._feed.line_lost(None)
-        else:
-            self._feed.line_ended()
+        return None if self._closed else self._feed.line_ended()
 
     def _lose(self, error: OSError) -> None:
         self._stop_reading()
@@ -235,10 +256,9 @@ class SocketLine:
 
     def _fail_to_send(self, error: OSError) -> int:
         # What the peer said before it left is still to be read, and often says why; then reading ends as well.
-        self._broken = True
+        self._broken, self._doom = True, error
         self._stop_writing()
-        if not self._reading:
-            self._loop.call_soon(self._feed.line_lost, error)
+        self._loop.call_soon(self._read_on if self._reading else partial(self._feed.line_lost, error))
         return 0
 
     def _leave_off(self, sent: int) -> None:

@@ -95,10 +95,6 @@ class TlsLine(SocketLine):
         if self._reading and self._secured.pending():
             self._loop.call_soon(self._read_on)  # decrypted already: the loop sees nothing of it
 
-    def _read_on(self) -> None:
-        if self._reading:
-            self._read()
-
     def _send(self, buffers: list[Buffer]) -> int:
         total = 0
         for buffer in buffers:

@@ -118,7 +118,11 @@ class RelayServer:
                     log.warning("a client cannot be taken in: %s", error)
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
-                self.take_in(connected, told(address))
+                try:
+                    self.take_in(connected, told(address))
+                except Exception:  # top of the task: whatever one client does, the next is still taken in
+                    log.exception("%s cannot be taken in", told(address))
+                    connected.close()
 
     def take_in(self, connected: socket.socket, peer: str) -> None:
         """A client, however it has come; the socket is the server's."""
