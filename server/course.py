@@ -38,6 +38,7 @@ class Course:
     homecoming: HomecomingOutcome = "new"
     seed: int = field(default_factory=lambda: getrandbits(SEED_BITS))  # where the client wants none
 
+
 @dataclass(slots=True)
 class Attempt:
     """The state of one attempt: how it goes on, and what it told."""

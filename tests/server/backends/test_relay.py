@@ -220,8 +220,9 @@ def _silent_after(count: int) -> Any:
 
 @pytest.mark.parametrize(("told", "phase"), [(0, "first_token"), (2, "between_tokens")])
 async def test_silence_ends_the_attempt_and_the_work(told: int, phase: str):
-    patience = Patience(5, 0.05 if phase == "first_token" else 5, 0.05, 20)
+    patience = Patience(5, 0.05 if phase == "first_token" else 5, 0.25, 20)
     async with _silent_after(told) as node, relay_backend() as backend:
+        await backend.probe(spec_of(node), 5)
         events, error = await read(backend, spec_of(node), patience=patience)
         assert isinstance(error, NodeStalled) and error.phase == phase and len(events) == told
         await node.until(lambda: FrameType.GENERATE in node.cancelled)
@@ -229,6 +230,7 @@ async def test_silence_ends_the_attempt_and_the_work(told: int, phase: str):
 
 async def test_a_request_has_an_end_however_lively_it_is():
     async with _silent_after(1) as node, relay_backend() as backend:
+        await backend.probe(spec_of(node), 5)
         _, error = await read(backend, spec_of(node), patience=Patience(5, 5, 5, 0.05))
         assert isinstance(error, NodeStalled) and error.phase == "total"
 
@@ -287,6 +289,7 @@ async def test_a_prompt_is_rendered_and_nothing_generated():
 
 async def test_a_rendering_that_does_not_come_is_a_stall():
     async with _silent_after(0) as node, relay_backend() as backend:
+        await backend.probe(spec_of(node), 5)
         with pytest.raises(NodeStalled) as caught:
             await backend.render(spec_of(node), CALL, 0.05)
         assert caught.value.phase == "render"
