@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -56,9 +57,10 @@ class Residents:
     def __init__(self, start: Start, catalog: ModelCatalog, build: Build, accounts: Sequence[Account]) -> None:
         """The first account is that of the device that is used where nothing else is said."""
         self._start, self._catalog, self._build = start, catalog, build
-        self._room = Room(accounts, lambda: self.loaded, self._leave)
+        self._room = Room(accounts, lambda: self.loaded, self._leave, self._is_handing_over)
         self._hosts = {canonical(start.source.name): build(start.source, start.wish)}
         self._arrivals: dict[tuple[ModelHost, bool], asyncio.Task[None]] = {}
+        self._waiting: Counter[asyncio.Task[None]] = Counter()  # how many wait for this arrival
         self._departures: set[asyncio.Task[None]] = set()
         self._timers: dict[ModelHost, asyncio.TimerHandle] = {}
         self._stopped = False
@@ -244,12 +246,22 @@ class Residents:
                 raise NodeStopping()
             task = self._arrivals.get((host, patient)) or self._begin_arrival(host, patient)
             waited = True
+            self._waiting[task] += 1
             try:
                 await asyncio.shield(task)
             except asyncio.CancelledError:
                 if task.cancelled():  # by `stop`, not by whoever waits here
                     raise NodeStopping() from None
                 raise
+            finally:
+                self._waiting[task] -= 1
+                self._waiting += Counter()  # only those that somebody waits for are kept
+                self._room.idle.set()
+
+    def _is_handing_over(self) -> bool:
+        """A model has just come whose askers have not had a turn of the loop since: it must not leave before that, or
+        two that cannot be there together take each other's place for ever."""
+        return any(task.done() for task in self._waiting)
 
     def _begin_arrival(self, host: ModelHost, patient: bool) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(self._arrive(host, patient), name=f"load {host.name}")

@@ -46,13 +46,15 @@ class Room:
         accounts: Sequence[Account],
         loaded: Callable[[], Sequence[ModelHost]],
         leave: Callable[[ModelHost], Awaitable[None]],
+        handing_over: Callable[[], bool] = lambda: False,
     ) -> None:
-        """The first account is that of the usual device. `leave` unloads an idle model and releases its claim."""
+        """The first account is that of the usual device. `leave` unloads an idle model and releases its claim. While
+        `handing_over` says so nobody is sent away; `idle` is set when that is over."""
         self.sessions: Yielding = Nobody()
         self.moving = asyncio.Lock()  # held by whoever lets a model come or go; wakes its waiters in order
         self.idle = asyncio.Event()  # set whenever some model may have become idle
         self.loading = ""  # the model that is coming in just now
-        self._loaded, self._leave = loaded, leave
+        self._loaded, self._leave, self._handing_over = loaded, leave, handing_over
         self._accounts = {account.device: account for account in accounts}
         self._usual = accounts[0].device
         self._coming: _Coming | None = None
@@ -72,10 +74,15 @@ class Room:
         return {account.device: account for account in self.accounts}[device]
 
     def holders(self) -> list[Holder]:
-        held = set(self.sessions.held())
+        held = self._held()
         return [
             Holder(one.name, one.idle, one.last_used, one.kept, one.running, one.name in held) for one in self._loaded()
         ]
+
+    def _held(self) -> set[str]:
+        """Models that connected sessions have, or have asked for and are about to have."""
+        cut = {one.owner for one in self.sessions.cut()}
+        return set(self.sessions.held()) | {one.name for one in self._loaded() if one.owners - cut}
 
     def holdings(self) -> list[Holding]:
         return holdings(self.accounts, self.holders(), self.sessions.cut())
@@ -99,6 +106,9 @@ class Room:
         asked: set[str] = set()
         try:
             while True:
+                while self._handing_over():
+                    self.idle.clear()
+                    await self.idle.wait()
                 account, holders = self.account(device), self.holders()
                 cut = [one for one in self.sessions.cut() if one.owner not in asked]
                 plan = plan_room(account, need, holders, cut)
@@ -109,7 +119,7 @@ class Room:
                 self._coming = _Coming(need, device, plan)
                 asked.update(plan.sessions)
                 await self._end_sessions(plan.sessions)
-                await self._send_away([name for name in plan.names if name not in self.sessions.held()])
+                await self._send_away([name for name in plan.names if name not in self._held()])
         finally:
             self._coming = None
 

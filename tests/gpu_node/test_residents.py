@@ -186,6 +186,49 @@ async def test_loading_on_request_does_not_wait_for_busy_models() -> None:
         assert residents.find("b").seconds_left == pytest.approx(7.0)
 
 
+async def test_loadings_that_cannot_be_there_together_each_get_their_model_once() -> None:
+    fleet = fleet_of(room_for=1)
+    async with residents_of(fleet) as residents:
+        seen: list[str] = []
+
+        async def load(name: str) -> None:
+            host = residents.find(name)
+            await residents.load(host)
+            assert host.ready, "it was brought in for this one, and leaves for the next one later"
+            seen.append(name)
+
+        await asyncio.gather(load("a"), load("b"), load("c"))
+        assert sorted(seen) == ["a", "b", "c"]
+        assert [fleet.script(name).loads for name in "abc"] == [1, 1, 1]
+        assert loaded(residents) == seen[-1:]
+
+
+async def test_a_model_that_a_connected_session_has_asked_for_stays_before_it_has_it() -> None:
+    class Cut:
+        owners: tuple[str, ...] = ()
+
+        def cut(self) -> list[CutSession]:
+            return [CutSession(owner, 1.0) for owner in self.owners]
+
+        def held(self) -> set[str]:
+            return set()
+
+        async def give_up(self, owner: str) -> None:
+            self.owners = ()
+
+    async with residents_of(fleet_of(room_for=1)) as residents:
+        cut = Cut()
+        residents.share_with(cut)
+        await residents.start()
+        residents.main.owners.add("session 1")
+        with pytest.raises(NoRoom):
+            await residents.load(residents.find("b"))
+        assert loaded(residents) == ["a"]
+        cut.owners = ("session 1",)
+        await residents.load(residents.find("b"))
+        assert loaded(residents) == ["b"]
+
+
 async def test_what_can_never_fit_is_refused_and_harms_nobody() -> None:
     async with residents_of(fleet_of(A, Model("huge", parameters=10**6), room_for=2)) as residents:
         await residents.start()

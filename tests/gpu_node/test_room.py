@@ -29,6 +29,7 @@ class Host:
     kept: bool = False
     running: int = 0
     leaving: bool = False
+    owners: set[str] = field(default_factory=set)
 
     @property
     def idle(self) -> bool:
