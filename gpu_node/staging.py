@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,18 +96,18 @@ class Staging:
 
     def _open(self, offer: Push) -> Incoming:
         folder = self._pushed.staging / key_of(offer)
-        folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = _entered(folder)
+        if descriptor is None:
+            raise StoreRefused(f"{offer.model} is being pushed by somebody else; try again later")
+        place = _Place(folder, descriptor, [])
         try:
-            if not _try_lock(descriptor):
-                raise StoreRefused(f"{offer.model} is being pushed by somebody else; try again later")
             self._adopt(offer, descriptor)
-            files = [GrowingFile(descriptor, file.name, file.size, file.digest) for file in offer.files]
-            self._find_room(folder, offer, sum(file.size - file.held for file in files))
+            place.files += (GrowingFile(descriptor, file.name, file.size, file.digest) for file in offer.files)
+            self._take_room(folder, offer, sum(file.size - file.held for file in place.files))
         except BaseException:
-            os.close(descriptor)
+            place.leave()
             raise
-        return Incoming(offer, _Place(folder, descriptor, files), self)
+        return Incoming(offer, place, self)
 
     def _is_stored(self, offer: Push) -> bool:
         offered = {(file.name, file.size, file.digest.hex()) for file in offer.files}
@@ -126,20 +127,19 @@ class Staging:
                 with suppress(OSError):  # another file system, or one without links: then it comes again
                     GrowingFile.link(descriptor, name, path)
 
-    def _find_room(self, folder: Path, offer: Push, needed: int) -> None:
-        if needed > self._free_for(folder, offer):
-            self.sweep(SHORT_SECONDS)
-        free = self._free_for(folder, offer)
-        if needed > free:
-            told = (
-                f"{offer.model} needs {needed / 1e6:.0f} MB more, and the store has room for {max(free, 0) / 1e6:.0f}"
-            )
-            raise StoreRefused(told, free_bytes=max(free, 0), needed_bytes=needed)
-        self.settle(folder, needed)
+    def _take_room(self, folder: Path, offer: Push, needed: int) -> None:
+        with self._lock:  # what is found free is owed before anybody else looks
+            if needed > self._free_for(folder, offer):
+                self.sweep(SHORT_SECONDS)
+            free = self._free_for(folder, offer)
+            if needed <= free:
+                self._owed[folder] = needed
+                return
+        told = f"{offer.model} needs {needed / 1e6:.0f} MB more, and the store has room for {max(free, 0) / 1e6:.0f}"
+        raise StoreRefused(told, free_bytes=max(free, 0), needed_bytes=needed)
 
     def _free_for(self, folder: Path, offer: Push) -> int:
-        with self._lock:
-            others = sum(owed for other, owed in self._owed.items() if other != folder)
+        others = sum(owed for other, owed in self._owed.items() if other != folder)
         disk = self._free(self._pushed.folder) - self._rules.reserve_bytes - others
         if not self._rules.limit_bytes:
             return disk
@@ -153,6 +153,16 @@ class _Place:
     folder: Path
     descriptor: int  # of the folder; holds the lock
     files: list[GrowingFile]
+
+    def leave(self) -> None:
+        """What came stays; an offer of which nothing came leaves nothing, or offers alone would fill the disk."""
+        for file in self.files:
+            file.close()
+        with suppress(OSError):
+            os.utime(self.descriptor)
+            if _is_at(self.descriptor, self.folder) and not _has_come(self.folder):
+                shutil.rmtree(self.folder)
+        os.close(self.descriptor)
 
 
 class Incoming:
@@ -208,11 +218,7 @@ class Incoming:
         if self._place is None:
             return
         place, self._place = self._place, None
-        for file in place.files:
-            file.close()
-        with suppress(OSError):
-            os.utime(place.descriptor)
-        os.close(place.descriptor)
+        place.leave()
         self._staging.settle(place.folder, None)
 
     def _checked(self, count: int) -> None:
@@ -269,6 +275,37 @@ def _size_of(path: Path) -> int:
 
 def _bytes_beneath(folder: Path) -> int:
     return sum(max(_size_of(Path(parent, name)), 0) for parent, _, names in os.walk(folder) for name in names)
+
+
+def _has_come(folder: Path) -> bool:
+    """Whether a byte lies in it that is not in some model of the store as well."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            found = Path(parent, name).lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_size and found.st_nlink == 1:
+                return True
+    return False
+
+
+def _entered(folder: Path) -> int | None:
+    """A descriptor of the folder, made where it is missing, that holds its lock; None when somebody else does."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        is_mine = _try_lock(descriptor)
+        if is_mine and _is_at(descriptor, folder):
+            return descriptor
+        os.close(descriptor)
+        if not is_mine:
+            return None
+        # Whoever had the lock has taken the folder away.
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

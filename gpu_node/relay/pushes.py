@@ -80,7 +80,7 @@ class Pushes:
                     await self._receive(call.stream, incoming)
                 await self._finish(call, incoming)
             finally:
-                incoming.close()
+                await _in_thread(incoming.close)
 
     @asynccontextmanager
     async def _turn(self, stream: Stream, model: str) -> AsyncIterator[None]:
@@ -174,7 +174,7 @@ async def _in_thread(work: Callable[..., Given], *given: object) -> Given:
     except asyncio.CancelledError:
         result = await _ended(thread)
         if isinstance(result, Incoming):
-            result.close()
+            await _ended(asyncio.ensure_future(asyncio.to_thread(result.close)))
         raise
 
 

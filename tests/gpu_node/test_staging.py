@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -214,7 +217,7 @@ def test_links_in_the_store_are_refused(store: Store, files: Files, tmp_path: Pa
     (place / "config.json").symlink_to(outside / "x")
     with pytest.raises(StoreRefused, match="the store cannot be used"):
         store.staging().begin(offer)
-    shutil.rmtree(place)
+    shutil.rmtree(place, ignore_errors=True)
     place.symlink_to(outside)
     with pytest.raises(StoreRefused):
         store.staging().begin(offer)
@@ -223,7 +226,9 @@ def test_links_in_the_store_are_refused(store: Store, files: Files, tmp_path: Pa
 
 def test_strangers_in_the_folder_do_not_become_part_of_the_model(store: Store, files: Files, tmp_path: Path) -> None:
     offer = offer_of("tiny", files)
-    store.staging().begin(offer).close()
+    begun = store.staging().begin(offer)
+    begun.write(next(chunks_of(files)))
+    begun.close()
     place = store.pushed.staging / key_of(offer)
     (place / "potluck.json").write_text('{"weights": "/etc/passwd"}')
     (place / "sub").symlink_to(tmp_path)
@@ -249,6 +254,45 @@ def test_refused_offers_leave_nothing(store: Store) -> None:
     with pytest.raises(StoreRefused, match="can run any code"):
         store.staging().begin(offer_of("tiny", {"a.gguf": b"x", "pytorch_model.bin": b"x"}))
     assert not store.pushed.folder.exists()
+
+
+def test_offers_of_which_nothing_came_leave_nothing(store: Store, files: Files) -> None:
+    store.staging().begin(offer_of("tiny", files)).close()
+    store.free = 0
+    with pytest.raises(StoreRefused, match="MB more"):
+        store.staging().begin(offer_of("tiny", files))
+    assert list(store.pushed.staging.iterdir()) == []
+    store.free = PLENTY
+    assert send(store.staging().begin(offer_of("tiny", files)), files) == []
+    more = {**files, "README.md": b"new"}
+    taken = store.staging().begin(offer_of("other", more))
+    assert sum(taken.held) == sum(map(len, files.values())), "of another model"
+    taken.close()
+    assert list(store.pushed.staging.iterdir()) == [], "and there it still is"
+    assert (store.pushed.find("tiny").path / "config.json").read_bytes() == files["config.json"]
+
+
+def test_offers_at_once_do_not_take_the_same_room(store: Store, files: Files) -> None:
+    total = sum(map(len, files.values()))
+    together = threading.Barrier(2)
+
+    def free(_: Path) -> int:
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.2)  # both look before either has taken
+        return total
+
+    staging = Staging(store.pushed, StagingRules(reserve_bytes=0), free=free)
+
+    def begin(model: str) -> Incoming | None:
+        with suppress(StoreRefused):
+            return staging.begin(offer_of(model, files))
+        return None
+
+    with ThreadPoolExecutor(2) as threads:
+        begun = [one for one in threads.map(begin, ["one", "two"]) if one is not None]
+    for one in begun:
+        one.close()
+    assert len(begun) == 1
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path, files: Files) -> None:
