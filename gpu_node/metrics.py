@@ -120,14 +120,23 @@ class NodeMetrics:
         held = GaugeMetricFamily(
             f"{PREFIX}model_memory_bytes", "What a model holds", labels=["model", "device", "kind"]
         )
-        budget = GaugeMetricFamily(f"{PREFIX}memory_budget_bytes", "What models may hold together", labels=["device"])
+        of_device = {
+            name: GaugeMetricFamily(f"{PREFIX}{name}", text, labels=["device"])
+            for name, text in (
+                ("memory_budget_bytes", "What models and tensors of clients may hold together"),
+                ("memory_free_bytes", "Of this, what nobody holds"),
+                ("buffer_memory_bytes", "What tensors of relay clients hold"),
+            )
+        }
         for account in self._accounts():
-            budget.add_metric([account.device], account.budget_bytes)
+            of_device["memory_budget_bytes"].add_metric([account.device], account.budget_bytes)
+            of_device["memory_free_bytes"].add_metric([account.device], account.free_bytes)
+            of_device["buffer_memory_bytes"].add_metric([account.device], sum(account.buffers.values()))
             for model, claim in account.claims.items():
                 held.add_metric([model, account.device, "weights"], claim.weights_bytes)
                 held.add_metric([model, account.device, "cache"], claim.cache_bytes)
         yield held
-        yield budget
+        yield from of_device.values()
 
 
 def buckets_of(histogram: Histogram) -> list[tuple[str, float]]:

@@ -67,5 +67,7 @@ def _of_sessions(sessions: Sequence[ClientSession]) -> Iterator[Metric]:
     for state in STATES:
         family.add_metric([state], states[state])
     yield family
+    count = sum(len(session.buffers) for session in sessions)
+    yield GaugeMetricFamily(PREFIX + "buffers", "Tensors that sessions keep here", value=count)
     held = sum(session.buffers.bytes_held for session in sessions)
     yield GaugeMetricFamily(PREFIX + "buffer_bytes", "Memory that sessions hold for their tensors", value=held)

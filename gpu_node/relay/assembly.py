@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gpu_node.relay import memory
-from gpu_node.relay.buffers import BufferSpace
+from gpu_node.relay.buffers import BufferSpace, Places
 from gpu_node.relay.call import Handler, Handlers
 from gpu_node.relay.connection import Reception
 from gpu_node.relay.counters import RelayCounters
@@ -48,7 +48,10 @@ class RelayParts:
 def relay_of(parts: RelayParts) -> RelayServer:
     """`start` it with listening sockets; from now on sessions hold memory beside the models of `residents`."""
     residents, counters = parts.residents, RelayCounters()
-    sessions = Sessions(residents, lambda owner: BufferSpace(owner, residents), parts.sessions, parts.times)
+    places = Places()
+    sessions = Sessions(
+        residents, lambda owner: BufferSpace(owner, residents, places=places), parts.sessions, parts.times
+    )
     residents.share_with(sessions)
     handlers = dict(handlers_of(parts))
     server = RelayServer(

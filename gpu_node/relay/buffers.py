@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
-from gpu_node.errors import RequestError, SessionGone, UnknownHandle
+from gpu_node.errors import NoRoom, RequestError, SessionGone, UnknownHandle
 from gpu_node.relay.device_memory import memory_on
 from gpu_node.relay.host_memory import Memory
 from gpu_node.vram import Account
@@ -21,6 +21,10 @@ from wire.messages_memory import HANDLES, Alloc, Allocated
 
 # The account of the host's own memory.
 HOST = "cpu"
+
+# Of all sessions together. A large one is a mapping of the process, of which Linux gives 65530, and each takes a
+# kilobyte or two that no account knows.
+MOST_TOGETHER = 1 << 15
 
 # From a device of the account and a size to memory of zeros; raises `DeviceOutOfMemory`.
 MakeMemory = Callable[[str, int], Memory]
@@ -35,6 +39,22 @@ class Lender(Protocol):
     async def reserve(self, owner: str, device: str, size_bytes: int) -> str: ...
 
     def release(self, owner: str, device: str, size_bytes: int) -> None: ...
+
+
+class Places:
+    """How many buffers there may be, whosever they are."""
+
+    def __init__(self, most: int = MOST_TOGETHER) -> None:
+        self._most, self._taken = most, 0
+
+    def take(self) -> None:
+        """Raises `NoRoom`."""
+        if self._taken >= self._most:
+            raise NoRoom(f"this node has {self._most} buffers, which is the most: fewer and larger ones do as well")
+        self._taken += 1
+
+    def give_back(self) -> None:
+        self._taken -= 1
 
 
 class Buffer:
@@ -67,8 +87,17 @@ class Buffer:
 
 
 class BufferSpace:
-    def __init__(self, owner: str, lender: Lender, make: MakeMemory = memory_on, most_buffers: int = HANDLES) -> None:
+    def __init__(
+        self,
+        owner: str,
+        lender: Lender,
+        make: MakeMemory = memory_on,
+        most_buffers: int = HANDLES,
+        places: Places | None = None,
+    ) -> None:
+        """`places` are those of all sessions together."""
         self._owner, self._lender, self._make, self._most = owner, lender, make, most_buffers
+        self._places = places or Places()
         self._buffers: dict[int, Buffer] = {}
         self._turn = asyncio.Lock()  # one number asked for twice at once is one buffer
         self._held_bytes = 0
@@ -102,16 +131,14 @@ class BufferSpace:
         self._check_open()
         if len(self._buffers) >= self._most:
             raise RequestError(f"this session has {self._most} buffers, which is the most", field="handle")
-        size = wanted.size
-        device = await self._lender.reserve(self._owner, wanted.device, size)
+        self._places.take()
         try:
-            self._check_open()  # it may have ended while others made room
-            memory = self._make(device, size)
+            device, memory = await self._memory(wanted)
         except BaseException:
-            self._lender.release(self._owner, device, size)
+            self._places.give_back()
             raise
+        size = wanted.size
         self._held_bytes += size
-
         loop, thread = asyncio.get_running_loop(), threading.get_ident()
 
         def given_back() -> None:
@@ -119,15 +146,29 @@ class BufferSpace:
                 with suppress(RuntimeError):  # the loop is closed, and with it the account
                     loop.call_soon_threadsafe(given_back)
                 return
+            self._places.give_back()
             self._held_bytes -= size
             self._lender.release(self._owner, device, size)
 
         return Buffer(Allocated(wanted.handle, wanted.dtype, wanted.shape, device), size, memory, given_back)
 
+    async def _memory(self, wanted: Alloc) -> tuple[str, Memory]:
+        """Booked, and on the device that is answered."""
+        device = await self._lender.reserve(self._owner, wanted.device, wanted.size)
+        try:
+            self._check_open()  # it may have ended while others made room
+            return device, self._make(device, wanted.size)
+        except BaseException:
+            self._lender.release(self._owner, device, wanted.size)
+            raise
+
     @asynccontextmanager
     async def borrowed(self, size_bytes: int) -> AsyncIterator[None]:
         """So much of the host's memory is the session's for a while, without a name. Raises as `alloc`."""
         self._check_open()
+        if not size_bytes:
+            yield
+            return
         device = await self._lender.reserve(self._owner, HOST, size_bytes)
         self._held_bytes += size_bytes
         try:

@@ -88,6 +88,9 @@ class DeviceMemory:
         self._card = card
         self._bytes = card.zeros(size_bytes)
 
+    def staging_bytes(self, size_bytes: int) -> int:
+        return 2 * min(ROOM_BYTES, size_bytes)
+
     def landing(self, offset: int, size_bytes: int) -> Landing:
         return _DeviceLanding(self._bytes[offset : offset + size_bytes], self._card)
 

@@ -39,6 +39,10 @@ class Landing(Protocol):
 class Memory(Protocol):
     """Bytes of one buffer, wherever they lie."""
 
+    def staging_bytes(self, size_bytes: int) -> int:
+        """What moving so much in or out takes of the host's memory meanwhile."""
+        ...
+
     def landing(self, offset: int, size_bytes: int) -> Landing: ...
 
     def parts(self, offset: int, size_bytes: int, most_bytes: int) -> AsyncGenerator[memoryview, None]:
@@ -70,6 +74,9 @@ class HostMemory:
     @property
     def view(self) -> memoryview:
         return self._view
+
+    def staging_bytes(self, size_bytes: int) -> int:
+        return 0
 
     def landing(self, offset: int, size_bytes: int) -> Landing:
         return _HostLanding(self._view[offset : offset + size_bytes])

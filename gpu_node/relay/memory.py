@@ -7,6 +7,8 @@ Must not know how memory is made or accounted.
 
 from __future__ import annotations
 
+from functools import partial
+
 from gpu_node.errors import RequestError
 from gpu_node.relay.buffers import Buffer
 from gpu_node.relay.call import RelayCall
@@ -41,8 +43,11 @@ async def write(call: RelayCall) -> None:
     with buffer.use() as memory:
         if not complete:
             checked = bool(header.flags & TensorFlags.CHECKED)
-            # No name for the landing: it holds the memory, and this function lives on until the answer is sent.
-            arrived = await receive_piece(call.stream, memory.landing(header.offset, header.size), header.size, checked)
+            # A client that says nothing more holds rooms in front of a device, so they are its session's.
+            async with call.session.buffers.borrowed(memory.staging_bytes(header.size)):
+                # No name for the landing: it holds the memory, and this function lives on until the answer is sent.
+                landing = memory.landing
+                arrived = await receive_piece(call.stream, landing(header.offset, header.size), header.size, checked)
     await _answer(call, header, arrived)
 
 
@@ -77,7 +82,9 @@ async def read(call: RelayCall) -> None:
     last = TensorFlags.LAST if wanted.offset + size == buffer.size_bytes else TensorFlags.NONE
     header = TensorHeader(buffer.dtype, buffer.shape, size, wanted.offset, batch=buffer.handle, flags=last)
     with buffer.use() as memory:
-        await send_piece(call.stream, header, lambda: memory.parts(wanted.offset, size, PART_BYTES), wanted.checksum)
+        async with call.session.buffers.borrowed(memory.staging_bytes(size)):
+            parts = partial(memory.parts, wanted.offset, size, PART_BYTES)
+            await send_piece(call.stream, header, parts, wanted.checksum)
 
 
 def _check_fits(header: TensorHeader, buffer: Buffer) -> None:

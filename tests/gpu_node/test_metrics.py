@@ -30,6 +30,7 @@ async def test_what_the_engine_counts_is_told_under_its_models_name() -> None:
         counters.count_step(rows=3, tokens=40)
         counters.first_token.observe(0.2)
         served.script.running = 2
+        await served.residents.reserve("session 1", "cpu", 7)
         found = await samples(served)
         served.script.running = 0
     assert found[of("output_tokens_total", model=NAME)] == 12
@@ -44,6 +45,9 @@ async def test_what_the_engine_counts_is_told_under_its_models_name() -> None:
     assert found[of("model_loaded", model=NAME)] == 1
     assert found[of("memory_budget_bytes", device="cpu")] == 10**12
     assert found[of("model_memory_bytes", model=NAME, device="cpu", kind="cache")] == 1024 * 2
+    weights = found[of("model_memory_bytes", model=NAME, device="cpu", kind="weights")]
+    assert found[of("buffer_memory_bytes", device="cpu")] == 7
+    assert found[of("memory_free_bytes", device="cpu")] == 10**12 - weights - 1024 * 2 - 7
 
 
 async def test_responses_are_counted_by_route_and_no_caller_makes_series() -> None:

@@ -48,7 +48,7 @@ async def test_clients_sessions_requests_and_faults_are_counted() -> None:
     assert told["faults_total", "wrong_proof"] == 1
     assert (told["requests_total", "stats"], told["requests_total", "load"]) == (1, 1)
     assert told["failures_total", "model_not_found"] == 1
-    assert told["buffer_bytes", ""] == 4000
+    assert (told["buffers", ""], told["buffer_bytes", ""]) == (1, 4000)
     assert told["received_bytes_total", ""] > 0 and told["sent_bytes_total", ""] > 0
     assert [told["sessions", state] for state in ("live", "idle", "cut")] == [0, 1, 0]
     assert [cut["sessions", state] for state in ("live", "idle", "cut")] == [0, 0, 1]

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from gpu_node.errors import DeviceOutOfMemory, NoRoom, RequestError, SessionGone, UnknownHandle
-from gpu_node.relay.buffers import BufferSpace
+from gpu_node.relay.buffers import BufferSpace, Places
 from gpu_node.relay.host_memory import HostMemory, Memory
 from gpu_node.vram import Account
 from tests.gpu_node.relay.memory_desk import Books
@@ -69,6 +69,24 @@ async def test_there_are_only_so_many_and_only_so_large() -> None:
     with pytest.raises(RequestError, match="2 buffers, which is the most"):
         await space.alloc(Alloc(3, DType.UINT8))
     space.release_all()
+
+
+async def test_all_sessions_together_have_so_many() -> None:
+    books, places = Books(), Places(most=2)
+    one, other = (BufferSpace(f"session {number}", books, places=places) for number in (1, 2))
+    await one.alloc(FLOATS)
+    with pytest.raises(RequestError):
+        await one.alloc(Alloc(8, DType.UINT8, (1,), "tpu"))
+    await other.alloc(FLOATS)
+    for space in (one, other):
+        with pytest.raises(NoRoom, match="has 2 buffers"):
+            await space.alloc(Alloc(8, DType.UINT8, (0,)))
+    with one.get(7).use() as memory, memoryview(view_of(memory)):
+        one.free((7,))
+        with pytest.raises(NoRoom):
+            await other.alloc(Alloc(8, DType.UINT8, (1,)))
+    await other.alloc(Alloc(8, DType.UINT8, (1,)))
+    assert other.release_all() == 61 and books.used_bytes == 0
 
 
 async def test_memory_that_the_system_refuses_leaves_no_trace_in_the_account() -> None:

@@ -15,6 +15,7 @@ from gpu_node.relay.host_memory import HostMemory
 from gpu_node.vram import Account
 from tests.gpu_node.relay.memory_desk import Books, Desk, desk, tensor
 from transport.codec import crc32
+from transport.errors import Refused
 from wire.messages_memory import Alloc, Free, Read
 from wire.messages_session import Ack
 from wire.tensors import DType, TensorFlags
@@ -117,10 +118,28 @@ async def test_clients_see_no_difference() -> None:
         assert await whole(one) == DATA[:SIZE]
         stream = await one.write(tensor(1, SIZE), DATA[:ROOM_BYTES], ends=False)
         assert await one.ask(Free((1,))) == Ack(SIZE)
-        assert books.used_bytes == SIZE
+        staged = {account.device: account.used_bytes for account in books.accounts}
+        assert staged == {"cuda": SIZE, "cpu": 2 * ROOM_BYTES}, "the rooms are the session's while it writes"
         stream.cancel()
         await one.settled()
         assert books.used_bytes == 0
+
+
+async def test_who_has_no_room_on_the_host_moves_nothing_to_a_device() -> None:
+    """Many writes that go no further would fill the host with rooms otherwise."""
+    books = Books(Account("cuda", 1 << 30), Account("cpu", 2 * ROOM_BYTES))
+    async with desk(books) as one:
+        one.session.buffers = BufferSpace("session 1", books, lambda _, size: DeviceMemory(size, LateCard()))
+        await one.ask(Alloc(1, DType.UINT8, (SIZE,)))
+        silent = await one.write(tensor(1, SIZE), DATA[:1], ends=False)
+        await one.ask(Alloc(2, DType.UINT8, (1,), "cuda"))
+        with pytest.raises(Refused, match="NO_ROOM"):
+            await one.read(Read(1))
+        silent.cancel()
+        await one.settled()
+        assert await whole(one) == DATA[:1] + bytes(SIZE - 1)
+        one.session.buffers.release_all()
+    assert books.used_bytes == 0
 
 
 def test_the_host_has_memory_of_its_own_kind() -> None:
