@@ -40,7 +40,10 @@ def connect_link(
     within_seconds: float = 5.0,
     rooms: Sequence[Buffer] = (),
 ) -> Link:
-    """A link to the stage that listens there; `rooms` as for `Link`. Raises `LinkRefused`, `LinkClosed` (nobody there), `LinkSilent`."""
+    """A link to the stage that listens there; `rooms` as for `Link`.
+
+    Raises `LinkRefused`, `LinkClosed` where nobody listens, `LinkSilent` where nobody answers.
+    """
     deadline = time.monotonic() + within_seconds
     greeting = SenderGreeting(_side(token, settings), ends)
     line = _connected(place, within_seconds)

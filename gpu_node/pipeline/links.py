@@ -17,6 +17,7 @@ from typing import NamedTuple
 from gpu_node.pipeline.counters import Counts, LinkCounters
 from gpu_node.pipeline.ends import EPOCH_MOST, USUAL, LinkEnds, LinkSettings
 from gpu_node.pipeline.errors import LinkClosed, LinkError, LinkFault, LinkSilent
+from gpu_node.pipeline.headers import HeaderReader, HeaderWriter
 from gpu_node.pipeline.sockets import prepare, send_some, shut_down, waiting_bytes
 from transport.codec import crc32
 from wire.errors import OutOfBounds, RemoteError
@@ -29,10 +30,10 @@ from wire.tensors import (
     check_piece,
     flat_view,
     pack_tensor_header,
-    unpack_tensor_header,
 )
 
 SEQUENCE_MASK = 0xFFFF_FFFF
+_CHECKED = int(TensorFlags.CHECKED)  # operators of a Flag take longer than everything around them
 
 
 class Frame(NamedTuple):
@@ -64,8 +65,9 @@ class Link:
         self._end: LinkError | None = None
         self._next_room = self._next_sent = self._next_received = 0
         self._answer_due = False
-        self._read_bytes = 0
+        self._read_bytes = self._listened_bytes = 0
         self._counts = Counts()
+        self._writer, self._reader = HeaderWriter(), HeaderReader()
         self._beat = _beat_of(self._epoch)
         prepare(line, settings.silence_seconds)
 
@@ -92,29 +94,28 @@ class Link:
     def send(self, header: TensorHeader, *buffers: Buffer) -> None:
         """One frame, whose bytes are those of `buffers` one after the other; they may be changed once it returns.
 
-        Epoch, sequence and, where the flag CHECKED is set, the checksum are the link's to fill in. Raises `LinkError`,
-        and `OutOfBounds` for what no frame can be; then nothing was sent.
+        Epoch, sequence and, where the flag CHECKED is set, the checksum are the link's to fill in. A header that is
+        sent again as the same object costs the least. Raises `LinkError`, and `OutOfBounds` for what no frame can be;
+        then nothing was sent.
         """
         self.send_frames((header, buffers))
 
     def send_frames(self, *frames: tuple[TensorHeader, Sequence[Buffer]]) -> None:
         """Several frames in one write: what describes a step and the states it is about cost no more than one."""
         began = time.perf_counter_ns()
-        self._raise_end()
+        parts: list[Buffer] = []
+        size = 0
         with self._sending:
-            parts: list[Buffer] = []
-            size = 0
+            self._raise_end()
             for number, (header, buffers) in enumerate(frames):
-                views = [flat_view(buffer) for buffer in buffers]
-                parts.append(self._stamped(header, views, self._next_sent + number))
-                parts += views
-                size += header.size
+                size += self._add_frame(parts, header, buffers, self._next_sent + number)
             self._write(parts)
+            counts = self._counts
             self._next_sent += len(frames)
             self._answer_due = True
-            self._counts.frames_sent += len(frames)
-            self._counts.bytes_sent += size
-        self._counts.sending_nanoseconds += time.perf_counter_ns() - began
+            counts.frames_sent += len(frames)
+            counts.bytes_sent += size
+            counts.sending_nanoseconds += time.perf_counter_ns() - began
 
     def receive(self, into: Buffer | None = None, within_seconds: float | None = None) -> Frame:
         """The next frame of this epoch. Blocks; `within_seconds` bounds that, while heartbeats come.
@@ -155,27 +156,26 @@ class Link:
             self._sending.release()
 
     def listen(self) -> bool:
-        """Take in the heartbeats that wait; whether something came, or is somebody else's to receive.
+        """Take in the heartbeats that wait; whether anything came since the last time, or waits for its receiver.
 
-        For a link that is only sent on: whoever receives notices silence by itself. Never blocks and never raises: an
-        end that is seen here is what the next call raises.
+        Never blocks and never raises: an end that is seen here is what the next call raises.
         """
         if self._end is not None:
             return False
         if not self._receiving.acquire(blocking=False):
-            return True
-        before = self._read_bytes
+            return True  # whoever receives notices silence by itself
         try:
             while self._take_beat():
                 pass
             return True  # a frame waits, or a part of one
         except BlockingIOError:
-            return self._read_bytes > before
+            return self._read_bytes != self._listened_bytes
         except LinkError as error:
             self.fail(error)
         except OSError as error:
             self.fail(_closed_by(error))
         finally:
+            self._listened_bytes = self._read_bytes
             self._receiving.release()
         return False
 
@@ -198,21 +198,21 @@ class Link:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stamped(self, header: TensorHeader, views: Sequence[memoryview], sequence: int) -> bytes:
-        size = sum(view.nbytes for view in views)
+    def _add_frame(self, parts: list[Buffer], header: TensorHeader, buffers: Sequence[Buffer], sequence: int) -> int:
+        """Its header and bytes at the end of `parts`; how many bytes these are."""
+        views = [flat_view(buffer) for buffer in buffers]
+        size = sum([view.nbytes for view in views])
         if size != header.size or not size:
             raise OutOfBounds(f"a frame of {header.size} bytes, and {size} are given; without any it is a heartbeat")
         if size > self._most_sent:
             raise OutOfBounds(f"a frame of {size} bytes; the other side takes {self._most_sent} at most")
         checksum = 0
-        if header.flags & TensorFlags.CHECKED:
+        if int(header.flags) & _CHECKED:
             for view in views:
                 checksum = crc32(view, checksum)
-        stamped = TensorHeader(
-            header.dtype, header.shape, size, header.offset, self._epoch, header.batch, header.layers,
-            sequence & SEQUENCE_MASK, header.flags, checksum,
-        )  # fmt: skip
-        return pack_tensor_header(stamped, crc32)
+        parts.append(self._writer.write(header, self._epoch, sequence & SEQUENCE_MASK, checksum))
+        parts += views
+        return size
 
     def _write(self, parts: list[Buffer]) -> None:
         whole, seen = False, -1
@@ -259,7 +259,7 @@ class Link:
     def _read_header(self) -> TensorHeader | None:
         """None for a heartbeat."""
         try:
-            header = unpack_tensor_header(self._head, crc32)
+            header = self._reader.read(self._head)
         except RemoteError as error:
             raise self.fail(LinkFault(f"no frame begins like this: {error}")) from error
         if not header.size:
@@ -282,7 +282,7 @@ class Link:
             raise self.fail(LinkFault(f"a frame of {header.size} bytes where {room.nbytes} were awaited"))
         data = room[: header.size]
         self._fill(data, deadline, in_frame=True)
-        if header.flags & TensorFlags.CHECKED:
+        if int(header.flags) & _CHECKED:
             try:
                 check_piece(header, data, crc32)
             except RemoteError as error:
@@ -315,7 +315,7 @@ class Link:
 
     def _peeked(self) -> TensorHeader:
         try:
-            return unpack_tensor_header(self._head, crc32)
+            return self._reader.read(self._head)
         except RemoteError as error:
             raise LinkFault(f"no frame begins like this: {error}") from error
 
