@@ -6,6 +6,9 @@ Fetching happens in a process of its own, so that the node answers meanwhile and
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib
+import sys
 from pathlib import Path
 
 from gpu_node.engine.step import ModelRunner
@@ -36,6 +39,7 @@ class Provision:
 
     def load(self, description: ModelDescription, wish: LoadWish, progress: Progress) -> ModelRunner:
         """In the engine's thread: importing torch takes seconds."""
+        import_for_good("gpu_node.engine.loader")
         from gpu_node.engine.cache_size import CacheOptions
         from gpu_node.engine.loader import LoadOptions, load_runner
 
@@ -59,3 +63,15 @@ class Provision:
             progress=progress,
         )
         return load_runner(self._folder, options)
+
+
+def import_for_good(module: str) -> None:
+    """Whatever lives once it is imported is never looked through for garbage again.
+
+    torch and transformers are hundreds of thousands of objects: without this every model that leaves would stop the
+    whole node, its event loop too, for as long as a collection of them takes: a third of a second and more. Only at
+    the first import, when there is no model yet that could be garbage one day.
+    """
+    if module not in sys.modules:
+        importlib.import_module(module)
+        gc.freeze()

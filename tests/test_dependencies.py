@@ -20,6 +20,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
 DIRECT = [*RUNTIME, *(requirement for extra in EXTRAS.values() for requirement in extra)]
+PACKAGES = ("wire", "transport", "server", "gpu_node", "potluck")
 FILES = sorted(ROOT.glob("requirements*.txt"))
 PIN = re.compile(r"^[a-z0-9-]+==[0-9][0-9a-z.]*(; sys_platform != \"win32\")?$")
 # Used by a library on our behalf, so that no import of ours names them.
@@ -31,6 +32,8 @@ UNSEEN = {
     "uvloop": "uvicorn",
     "uvicorn": "scripts/run",
 }
+# Imported where it is there, and there because another one of ours brings it along.
+BROUGHT_ALONG = {"ifaddr": "zeroconf"}
 
 
 def _pins() -> dict[str, Requirement]:
@@ -94,13 +97,16 @@ def test_no_reason_outlives_its_dependency() -> None:
 def test_every_import_is_a_direct_dependency() -> None:
     allowed = {requirement.name for requirement in [*RUNTIME, *EXTRAS["gpu"]]}
     foreign = {
-        package: path for path, package in _imports("wire", "server", "gpu_node", "potluck") if package not in allowed
+        package: path
+        for path, package in _imports(*PACKAGES)
+        if package not in allowed and BROUGHT_ALONG.get(package) not in allowed
     }
     assert foreign == {}
+    assert all(package in _closure({owner}) for package, owner in BROUGHT_ALONG.items())
 
 
 def test_every_dependency_is_imported() -> None:
-    imported = {package for _, package in _imports("wire", "server", "gpu_node", "potluck")}
+    imported = {package for _, package in _imports(*PACKAGES)}
     idle = {requirement.name for requirement in [*RUNTIME, *EXTRAS["gpu"]]} - imported - UNSEEN.keys()
     assert idle == set()
 

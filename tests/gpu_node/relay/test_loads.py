@@ -43,6 +43,17 @@ async def test_a_loaded_model_stays_until_it_is_given_back() -> None:
         assert isinstance(await link.ask(Unload(OTHER)), Ack)  # the second time is no fault
 
 
+async def test_a_hub_id_is_fetched_for_a_load_and_for_nothing_else() -> None:
+    async with scripted() as (here, fleet):
+        link = await here.connect()
+        for message in (replace(generate(), model="lab/model"), Unload("lab/model")):
+            error = await failure(link, message)
+            assert isinstance(error, Refused) and error.code is ErrorCode.MODEL_NOT_FOUND
+        loaded = await link.ask(Load("lab/model"))
+        assert isinstance(loaded, Loaded) and loaded.model == "lab/model"
+        assert (await answer(link, replace(generate(), model="lab/model"))).done is not None
+
+
 async def test_it_stays_while_another_session_wants_it() -> None:
     async with scripted(Fleet(models=FLEET, keep_alive=0)) as (here, _):
         first, second = await here.connect(), await here.connect()
