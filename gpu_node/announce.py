@@ -95,6 +95,16 @@ class AnnounceOptions:
     draw: Callable[[], float] = random.random
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A probe that gets an answer."""
+
+    nonce: bytes
+    source: Source
+    size_bytes: int
+    signed: bool
+
+
 class Announcer:
     """`start` it when the relay listens, `stop` it when it does not any more. Neither raises."""
 
@@ -138,13 +148,20 @@ class Announcer:
         for handle in self._pending:
             handle.cancel()
         self._pending.clear()
-        for number in range(FAREWELLS if started else 0):
-            if number:
-                await self._times.sleep(FAREWELL_PAUSE_SECONDS)
-            self._announce(leaving=True)
+        if started:
+            await self._say_goodbye()
         self._port.close()
         if self._mdns is not None:
             await self._mdns.close()
+
+    async def _say_goodbye(self) -> None:
+        try:
+            for number in range(FAREWELLS):
+                if number:
+                    await self._times.sleep(FAREWELL_PAUSE_SECONDS)
+                self._announce(leaving=True)
+        except Exception:  # whoever stops the node has more to do after this
+            log.exception("a farewell failed")
 
     def _look_around(self) -> None:
         """Interfaces come and go, and a port that was taken may be free now."""
@@ -165,7 +182,10 @@ class Announcer:
 
     async def _register_on(self, mdns: MdnsRegistration) -> None:
         while True:
-            await mdns.update(self._mdns_record())
+            try:
+                await mdns.update(self._mdns_record())
+            except Exception:  # top of the task
+                log.exception("mDNS is not told how the node stands")
             await self._times.sleep(PAUSE_SECONDS)
 
     def _mdns_record(self) -> MdnsRecord:
@@ -205,33 +225,37 @@ class Announcer:
             beacon, signed = unpack_beacon(datagram, self._token)
         except RemoteError:
             return
+        if not self._allowances.take_together(now):
+            return
         if not self._replays.is_news(beacon, int(self._times.wall() * 1000)):
             self._tell_of_clocks(beacon, source, signed)
         elif isinstance(beacon, Announcement):
             if beacon.node_id != self._identity.node_id:
                 self._neighbours.hear(beacon.node_id, now)
         elif may_answer(self._place, source.host, signed, self._interfaces):
-            most = DATAGRAM_MOST if signed else OPEN_ANSWER_FACTOR * len(datagram)
-            self._answer_soon(beacon, source, most, answer_pause(self._neighbours.count(now), self._options.draw()))
+            asked = _Asked(beacon.nonce, source, len(datagram), signed)
+            self._answer_soon(asked, answer_pause(self._neighbours.count(now), self._options.draw()))
 
-    def _answer_soon(self, probe: Probe, source: Source, most_bytes: int, pause: float) -> None:
+    def _answer_soon(self, asked: _Asked, pause: float) -> None:
         if not pause:
-            self._answer(probe, source, most_bytes)
+            self._answer(asked)
         elif len(self._pending) < MOST_PENDING:
             loop = asyncio.get_running_loop()
 
             def answer() -> None:
                 self._pending.discard(handle)
-                self._answer(probe, source, most_bytes)
+                self._answer(asked)
 
             handle = loop.call_later(pause, answer)
             self._pending.add(handle)
 
-    def _answer(self, probe: Probe, source: Source, most_bytes: int) -> None:
-        addresses = addresses_for(self._place, source.host, self._interfaces, self._options.reach.route)
+    def _answer(self, asked: _Asked) -> None:
+        addresses = addresses_for(self._place, asked.source.host, self._interfaces, self._options.reach.route)
         if addresses:
-            occasion = self._occasion(addresses, probe.nonce)
-            source.answer(self._speaker.compose(self._stand(), occasion, most_bytes))
+            # Of an unsigned answer nobody believes more than the address that it comes from.
+            occasion = self._occasion(addresses if asked.signed else addresses[:1], asked.nonce)
+            most_bytes = DATAGRAM_MOST if asked.signed else OPEN_ANSWER_FACTOR * asked.size_bytes
+            asked.source.answer(self._speaker.compose(self._stand(), occasion, most_bytes))
 
     def _tell_of_clocks(self, beacon: Probe | Announcement, source: Source, signed: bool) -> None:
         """The one mistake that otherwise nobody finds: a probe that is rightly signed and not believed."""

@@ -1,7 +1,8 @@
 """Who this node is, for clients and gateways that find it again at another address or after a restart.
 
-The id stays: it is made of a random number that is kept on disk and the port of the relay, since several nodes of one
-machine may share their folder. Where nothing can be kept, or the port is any free one, the id is a new one each time.
+The id stays: it is made of a random number that is kept on disk, the machine's name, and the place that the relay was
+asked to listen at, since several nodes may share their folder, of one machine and of several (a network drive, a volume
+of containers). Where nothing can be kept, or the port is any free one, the id is a new one each time.
 The incarnation is higher after every start, by the clock. Must not know who is told.
 """
 
@@ -31,11 +32,16 @@ class Identity:
     incarnation: int
 
 
-def identity_of(folder: Path, port: int, name: str = "") -> Identity:
-    """`folder` outlives the node (its cache); `port` is the one that was asked for, 0 for any; `name`: the host's."""
+def identity_of(folder: Path, place: tuple[str, int], name: str = "", machine: str | None = None) -> Identity:
+    """`folder` outlives the node (its cache); `place` is what the relay was asked to listen at, port 0 for any.
+
+    `name`: the machine's where it is empty. `machine`: this one's where it is None."""
+    machine = socket.gethostname() if machine is None else machine
+    host, port = place
     secret = kept_secret(folder / FILE_NAME) if port else secrets.token_bytes(SECRET_BYTES)
-    node_id = hashlib.sha256(secret + port.to_bytes(2, "big")).digest()[:NODE_ID_BYTES]
-    return Identity(name or socket.gethostname() or "node", node_id, time.time_ns() // 1_000_000)
+    seat = f"{machine}\0{host}\0{port}".encode(errors="replace")
+    node_id = hashlib.sha256(secret + seat).digest()[:NODE_ID_BYTES]
+    return Identity(name or machine or "node", node_id, time.time_ns() // 1_000_000)
 
 
 def kept_secret(path: Path) -> bytes:

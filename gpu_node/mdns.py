@@ -51,8 +51,10 @@ def joined_models(models: Sequence[str]) -> str:
     """As many names as one entry holds, separated by commas."""
     text = ""
     for name in models:
+        if name.encode(errors="replace").decode() != name:
+            continue  # a file's name may hold bytes that are no text
         longer = f"{text},{name}" if text else name
-        if len(longer.encode(errors="replace")) <= MOST_TEXT_BYTES - len("models="):
+        if len(longer.encode()) <= MOST_TEXT_BYTES - len("models="):
             text = longer
     return text
 

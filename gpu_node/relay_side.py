@@ -65,7 +65,7 @@ class RelaySide:
         host, self.port = listener.getsockname()[:2]
         # One that was moved to another port shares its machine, and maybe its cache, with one that was not.
         kept = settings.relay_port if self.port == settings.relay_port else 0
-        identity = identity_of(settings.cache, kept, settings.name)
+        identity = identity_of(settings.cache, (settings.host, kept), settings.name)
         terms = ServerTerms(
             identity.name, settings.token or None, node_id=identity.node_id, incarnation=identity.incarnation
         )

@@ -1,7 +1,8 @@
 """How much each source may ask of us: token buckets, so that a flood costs little and nobody is made to shout for it.
 
 Pure: time is an argument. Invariant: the sources that are remembered are bounded; the one that was silent longest is
-forgotten first, and all together have a bucket of their own, so that invented sources gain nothing.
+forgotten first. All together have a bucket of their own, so that invented sources gain nothing; only what has proved to
+be worth an answer is counted there, or garbage could use up what is everybody's.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Allowances:
         return len(self._buckets)
 
     def take(self, source: Hashable, now: float) -> bool:
-        """Whether `source` may have one more at `now` (seconds); counts it if so."""
+        """Whether `source` may have one more of its own at `now` (seconds); counts it if so."""
         bucket = self._buckets.get(source)
         if bucket is None:
             bucket = self._buckets[source] = _Bucket(self._each.burst, now)
@@ -55,4 +56,8 @@ class Allowances:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(source)
-        return bucket.take(self._each, now) and self._all.take(self._together, now)
+        return bucket.take(self._each, now)
+
+    def take_together(self, now: float) -> bool:
+        """Whether all may have one more. Ask for what was looked at and is no garbage."""
+        return self._all.take(self._together, now)

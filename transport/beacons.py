@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from transport.allowances import Allowances, Rate
@@ -28,6 +28,8 @@ DISCOVERY_PORT = 8766
 MOST_FOUND = 256
 _LOOPBACK = "127.0.0.1"
 _NONCES_REMEMBERED = 64  # of our latest probes; an answer to an older one is none any more
+# An answer that comes later may be one that somebody has kept: it is as good as an announcement then, and no better.
+_ANSWER_SECONDS = 5.0
 # A fleet that all answers one broadcast, and a gateway that hears it announce; more from one source is a mistake.
 _EACH_SOURCE = Rate(per_second=50, burst=100)
 _ALL_SOURCES = Rate(per_second=500, burst=1000)
@@ -76,6 +78,9 @@ class _Nonces:
         self.sent[nonce] = now
         if len(self.sent) > _NONCES_REMEMBERED:
             self.sent.popitem(last=False)
+
+    def recent(self, now: float) -> Mapping[bytes, float]:
+        return {nonce: sent for nonce, sent in self.sent.items() if now - sent <= _ANSWER_SECONDS}
 
 
 class Prober:
@@ -146,9 +151,9 @@ class Prober:
             beacon, signed = unpack_beacon(datagram, self._token)
         except RemoteError:
             return
-        if not isinstance(beacon, Announcement):
+        if not isinstance(beacon, Announcement) or not self._allowances.take_together(now):
             return
-        asked = self._nonces.sent
+        asked = self._nonces.recent(now)
         if self._replays.is_news(beacon, int(self._times.wall() * 1000), asked.keys()):
             sent = asked.get(beacon.answers)
             seconds = None if sent is None else now - sent

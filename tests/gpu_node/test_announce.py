@@ -25,6 +25,7 @@ from gpu_node.announcement import RelayPlace, Standing
 from gpu_node.identity import Identity
 from tests.fakes.datagram_net import FakeHost, FakeNet, FakeSocket, times_of
 from tests.fakes.manual_clock import ManualClock
+from transport.datagrams import Source
 from wire.beacon import SKEW_MS, Announcement, Probe, pack_beacon, unpack_beacon
 
 TOKEN = "correct horse"
@@ -255,6 +256,48 @@ async def test_a_fault_of_ours_does_not_silence_the_node(net, clock, caplog) -> 
         await clock.advance(2 * PAUSE_SECONDS)
     assert "an announcement failed" in caplog.text
     assert asker.heard
+    stopping = asyncio.create_task(announcer.stop())
+    await clock.advance(1)
+    await stopping
+
+
+async def test_a_fault_that_stays_does_not_hold_up_the_end(net, clock, caplog) -> None:
+    def standing() -> Standing:
+        raise PermissionError("the models cannot be read")
+
+    host = net.host("10.0.0.1/24")
+    options = AnnounceOptions(mdns=True, times=times_of(clock.clock), reach=host.reach())
+    announcer = Announcer(Identity("t", bytes(16), 1), RelayPlace("0.0.0.0", 1), standing, TOKEN, options)
+    with caplog.at_level(logging.ERROR, "gpu_node"):
+        await announcer.start()
+        await clock.advance(PAUSE_SECONDS + 1)
+        before = caplog.text.count("mDNS is not told")
+        await clock.advance(PAUSE_SECONDS)
+        assert caplog.text.count("mDNS is not told") > before > 0, "it is tried again"
+        await announcer.stop()
+    assert "a farewell failed" in caplog.text
+    assert host.sockets == []
+
+
+async def test_garbage_of_many_sources_does_not_use_up_what_askers_have(net, clock, tower) -> None:
+    asker = Asker(net, clock)
+    (heard,) = [one for one in tower.sockets if (one.host, one.port) == ("0.0.0.0", 8766)]
+    for number in range(3000):
+        heard.deliver(b"PL\x01\x81" + bytes(60), Source(f"10.0.1.{number}", 1, heard))
+    assert len(await asker.ask()) == 1
+
+
+async def test_an_open_answer_names_one_address(net, clock) -> None:
+    host = net.host("10.0.0.1/24", "10.0.0.2/24", "10.0.0.3/24")
+    host.interfaces = tuple(dataclasses.replace(one, name="e0") for one in host.interfaces)
+    announcer = _announcer(host, clock, token=None)
+    await announcer.start()
+    await clock.settle()
+    asker = Asker(net, clock)
+    asker.token = None
+    (answer,) = await asker.ask()
+    assert len(answer.addresses) == 1
+    assert asker.sizes[0] < 200
     stopping = asyncio.create_task(announcer.stop())
     await clock.advance(1)
     await stopping

@@ -110,3 +110,4 @@ def test_models_are_cut_to_what_an_entry_holds() -> None:
     assert len("models=") + len(many) <= MOST_TEXT_BYTES
     assert many.startswith("model-0,model-1,")
     assert joined_models(["x" * 300, "small"]) == "small"
+    assert joined_models(["no text \udcff", "small"]) == "small"

@@ -157,6 +157,35 @@ async def test_an_answer_to_us_counts_whatever_the_nodes_clock_says_and_nothing_
     assert len(found) == 1
 
 
+async def test_an_answer_that_was_kept_is_believed_no_more_than_an_announcement(clock: ManualClock) -> None:
+    net = FakeNet()
+    node = Node(net.host("10.0.0.2/24"))
+    prober, found = _prober(net.host("10.0.0.1/24"), clock)
+    prober.listen()
+    prober.probe()
+    await clock.settle()
+    kept = node.says("10.0.0.2", answers=node.probes[0].nonce)
+    node.socket.send(node.says("10.0.0.2", incarnation=2), "10.0.0.255", 8766)
+    await clock.advance(6)
+    node.socket.send(kept, "10.0.0.255", 8766)
+    await clock.settle()
+    assert [one.announcement.incarnation for one in found] == [1, 2]
+
+
+async def test_garbage_of_many_sources_does_not_hide_a_node(clock: ManualClock) -> None:
+    net = FakeNet()
+    node = Node(net.host("10.0.0.2/24"))
+    host = net.host("10.0.0.1/24")
+    prober, found = _prober(host, clock)
+    prober.listen()
+    heard = next(one for one in host.sockets if one.host == "10.0.0.255")
+    for number in range(3000):
+        heard.deliver(b"PL\x01\x82" + bytes(80), Source(f"10.0.1.{number}", 1, heard))  # type: ignore[arg-type]
+    node.socket.send(node.says("10.0.0.2"), "10.0.0.255", 8766)
+    await clock.settle()
+    assert len(found) == 1
+
+
 async def test_one_source_cannot_keep_us_busy(clock: ManualClock) -> None:
     net = FakeNet()
     loud = Node(net.host("10.0.0.2/24"))
