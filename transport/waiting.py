@@ -64,8 +64,9 @@ class Waiting:
             self.wake_openers()
         if not self.rooms:
             return
-        for number, waiters in list(self.rooms.items()):
-            room = self._connection.room(number)
+        # Who waits has a frame of the same stream before it: nothing changes for it until one of these leaves.
+        for number in self._connection.moved_streams() & self.rooms.keys():
+            waiters, room = self.rooms[number], self._connection.room(number)
             while waiters and room >= waiters[0][0]:
                 size, waiter = waiters.popleft()
                 room -= size

@@ -107,10 +107,8 @@ class Connection:
         self._books.outbox.clear_all()
 
     def widen(self, stream_id: int) -> None:
-        """Lets the peer have a bulk stream's window under way, before this side consumes."""
-        stream = self._stream(stream_id)
-        stream.given.widen(self._limits.bulk_window)
-        self._books.grant(stream_id, stream.given)
+        """Lets the peer have a bulk stream's window under way, before this side consumes; less where others have it."""
+        self._books.widen(self._stream(stream_id))
 
     def open_stream(self, kind: FrameType, *payload: Buffer, ends: bool = False, compress: bool = False) -> int:
         """The client asks for something; returns the number of the new stream. Raises as `send` does."""
@@ -145,6 +143,10 @@ class Connection:
         """The largest payload that `send` takes on this stream now; 0 when it is full or over."""
         known = stream_id in self._books.streams
         return min(LARGEST_PAYLOAD, self._books.outbox.room(stream_id)) if known else 0
+
+    def moved_streams(self) -> set[int]:
+        """Those of which frames have left since the last call: where there may be room now that was none."""
+        return self._books.outbox.moved_streams()
 
     def has_waiting(self, stream_id: int) -> bool:
         """Whether frames of this stream have yet to leave by `data_to_send`."""

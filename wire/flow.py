@@ -12,7 +12,7 @@ from __future__ import annotations
 from wire.errors import CreditExceeded, OutOfBounds
 from wire.limits import FRAME_COST, LARGEST_CREDIT
 
-__all__ = ["GivenCredit", "OwnCredit", "cost_of"]
+__all__ = ["GivenCredit", "OwnCredit", "SharedCredit", "cost_of"]
 
 
 def cost_of(size: int) -> int:
@@ -79,5 +79,27 @@ class GivenCredit:
         grant = self.window - self.held - self.left
         if grant * 2 < self.window:
             return 0
+        self.left += grant
+        return grant
+
+
+class SharedCredit(GivenCredit):
+    """That of a connection: some streams may hold much of it for ever, so grants go by what the others have of it."""
+
+    __slots__ = ()
+
+    @property
+    def is_due(self) -> bool:
+        free = self.window - self.held
+        return self.left * 2 <= free and self.left < free
+
+    def consume(self, cost: int) -> bool:
+        super().consume(cost)
+        return self.is_due
+
+    def due(self) -> int:
+        if not self.is_due:
+            return 0
+        grant = self.window - self.held - self.left
         self.left += grant
         return grant

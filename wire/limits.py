@@ -19,6 +19,8 @@ __all__ = [
     "LARGEST_CREDIT",
     "LARGEST_PAYLOAD",
     "LARGEST_STREAM_ID",
+    "RESERVED_PART",
+    "SMALLEST_CUT",
     "Limits",
 ]
 
@@ -34,23 +36,32 @@ FRAME_COST = 256
 INITIAL_STREAM_CREDIT = 64 << 10
 # One full frame and some talk, before the first credit arrives.
 INITIAL_CONNECTION_CREDIT = 2 << 20
+# Tensor bytes that credit does not cover are cut, but not into crumbs: below this a frame goes over its credit instead.
+SMALLEST_CUT = 4096
+# Of the connection's window this part (1 / 4) is for streams that are not widened.
+RESERVED_PART = 4
 # Fits a signed 32-bit number, which every language has.
 LARGEST_CREDIT = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one side keeps for one connection. The defaults bound a connection to about 40 MiB; most hold a few KiB."""
+    """What one side keeps for one connection. Most hold a few KiB, one that moves tensors the two windows and queues
+    of 16 MiB; only with all its streams at a standstill it is a share for each on top.
+    """
 
     # What the peer may have under way beyond what was consumed: 16 MiB is 1 Gbit/s at a round trip of 130 ms.
     connection_window: int = 16 << 20
-    # Share of a bulk stream: four frames keep the line busy, and one slow reader holds a quarter of the whole.
+    # Most that a bulk stream gets of it: four frames keep the line busy.
     bulk_window: int = 4 << 20
+    # What each open stream may hold, or have waiting, without counting against the others: what it begins with, and a
+    # frame that went over it. So any number of streams that nobody reads leave the connection's window alone.
+    stream_share: int = INITIAL_STREAM_CREDIT + (8 << 10)
     # More streams than any client runs at once, few enough that their records stay below 1 MiB.
     streams: int = 1024
     # What one stream may have waiting: enough to keep the line busy, so one writer cannot fill the memory.
     stream_queue: int = 4 * (LARGEST_PAYLOAD + FRAME_COST)
-    # All streams together.
+    # All streams together, but for the one frame that each may have in any case.
     connection_queue: int = 16 << 20
     # Frames that need no credit (PONG, ERROR, CANCEL) and wait because the peer does not read: the end of every stream
     # at once, and as much again. More is a flood.

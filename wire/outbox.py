@@ -18,13 +18,21 @@ from typing import Any, NamedTuple
 from wire.errors import QueueFull
 from wire.flow import OwnCredit, cost_of
 from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Flags, FrameType, make_header, pack_header
-from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
+from wire.limits import (
+    FRAME_COST,
+    INITIAL_CONNECTION_CREDIT,
+    INITIAL_STREAM_CREDIT,
+    LARGEST_PAYLOAD,
+    SMALLEST_CUT,
+    Limits,
+)
 
 __all__ = ["SIZE_FIELD", "Line", "Outbox", "Waiting", "make_waiting", "size_of"]
 
 # Below this, copying a payload behind its header costs less than one more entry in a gather write.
 JOINED_MOST = 1024
 SIZE_FIELD = struct.Struct(">I")
+_CAN_BE_CUT = frozenset({Flags.NONE, Flags.END})
 
 
 class Waiting(NamedTuple):
@@ -49,6 +57,7 @@ class Line:
     credit: OwnCredit = field(default_factory=lambda: OwnCredit(INITIAL_STREAM_CREDIT))
     frames: deque[Waiting] = field(default_factory=deque)
     queued: int = 0
+    may_cut: bool = False
     in_turn: bool = False
     started: bool = False
 
@@ -64,11 +73,13 @@ class Outbox:
         self._lines: dict[int, Line] = {}
         self._turns: deque[Line] = deque()
         self._queued = 0
+        self._moved: set[int] = set()
         self._sequence = 0
 
-    def open(self, stream_id: int) -> Line:
-        """A stream begins, with the credit that every stream begins with."""
-        line = self._lines[stream_id] = Line()
+    def open(self, stream_id: int, *, may_cut: bool = False) -> Line:
+        """A stream begins, with the credit that every stream begins with. `may_cut`: its DATA may come in more frames
+        than it was given in."""
+        line = self._lines[stream_id] = Line(may_cut=may_cut)
         return line
 
     def close(self, stream_id: int) -> None:
@@ -101,13 +112,28 @@ class Outbox:
 
     def room(self, stream_id: int) -> int:
         """How many bytes of payload one more frame of this stream may have."""
-        own = self._limits.stream_queue - self._lines[stream_id].queued
-        return max(0, min(own, self._limits.connection_queue - self._queued) - cost_of(0))
+        queued = self._lines[stream_id].queued
+        if not queued:
+            return LARGEST_PAYLOAD
+        return max(
+            0, min(self._limits.stream_queue - queued, self._limits.connection_queue - self._queued) - cost_of(0)
+        )
+
+    def moved_streams(self) -> set[int]:
+        """Those of which frames have left since the last call."""
+        moved, self._moved = self._moved, set()
+        return moved
 
     def check(self, line: Line | None, cost: int) -> None:
-        """Raises QueueFull when a frame of `cost` has no room; None is a stream that is yet to begin."""
+        """Raises QueueFull when a frame of `cost` has no room; None is a stream that is yet to begin.
+
+        A stream with nothing waiting always has room for a frame, and a new one for a small request: who waits for room
+        holds that frame as well, and streams at a standstill shall not fill the queue of the others.
+        """
         queued = 0 if line is None else line.queued
-        if queued + cost > self._limits.stream_queue or self._queued + cost > self._limits.connection_queue:
+        if self._queued + cost <= self._limits.connection_queue and queued + cost <= self._limits.stream_queue:
+            return
+        if queued or (line is None and cost > self._limits.stream_share):
             raise QueueFull(f"{self._queued} bytes wait to be sent, {queued} of them on this stream")
 
     def add(self, frame: Waiting, line: Line) -> None:
@@ -180,7 +206,10 @@ class Outbox:
 
     def _leave(self, line: Line) -> Waiting:
         frame = line.frames.popleft()
+        if line.may_cut and frame.cost > line.credit.left:
+            frame = self._cut(line, frame)
         cost = frame.cost
+        self._moved.add(frame.stream_id)
         line.started = True
         line.queued -= cost
         self._queued -= cost
@@ -189,6 +218,18 @@ class Outbox:
         if line.frames:
             self._give_turn(line)
         return frame
+
+    def _cut(self, line: Line, frame: Waiting) -> Waiting:
+        """The part of a frame that credit covers; the rest waits in front of the others."""
+        kind, number, flags, pieces, size, _ = frame
+        most = max(line.credit.left - FRAME_COST, SMALLEST_CUT)
+        if kind is not FrameType.DATA or most + SMALLEST_CUT >= size or len(pieces) != 1 or flags not in _CAN_BE_CUT:
+            return frame
+        view = memoryview(pieces[0])
+        line.frames.appendleft(Waiting(kind, number, flags, (view[most:],), size - most, cost_of(size - most)))
+        line.queued += FRAME_COST
+        self._queued += FRAME_COST
+        return Waiting(kind, number, Flags.NONE, (view[:most],), most, cost_of(most))
 
     def _give_turn(self, line: Line) -> None:
         if not line.in_turn and line.frames and line.credit.left > 0:

@@ -199,8 +199,8 @@ class Receiver:
             room[:] = payload
             payload, self._placed = room, True
         cost, placed = 0 if meaning.is_free else cost_of(size), self._placed
-        books.given.take(cost)
-        stream.given.take(cost)
+        if cost:
+            books.take(stream, cost)
         unheard = before not in _HEARD and _is_unheard(before, meaning)
         if not unheard:
             told = (kind, stream_id, payload.toreadonly(), meaning.ends, cost, placed, stream)

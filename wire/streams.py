@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wire.errors import TooLarge
-from wire.flow import GivenCredit
+from wire.flow import GivenCredit, SharedCredit
 from wire.frames import Checksum, Flags, FrameType
-from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, Limits
+from wire.limits import INITIAL_CONNECTION_CREDIT, INITIAL_STREAM_CREDIT, RESERVED_PART, Limits
 from wire.outbox import SIZE_FIELD, Line, Outbox, Waiting
 from wire.rules import Meaning, Meanings
 from wire.state import (
@@ -35,6 +35,8 @@ __all__ = ["ROOMLESS", "SIZE_FIELD", "Books", "Stream"]
 
 # Nobody waits for more of what comes in: rooms that were named are let go.
 ROOMLESS = frozenset({StreamState.CANCELLED, StreamState.ANSWERED, StreamState.IDLE})
+# Their DATA is a tensor's bytes, which mean the same in frames of any size.
+_TENSOR_REQUESTS = frozenset({FrameType.WRITE, FrameType.READ, FrameType.RUN})
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +53,7 @@ class Stream:
     moves: Mapping[StreamMove | None, StreamState] = field(repr=False)
     state: StreamState = StreamState.IDLE
     given: GivenCredit = field(default_factory=lambda: GivenCredit(INITIAL_STREAM_CREDIT))
+    share: int = 0  # what it may hold without counting against the connection's window
     rooms: deque[memoryview] = field(default_factory=deque)
 
     def place(self, size: int) -> memoryview | None:
@@ -67,6 +70,46 @@ class Stream:
         return room[:size]
 
 
+class Widened:
+    """Bulk streams and what each has of the connection's window.
+
+    Each gets half of what is left at most, so there always is something left; a part of the window is for all others.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._left = limits.connection_window - limits.connection_window // RESERVED_PART
+        self._most = limits.bulk_window - INITIAL_STREAM_CREDIT
+        self._shares: dict[Stream, int] = {}
+        self._waiting: dict[Stream, None] = {}  # those that would take more, the first comes first
+
+    def widen(self, stream: Stream) -> bool:
+        """Whether the stream has got all that one may."""
+        share = self._shares.get(stream, 0)
+        more = min(self._most - share, self._left // 2)
+        if share + more < self._most:
+            self._waiting[stream] = None
+        else:
+            self._waiting.pop(stream, None)
+        if more >= INITIAL_STREAM_CREDIT or share + more == self._most:  # less would not be worth its CREDIT
+            self._shares[stream] = share + more
+            self._left -= more
+            stream.given.widen(INITIAL_STREAM_CREDIT + share + more)
+        return stream not in self._waiting
+
+    def forget(self, stream: Stream) -> list[Stream]:
+        """The stream is over; returns those that have more now."""
+        share = self._shares.pop(stream, 0)
+        self._left += share
+        self._waiting.pop(stream, None)
+        widened: list[Stream] = []
+        if share:
+            for other in list(self._waiting):
+                widened.append(other)
+                if not self.widen(other):
+                    break
+        return widened
+
+
 class Books:
     """What `Receiver` and `Connection` share."""
 
@@ -76,8 +119,9 @@ class Books:
         self.said, self.heard = Meanings(role, Way.SEND), Meanings(self.peer, Way.RECEIVE)
         self.outbox = Outbox(limits, checksum)
         self.streams: dict[int, Stream] = {}
-        self.given = GivenCredit(INITIAL_CONNECTION_CREDIT)
+        self.given = SharedCredit(INITIAL_CONNECTION_CREDIT)
         self._closing: set[int] = set()
+        self._widened = Widened(limits)
         self._rows: dict[StreamState, Mapping[StreamMove | None, StreamState]] = {
             state: {move: after for move, after in row.items()} for state, row in STREAM_MOVES[role].items()
         }
@@ -124,8 +168,10 @@ class Books:
         self.outbox.clear_all()
 
     def begin(self, number: int, request: FrameType) -> Stream:
-        line, moves = self.outbox.open(number), self._rows[StreamState.IDLE]
-        stream = self.streams[number] = Stream(number, request, ANSWERS[request], line, moves)
+        line, moves = self.outbox.open(number, may_cut=request in _TENSOR_REQUESTS), self._rows[StreamState.IDLE]
+        stream = self.streams[number] = Stream(
+            number, request, ANSWERS[request], line, moves, share=self.limits.stream_share
+        )
         return stream
 
     def settle(self, stream: Stream, after: StreamState) -> None:
@@ -155,20 +201,42 @@ class Books:
         for number in [number for number in self._closing if not self.outbox.has_waiting(number)]:
             self._closing.discard(number)
             self.outbox.close(number)
-            del self.streams[number]
+            stream = self.streams.pop(number)
+            # Open streams have a share; what is still held of this one counts as what it is.
+            self.given.held += min(stream.given.held, stream.share)
+            stream.share = 0
+            for other in self._widened.forget(stream):
+                self.grant(other.number, other.given)
 
     def withdraw(self, stream: Stream) -> None:
         """Ends a stream of which the peer never heard."""
         self.outbox.clear(stream.number)
         self.settle(stream, StreamState.IDLE)
 
+    def take(self, stream: Stream, cost: int) -> None:
+        """A frame of the stream has arrived. Within the stream's share the connection gives credit anew at once."""
+        given, own = self.given, stream.given
+        own.take(cost)
+        given.left -= cost
+        over = own.held - stream.share
+        if over > 0:
+            given.held += min(over, cost)
+        if given.is_due:
+            self.grant(0, given)
+
     def give_back(self, stream: Stream, cost: int) -> None:
         """A frame of the stream needs no room any more."""
+        over = stream.given.held - stream.share
         own_due = stream.given.consume(cost)  # the stream's first: it is the one to notice a frame given back twice
-        if self.given.consume(cost):
+        if over > 0 and self.given.consume(min(over, cost)):
             self.grant(0, self.given)
         if own_due and self.streams.get(stream.number) is stream:
             self.grant(stream.number, stream.given)
+
+    def widen(self, stream: Stream) -> None:
+        """Lets the peer have more of the stream under way, as far as the others leave it; more when they are over."""
+        self._widened.widen(stream)
+        self.grant(stream.number, stream.given)
 
     def grant(self, number: int, given: GivenCredit) -> None:
         """Sends what credit is due, unless nobody could use it any more."""

@@ -25,6 +25,7 @@ from transport.streams import Stream
 from wire.connection import FrameReceived
 from wire.frames import FrameType
 from wire.handshake import Accepted, Challenge, ServerHandshake, ServerTerms
+from wire.limits import Limits
 from wire.messages import decode_message
 from wire.messages_session import NONCE_BYTES, SESSION_KEY_BYTES, ErrorCode, Goodbye, GoodbyeReason, Ping
 from wire.state import Role
@@ -33,6 +34,9 @@ log = logging.getLogger("gpu_node.relay")
 
 # After these nothing of the session is kept; after the others the client may come back.
 FREEING = frozenset({GoodbyeReason.FINISHED, GoodbyeReason.IDLE, GoodbyeReason.UNWELCOME})
+# Whatever a client sends is read at once, so its streams need nothing beyond the connection's window: the less there is
+# to hold for one that sends what nobody asked for.
+LIMITS = Limits(stream_share=0)
 STOPPING = Failure(ErrorCode.STOPPING, "the node is shutting down")
 OVER = Failure(ErrorCode.SESSION_GONE, "this session is over: connect anew")
 
@@ -54,7 +58,9 @@ class ClientConnection:
         """`on_over` is called once, when the socket is closed or about to be."""
         self.peer = peer
         self.session: ClientSession | None = None
-        self.driver = Driver(Role.SERVER, on_control=self._control, on_lost=self._lost, on_request=self._request)
+        self.driver = Driver(
+            Role.SERVER, on_control=self._control, on_lost=self._lost, on_request=self._request, limits=LIMITS
+        )
         self._reception, self._on_over = reception, on_over
         self._handshake = ServerHandshake(reception.terms, secrets.token_bytes(NONCE_BYTES))
         self._timer: asyncio.TimerHandle | None = None

@@ -22,7 +22,7 @@ async def turn() -> None:
 
 async def waiting_on_a_full_stream() -> tuple[Waiting, Any, Any, int]:
     client, server = ready()
-    number = client.open_stream(T.WRITE, b"head")
+    number = client.open_stream(T.PUSH, b"head")
     for _ in range(3):
         client.send(T.DATA, number, bytes(MIB))
     return Waiting(client), client, server, number

@@ -71,10 +71,13 @@ class Side:
         """No more is held than the limits allow."""
         books = self.connection._books
         kept = sum(cost_of(len(event.payload)) for event in self.events if event.cost and not event.placed)
-        assert kept <= books.given.held <= LIMITS.connection_window + cost_of(LARGEST_PAYLOAD)
+        within = sum(min(stream.given.held, stream.share) for stream in books.streams.values())
+        assert kept <= books.given.held + within <= 2 * LIMITS.connection_window + cost_of(LARGEST_PAYLOAD)
+        assert within <= LIMITS.streams * LIMITS.stream_share
         assert len(books.streams) <= LIMITS.streams
         assert len(books.outbox._control) <= LIMITS.control_frames
-        assert books.outbox._queued <= LIMITS.connection_queue
+        waiting = sum(len(line.frames) > 0 for line in books.outbox._lines.values())
+        assert books.outbox._queued <= LIMITS.connection_queue + waiting * cost_of(LARGEST_PAYLOAD)
         assert books.outbox._queued == sum(line.queued for line in books.outbox._lines.values())
 
 

@@ -94,12 +94,15 @@ class Desk:
         assert len(frame.payload) == TENSOR_HEADER_SIZE
         header = unpack_tensor_header(frame.payload, crc32)
         stream.release(frame)
-        if header.size:
-            room.extend(bytes(header.size - len(room)))
-            stream.receive_into(memoryview(room)[: header.size])
-        at = 0
+        room.extend(bytes(header.size - len(room)))
+        at, named = 0, False
         while at < header.size:
-            frame = await stream.receive()
+            frame = None if named else stream.receive_nowait()
+            if frame is None:
+                if not named:  # what is here by now comes by itself
+                    stream.receive_into(memoryview(room)[at : header.size])
+                    named = True
+                frame = await stream.receive()
             if not frame.placed:
                 room[at : at + len(frame.payload)] = frame.payload
             at += len(frame.payload)
