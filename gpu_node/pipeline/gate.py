@@ -70,19 +70,12 @@ class Gate:
         """Raises `UsageError` for a place that cannot be listened at."""
         self._settings, self._token = settings, _checked(token)
         self._listener = _listening(place)
-        self._path = Path(place) if isinstance(place, str) else None
+        # With the port that was given where 0 was asked for.
+        self.place: Place = place if isinstance(place, str) else self._listener.getsockname()[:2]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._callers: dict[socket.socket, _Caller] = {}
         self.refused = 0  # strangers, and stages of another plan
-
-    @property
-    def place(self) -> Place:
-        """With the port that was given where 0 was asked for."""
-        if self._path is not None:
-            return str(self._path)
-        host, port = self._listener.getsockname()[:2]
-        return host, port
 
     def admit(self, expected: Collection[LinkEnds], within_seconds: float, rooms: Sequence[Buffer] = ()) -> Link:
         """The next link that is one of `expected`. Raises `LinkSilent` when none comes in time."""
@@ -105,8 +98,8 @@ class Gate:
             self._forget(line).close()
         self._selector.close()
         self._listener.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if isinstance(self.place, str):
+            Path(self.place).unlink(missing_ok=True)
 
     def __enter__(self) -> Gate:
         return self

@@ -15,7 +15,7 @@ from wire.frames import Buffer
 # Linux takes 1,024 pieces in one gather write.
 PIECES_A_WRITE = 1024
 # Of a Unix socket, where the kernel allows: a frame in the air must not wake the other side for every few pages.
-SOCKET_BYTES = 4 << 20
+SOCKET_BYTES = 1 << 20
 
 
 def prepare(line: socket.socket, silence_seconds: float) -> None:
