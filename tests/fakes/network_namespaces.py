@@ -129,6 +129,8 @@ class Lab:
         _run("ip", "netns", "add", name)
         self.names.append(name)
         _run("ip", "-n", name, "link", "set", "lo", "up")
+        # A link's own address waits seconds for somebody else who might have it.
+        _run("ip", "netns", "exec", name, "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad")
         return name
 
     def plug(self, host: LabHost, address: str, switch: str) -> None:
