@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 
 from bench.rig.raw_socket import RawClient
 from bench.rig.report import median
@@ -42,13 +43,13 @@ class Bulk:
     def calibrate(self) -> None:
         """Find the best size of a call for the bare socket."""
         size = min(CALIBRATION_BYTES, len(self._source))
-        timed = {
-            "write": lambda piece: self._raw.write_seconds(self._source[:size], piece),
-            "read": lambda piece: self._raw.read_seconds(self._room[:size], piece),
+        ways = {
+            "write": partial(self._raw.write_seconds, self._source[:size]),
+            "read": partial(self._raw.read_seconds, self._room[:size]),
         }
-        for name, run in timed.items():
+        for name, run in ways.items():
             seconds = {piece: median([run(piece) for _ in range(5)]) for piece in PIECES}
-            self.pieces[name] = min(PIECES, key=lambda piece: seconds[piece])
+            self.pieces[name] = min(PIECES, key=seconds.__getitem__)
 
     async def measure(self, size: int, rounds: int) -> dict[str, Seconds]:
         """Seconds of each write and each read, by way. The first of each is a warm-up."""
@@ -61,16 +62,16 @@ class Bulk:
             found["read"]["raw socket"].append(self._raw.read_seconds(room, self.pieces["read"]))
             for way, flags in ((WAYS[1], TensorFlags.NONE), (WAYS[2], TensorFlags.CHECKED)):
                 tensor = TensorHeader(DType.UINT8, (size,), size, batch=HANDLE, flags=flags)
-                found["write"][way].append(await timed(lambda tensor=tensor: write(self._session, tensor, source)))
-                found["read"][way].append(await timed(lambda tensor=tensor: read_into(self._session, tensor, room)))
+                found["write"][way].append(await timed(write(self._session, tensor, source)))
+                found["read"][way].append(await timed(read_into(self._session, tensor, room)))
         assert room == source, "what is read is what was written"
         await link.ask(Free((HANDLE,)))
         return {name: {way: seconds[1:] for way, seconds in ways.items()} for name, ways in found.items()}
 
 
-async def timed(work: Callable[[], Awaitable[None]]) -> float:
+async def timed(work: Awaitable[None]) -> float:
     began = time.perf_counter()
-    await work()
+    await work
     return time.perf_counter() - began
 
 

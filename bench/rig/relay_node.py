@@ -64,7 +64,7 @@ class SteppedEngine(ScriptedEngine):
         for word in words:
             await self._steps.next()
             yield self._token(request, word, 0)
-        yield Done("stop", len(ids), len(words), 5_000, 7_000, ids)
+        yield Done("stop", len(ids), len(words), 5_000, 7_000, tuple(ids))
 
 
 class SteppedFleet(Fleet):
