@@ -102,15 +102,20 @@ async def run(
     session: RelaySession, request: Run, on_progress: Callable[[Progress], None] | None = None
 ) -> tuple[TensorHeader, bytearray] | Allocated:
     """A model's output, or where it was kept. Asked again after a cut: a run changes nothing on the node."""
+    patience = None
     while True:
         link = await session.link()
+        patience = patience or session.patience()
         try:
-            return await _run_on(link, request, on_progress)
+            result = await _run_on(link, request, on_progress)
         except ProtocolBroken:
             raise
         except ConnectionLost:
-            if session.closed:
+            if session.closed or patience.is_over(session.now()):
                 raise
+        else:
+            session.went_on()
+            return result
 
 
 async def _run_on(
@@ -220,12 +225,17 @@ async def _all(
 
 
 async def _carried(session: RelaySession, journey: _Journey, carry: Callable[[Link], Awaitable[int]]) -> int:
+    patience = None
     while True:
         link = await journey.link(session)
+        patience = patience or session.patience()
         try:
-            return await carry(link)
+            done = await carry(link)
         except ProtocolBroken:
             raise
         except ConnectionLost:
-            if session.closed:
+            if session.closed or patience.is_over(session.now()):
                 raise
+        else:
+            session.went_on()
+            return done

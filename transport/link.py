@@ -58,7 +58,7 @@ async def connect(
 ) -> Link:
     """A link that is ready for requests.
 
-    Raises ConnectFailed (nobody there, or no relay node), WrongToken, Refused (the node has no room for us), and
+    Raises ConnectFailed (nobody there, or no relay node), WrongToken, Refused (BUSY: the node has no room for us), and
     OutOfBounds for a name that no HELLO can carry. `on_lost` is called once, from the loop, when the link ends.
     """
     caller = caller or Caller()
@@ -72,6 +72,9 @@ async def connect(
     finally:
         if not link.is_ready:
             await link.abandon()
+    if link.goodbye is not None and link.goodbye.reason is GoodbyeReason.UNWELCOME:
+        await link.close()
+        raise Refused(ErrorCode.BUSY, link.goodbye.text)
     return link
 
 
@@ -109,6 +112,13 @@ class Link:
     def draining(self) -> bool:
         """The node has said goodbye: it opens no new streams."""
         return self.goodbye is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing can be asked here any more, though a new connection may be made at once."""
+        return self._lost is not None or (
+            self.goodbye is not None and self.goodbye.reason is not GoodbyeReason.STOPPING
+        )
 
     @property
     def keeps_session(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PausePolicy", "may_try_again", "next_pause"]
+__all__ = ["Patience", "PausePolicy", "may_try_again", "next_pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +43,20 @@ def may_try_again(policy: PausePolicy, grace_seconds: float, cut_for_seconds: fl
         return False
     patience = grace_seconds if policy.patience_seconds is None else policy.patience_seconds
     return cut_for_seconds < patience
+
+
+class Patience:
+    """How long something is asked for again and again that nothing comes of: so long, counted from the first time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def went_on(self) -> None:
+        """Something came of it, so all counts anew."""
+        self._since = None
+
+    def is_over(self, now: float) -> bool:
+        """It was in vain once more."""
+        self._since = now if self._since is None else self._since
+        return now - self._since > self._seconds

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from transport.errors import ConnectFailed, ConnectionLost, ProtocolBroken, Refused, StreamEnded, TransportError
 from transport.link import CONNECT_SECONDS, Access, Caller, Link, Place, connect
-from transport.pauses import PausePolicy, may_try_again, next_pause
+from transport.pauses import Patience, PausePolicy, may_try_again, next_pause
 from transport.story import Story
 from transport.streams import Stream
 from wire.errors import BadPayload, RemoteError
@@ -74,6 +74,9 @@ class RelaySession:
         self._link: Link | None = None
         self._key = b""
         self._grace_seconds = 0.0
+        self._cut_at = 0.0
+        self._in_vain = 0  # connections, one after the other, that were soon cut and of which nothing came
+        self._made_at = 0.0
         self._next: asyncio.Future[Link] | None = None  # of the connection that is being made
         self._connecting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -98,12 +101,27 @@ class RelaySession:
         """
         if self._closed:
             raise ConnectionLost("the session was closed")
+        if self._link is not None and self._link.is_over:
+            self._part_with(self._link)  # its goodbye has come, its end not yet
         if self._link is not None:
             return self._link
         if self._next is None:
             self._connect(cut_at=None)
         assert self._next is not None
         return await asyncio.shield(self._next)
+
+    def now(self) -> float:
+        """On the clock of this session, which `patience` counts by."""
+        return self._clock.monotonic()
+
+    def patience(self) -> Patience:
+        """For what is asked again after a cut, as often as something comes of it."""
+        seconds = self._settings.pauses.patience_seconds
+        return Patience(self._grace_seconds if seconds is None else seconds)
+
+    def went_on(self) -> None:
+        """Something has come of this connection, so the next cut is mended at once."""
+        self._in_vain = 0
 
     async def generate(self, request: Generate) -> AsyncGenerator[Tokens | Progress | Done, None]:
         """The answer, its Done last. Closing the generator cancels the work on the node.
@@ -120,9 +138,12 @@ class RelaySession:
         """As `generate`, with all that arrived together in one list: for who passes many answers on at once."""
         story = Story(request, os.urandom(JOB_BYTES), self._clock.monotonic())
         asked_under: bytes | None = None
+        gone, patience = False, Patience(0.0)
         while True:
             link = await self.link()
-            if asked_under is not None and asked_under != link.welcome.session_key:
+            if asked_under is None:
+                patience = self.patience()
+            elif asked_under != link.welcome.session_key:
                 story.begin_anew(os.urandom(JOB_BYTES), self._clock.monotonic())
             asked_under = link.welcome.session_key
             stream: Stream | None = None
@@ -130,6 +151,9 @@ class RelaySession:
                 stream = await link.open(story.request())
                 while not story.ended:
                     if batch := story.take_all(await stream.messages()):
+                        gone = False
+                        patience.went_on()
+                        self.went_on()
                         yield batch
                 return
             except RemoteError as error:
@@ -141,11 +165,12 @@ class RelaySession:
             except ProtocolBroken:
                 raise
             except ConnectionLost:
-                if self._closed:
+                if self._closed or patience.is_over(self._clock.monotonic()):
                     raise
             except Refused as error:
-                if error.code is not ErrorCode.SESSION_GONE:
+                if error.code is not ErrorCode.SESSION_GONE or gone:
                     raise
+                gone = True  # what begins anew has nothing that could be gone
                 story.begin_anew(os.urandom(JOB_BYTES), self._clock.monotonic())
             finally:
                 if stream is not None:
@@ -157,13 +182,21 @@ class RelaySession:
         Raises Refused, ConnectionLost, and what `link` raises.
         """
         try:
-            return await (await self.link()).ask(message, on_progress)
+            return await self._ask(message, on_progress)
         except ProtocolBroken:
             raise
         except ConnectionLost:
             if self._closed or not isinstance(message, REPEATABLE):
                 raise
-        return await (await self.link()).ask(message, on_progress)
+        except Refused as error:  # it has crossed the end of a session that was idle for too long
+            if error.code is not ErrorCode.SESSION_GONE or not isinstance(message, REPEATABLE):
+                raise
+        return await self._ask(message, on_progress)
+
+    async def _ask(self, message: Message, on_progress: Callable[[Progress], None] | None) -> Message:
+        answer = await (await self.link()).ask(message, on_progress)
+        self.went_on()
+        return answer
 
     async def close(self, reason: GoodbyeReason = GoodbyeReason.FINISHED) -> None:
         """Says goodbye; with FINISHED the node frees all of the session, with others it keeps it for its grace."""
@@ -184,7 +217,7 @@ class RelaySession:
         self._connecting = asyncio.get_running_loop().create_task(self._try(cut_at), name=f"connect {self.place}")
 
     async def _try(self, cut_at: float | None) -> None:
-        settings, failures = self._settings, 0
+        settings, failures = self._settings, max(self._in_vain - 1, 0)
         while True:
             await self._clock.sleep(next_pause(settings.pauses, failures, settings.chance()))
             try:
@@ -212,6 +245,7 @@ class RelaySession:
     def _took(self, link: Link) -> None:
         self._link, self._key = link, link.welcome.session_key
         self._grace_seconds = float(link.welcome.grace_seconds)
+        self._made_at = self._clock.monotonic()
         waiting, self._next = self._next, None
         if waiting is not None and not waiting.done():
             waiting.set_result(link)
@@ -231,13 +265,26 @@ class RelaySession:
         closing.add_done_callback(self._closing.discard)
         if self._link is not link:
             return
+        self._part_with(link)
+        if not self._closed and link.goodbye is None:
+            self._count()
+            self._connect(self._cut_at)
+
+    def _part_with(self, link: Link) -> None:
         self._link = None
         if self._watching is not None:
             self._watching.cancel()
         if not link.keeps_session or (link.goodbye is not None and link.goodbye.reason is GoodbyeReason.REPLACED):
             self._key = b""
-        if not self._closed and link.goodbye is None:
-            self._connect(cut_at=self._clock.monotonic())
+
+    def _count(self) -> None:
+        """A connection that breaks as soon as it is there is a failure like one that cannot be made."""
+        now = self._clock.monotonic()
+        if now - self._made_at > self._settings.pauses.longest_seconds:
+            self.went_on()
+        self._in_vain += 1
+        if self._in_vain == 1:
+            self._cut_at = now
 
     async def _watch(self, link: Link) -> None:
         """Finds a line that is dead and does not say so."""

@@ -29,9 +29,10 @@ LEAST_BYTES = 64 << 10
 FRAME_BYTES = 64
 # Answers that run at once in one session: as many as a connection has streams.
 RUNNING_MOST = 1024
-# Ended ones, until it is sure that their end was heard.
-ENDED_MOST = 64
-ENDED_BYTES = 4 << 20
+# Ended ones of which the client was told, until it is sure that it has heard. Those it was not told of yet may be as
+# many and as large as those that run: all of them may end while the connection is cut.
+TOLD_MOST = 256
+TOLD_BYTES = 4 << 20
 
 
 class Follower(Protocol):
@@ -77,6 +78,10 @@ class Job:
     @property
     def running(self) -> bool:
         return self.ending is None
+
+    @property
+    def followed(self) -> bool:
+        return self._leave is not None
 
     def start(self, work: Work, name: str) -> None:
         """`work` answers by `tell`, and raises `NodeError` for what cannot be answered."""
@@ -204,6 +209,13 @@ class Jobs:
         for name in over:
             del self._jobs[name]
 
+    async def stop_unheard(self) -> None:
+        """End and forget what runs though nobody follows it."""
+        unheard = {name: job for name, job in self._jobs.items() if job.running and not job.followed}
+        for name in unheard:
+            del self._jobs[name]
+        await asyncio.gather(*(job.stop() for job in unheard.values()))
+
     async def stop(self) -> None:
         """End all that runs and forget everything."""
         jobs, self._jobs = list(self._jobs.values()), {}
@@ -217,9 +229,13 @@ class Jobs:
 
     def _forget_oldest(self) -> None:
         ended = [(name, job) for name, job in self._jobs.items() if not job.running]
+        self._forget([one for one in ended if one[1].told_at is not None], TOLD_MOST, TOLD_BYTES)
+        self._forget([one for one in ended if one[1].told_at is None], RUNNING_MOST, RUNNING_BYTES)
+
+    def _forget(self, ended: list[tuple[bytes, Job]], most: int, most_bytes: int) -> None:
         kept = sum(job.kept_bytes for _, job in ended)
         for place, (name, job) in enumerate(ended):
-            if len(ended) - place <= ENDED_MOST and kept <= ENDED_BYTES:
+            if len(ended) - place <= most and kept <= most_bytes:
                 return
             kept -= job.kept_bytes
             del self._jobs[name]

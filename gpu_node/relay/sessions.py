@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("gpu_node.relay")
 
 
+# A client that hears nothing any more notices by its pings, within less.
+SURE_SECONDS = 120.0
+
+
 class Timer(Protocol):
     def cancel(self) -> None: ...
 
@@ -74,6 +78,8 @@ class ClientSession:
         self._buffers: BufferSpace | None = None
         self._grace_seconds = terms.grace_seconds
         self._clock, self._since = times.clock, times.clock()
+        self._joined_at = 0.0  # on the event loop's clock: when the connection became this session's
+        self.recall: Timer | None = None  # what runs and is not asked for by then is called off
 
     @property
     def owner(self) -> str:
@@ -110,8 +116,17 @@ class ClientSession:
         self._holds, self._buffers = holds, buffers
 
     def surely_heard(self, told_at: float) -> bool:
-        """Whoever still talks over a connection long after something was sent on it has got that."""
-        return self.connection is not None and self.connection.heard_at - told_at > self._grace_seconds
+        """Whoever still talks over a connection long after something was sent on it has got that; and who has come
+        back on another one and not asked for it long ago has no need of it."""
+        since = max(told_at, self._joined_at)
+        return self.connection is not None and self.connection.heard_at - since > max(self._grace_seconds, SURE_SECONDS)
+
+    def join(self, connection: Leash) -> Leash | None:
+        """Belongs to this connection from now on; the one before is returned."""
+        before, self.connection = self.connection, connection
+        self._joined_at = connection.heard_at
+        self.touch()
+        return before
 
     def touch(self) -> None:
         """A sign of life, or of its end: times count from now."""
@@ -156,12 +171,12 @@ class Sessions:
         session = self._by_key.get(key)
         if session is None:
             session = self._begin(name)
-            session.connection = connection
+            session.join(connection)
             return session, False
-        before, session.connection = session.connection, connection
-        session.touch()
+        before = session.join(connection)
         if before is not None:
             before.leave(GoodbyeReason.REPLACED)
+        self._recall(session)
         log.info("%s is back", session.owner)
         return session, True
 
@@ -200,6 +215,8 @@ class Sessions:
             session.over = True
             self._by_key.pop(session.key, None)
             connection, session.connection = session.connection, None
+            if session.recall is not None:
+                session.recall.cancel()
             if connection is not None:
                 connection.leave(reason)
             task = asyncio.get_running_loop().create_task(self._free(session), name=f"end {session.owner}")
@@ -253,6 +270,19 @@ class Sessions:
             # Not waited for: whoever makes room waits for this session, and models leave one after the other.
             self._begin_errand(session.holds.leave_behind(left), f"models of {session.owner}")
 
+    def _recall(self, session: ClientSession) -> None:
+        """A CANCEL may have been lost with the line: what a client that is back does not ask for it does not want."""
+        connection = session.connection
+
+        def call_off() -> None:
+            session.recall = None
+            if session.connection is connection:
+                self._begin_errand(session.jobs.stop_unheard(), f"answers that {session.owner} left")
+
+        if session.recall is not None:
+            session.recall.cancel()
+        session.recall = self._times.call_after(self.terms.grace_seconds, call_off) if session.jobs.running else None
+
     def _begin_errand(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._errands.add(task)
@@ -261,7 +291,7 @@ class Sessions:
     def _errand_over(self, task: asyncio.Task[None]) -> None:
         self._errands.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("a model cannot be given back", exc_info=task.exception())
+            log.error("%s cannot be given back", task.get_name(), exc_info=task.exception())
 
     # Time
 

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from transport.pauses import PausePolicy, may_try_again, next_pause
+from transport.pauses import Patience, PausePolicy, may_try_again, next_pause
 
 POLICY = PausePolicy(first_seconds=0.1, factor=2.0, longest_seconds=1.0, jitter=0.5)
 
@@ -33,3 +33,10 @@ def test_it_is_tried_for_as_long_as_the_node_keeps_the_session():
 def test_where_nobody_listens_it_may_be_over_at_once():
     assert may_try_again(POLICY, 30, 1, refused=True)
     assert not may_try_again(PausePolicy(when_refused=False), 30, 1, refused=True)
+
+
+def test_patience_is_counted_from_the_first_time_in_vain():
+    patience = Patience(10)
+    assert not patience.is_over(5) and not patience.is_over(15) and patience.is_over(15.1)
+    patience.went_on()
+    assert not patience.is_over(100) and patience.is_over(111)

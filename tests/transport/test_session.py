@@ -297,3 +297,50 @@ async def test_hundred_cuts_leave_nothing_behind():
         assert node.accepted == 101
         await session.close()
         await node.until(lambda: not node._peers)
+
+
+async def test_what_is_cut_again_and_again_before_anything_came_ends_with_the_grace():
+    clock = ManualClock()
+    async with fake_relay_node(grace_seconds=30, gate=asyncio.Semaphore(0)) as node:
+        session = session_of(node, SessionSettings(clock=clock.clock, chance=lambda: 0.0))
+        telling = asyncio.ensure_future(told(session))
+        while not telling.done():
+            if len(node.asked(Generate)) == node.accepted and node.links:
+                node.cut()
+            await asyncio.sleep(0.001)
+            await clock.advance(0.5)
+        with pytest.raises(ConnectionLost):
+            telling.result()
+        assert 30 <= clock.now < 50
+        assert node.accepted < 20, "without a pause in between"
+        await session.close()
+
+
+async def test_a_node_that_denies_every_job_is_not_asked_for_ever():
+    async with fake_relay_node() as node:
+        node.script.refusals += [Refusal(FrameType.GENERATE, Error(ErrorCode.SESSION_GONE, "no"))] * 9
+        session = session_of(node)
+        with pytest.raises(Refused, match="no"):
+            await told(session)
+        assert len(node.asked(Generate)) == 2
+        await session.close()
+
+
+async def test_a_request_that_crosses_the_end_of_an_idle_session_is_asked_anew():
+    async with fake_relay_node() as node:
+        session = session_of(node)
+        for ask in (lambda: session.ask(Load("tiny")), lambda: told(session)):
+            link = await session.link()
+            node.goodbye(GoodbyeReason.IDLE)
+            await asyncio.sleep(0)
+            while link.goodbye is None:  # its goodbye has come, its end not yet
+                await asyncio.sleep(0)
+            assert await ask()
+            assert (await session.link()) is not link
+        for kind, ask in (
+            (FrameType.LOAD, lambda: session.ask(Load("tiny"))),
+            (FrameType.GENERATE, lambda: told(session)),
+        ):
+            node.script.refusals.append(Refusal(kind, Error(ErrorCode.SESSION_GONE, "over")))
+            assert await ask()
+        await session.close()

@@ -56,6 +56,12 @@ def speaker(job: Job, frames: int, gate: asyncio.Event | None = None) -> Callabl
     return work
 
 
+def ended(told_at: float | None = None, kept_bytes: int = 0) -> Job:
+    job = Job()
+    job.ending, job.told_at, job.kept_bytes = Ending(b"done"), told_at, kept_bytes
+    return job
+
+
 def frames(first: int, last: int) -> list[bytes]:
     return [b"%d" % number for number in range(first, last)]
 
@@ -215,11 +221,9 @@ async def test_running_ones_are_bounded_and_ended_ones_forgotten() -> None:
     with pytest.raises(NodeBusy):
         jobs.add(b"one more", Job())
     jobs = Jobs()
-    for number in range(module.ENDED_MOST + 10):
-        ended = Job()
-        ended.ending = Ending(b"done")
-        jobs.add(b"%d" % number, ended)
-    assert len(jobs) == module.ENDED_MOST and jobs.find(b"0", b"") is None and jobs.find(b"73", b"") is not None
+    for number in range(module.TOLD_MOST + 10):
+        jobs.add(b"%d" % number, ended(told_at=1.0))
+    assert len(jobs) == module.TOLD_MOST and jobs.find(b"0", b"") is None and jobs.find(b"265", b"") is not None
 
 
 async def test_many_that_run_share_what_is_kept() -> None:
@@ -237,10 +241,37 @@ async def test_many_that_run_share_what_is_kept() -> None:
 async def test_large_ended_ones_are_forgotten_sooner() -> None:
     jobs = Jobs()
     for number in range(6):
-        ended = Job()
-        ended.ending, ended.kept_bytes = Ending(b"done"), module.ENDED_BYTES // 3
-        jobs.add(b"%d" % number, ended)
+        jobs.add(b"%d" % number, ended(told_at=1.0, kept_bytes=module.TOLD_BYTES // 3))
     assert len(jobs) == 3
+
+
+async def test_what_nobody_was_told_of_is_kept_though_others_end() -> None:
+    jobs = Jobs()
+    for number in range(module.RUNNING_MOST):  # all ended while the connection was cut
+        jobs.add(b"untold %d" % number, ended())
+    for number in range(module.TOLD_MOST + 1):
+        jobs.add(b"told %d" % number, ended(told_at=1.0, kept_bytes=module.TOLD_BYTES))
+    assert jobs.find(b"untold 0", b"") is not None and jobs.find(b"told 0", b"") is None
+    jobs.add(b"one more", ended())
+    assert jobs.find(b"untold 0", b"") is None
+    jobs.add(b"large", ended(kept_bytes=module.RUNNING_BYTES))
+    jobs.add(b"small", ended(kept_bytes=1))
+    assert jobs.find(b"large", b"") is None and jobs.find(b"small", b"") is not None
+
+
+async def test_what_runs_and_nobody_follows_can_be_ended() -> None:
+    jobs, gate, heard = Jobs(), asyncio.Event(), Follower()
+    followed, left = Job(), Job()
+    for name, job in ((b"followed", followed), (b"left", left), (b"over", ended())):
+        jobs.add(name, job)
+    for job in (followed, left):
+        job.start(speaker(job, 2, gate), "speak")
+    following = asyncio.create_task(followed.follow(heard, 0))
+    await asyncio.sleep(0)
+    await jobs.stop_unheard()
+    assert not left.running and followed.running and len(jobs) == 2 and jobs.find(b"left", b"") is None
+    gate.set()
+    await following
 
 
 async def test_what_was_surely_heard_is_forgotten() -> None:

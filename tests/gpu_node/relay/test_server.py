@@ -48,9 +48,9 @@ async def test_connections_are_bounded() -> None:
 async def test_sessions_are_bounded_and_cut_ones_make_place() -> None:
     async with scripted(terms=SessionTerms(most=2)) as (here, _):
         first, second = await here.connect(), await here.connect()
-        third = await here.connect()
-        await until_true(lambda: third.goodbye is not None)
-        assert third.goodbye is not None and third.goodbye.reason is GoodbyeReason.UNWELCOME
+        with pytest.raises(Refused) as refused:
+            await here.connect()
+        assert refused.value.code is ErrorCode.BUSY
         await here.cut(second)
         await here.connect()
         assert len(here.sessions.all) == 2 and here.session(first)

@@ -182,10 +182,43 @@ async def test_after_the_end_nobody_enters() -> None:
 async def test_what_was_sent_long_ago_over_a_living_line_was_heard() -> None:
     async with desk(grace_seconds=10) as here:
         session, wire = here.enter()
-        wire.heard_at = 100.0
-        assert session.surely_heard(89.0) and not session.surely_heard(90.0)
+        wire.heard_at = 200.0
+        assert session.surely_heard(79.0) and not session.surely_heard(80.0)
         here.sessions.lose(session, wire)
         assert not session.surely_heard(0.0)
+
+
+async def test_of_what_was_sent_before_a_cut_nobody_knows_whether_it_was_heard() -> None:
+    async with desk(grace_seconds=10) as here:
+        session, wire = here.enter()
+        wire.heard_at = 5.0  # told at 6, when the line was dead already
+        back = Wire()
+        back.heard_at = 1000.0
+        here.sessions.enter(session.key, "client", back)
+        back.heard_at = 1100.0
+        assert not session.surely_heard(6.0)
+        back.heard_at = 1121.0  # it would have asked again by now
+        assert session.surely_heard(6.0)
+
+
+async def test_what_runs_and_is_not_asked_for_by_who_is_back_is_called_off() -> None:
+    alarm = Alarm()
+    async with scripted(terms=SessionTerms(grace_seconds=30), times=alarm.times) as (here, fleet):
+        fleet.script(NAME).hold_at = 1
+        link = await here.connect()
+        await hear(await link.open(generate(job=b"left")), most=1)
+        stream = await link.open(generate(job=b"wanted"))
+        heard = await hear(stream, most=1)
+        await here.cut(link)
+        link = await here.connect(link.welcome.session_key)
+        stream = await link.open(generate(job=b"wanted", next_index=1))
+        await link.ping()
+        await alarm.advance(29)
+        assert fleet.script(NAME).running == 2
+        await alarm.advance(2)
+        await until_true(lambda: fleet.script(NAME).running == 1)
+        fleet.script(NAME).go_on.set()
+        assert (await hear(stream, heard)).text() == "one two three"
 
 
 def test_a_key_never_shows() -> None:
