@@ -16,7 +16,7 @@ from tests.gpu_node.serving import NAME
 from tests.transport.certificates import server_context, trusting_context
 from transport.errors import ConnectFailed, ConnectionLost, Refused
 from wire.frames import FrameType
-from wire.messages_session import GoodbyeReason
+from wire.messages_session import ErrorCode, GoodbyeReason
 
 JOB = b"one answer"
 
