@@ -54,7 +54,8 @@ async def test_sessions_are_bounded_and_cut_ones_make_place() -> None:
         await here.cut(second)
         await here.connect()
         assert len(here.sessions.all) == 2 and here.session(first)
-        assert not (await here.connect(second.welcome.session_key)).welcome.resumed
+        with pytest.raises(Refused):
+            await here.connect(second.welcome.session_key)  # its session has made place
 
 
 async def test_the_node_stops_in_order() -> None:
