@@ -8,7 +8,6 @@ minutes, so that a node that died without a word is soon forgotten. Must not kno
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -112,9 +111,12 @@ class MdnsRegistration:
     async def _leave(self) -> None:
         """Its farewells go out here; what is not said in time is not said."""
         zeroconf, self._zeroconf, self._record = self._zeroconf, None, None
-        if zeroconf is not None:
-            with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(zeroconf.async_close(), FAREWELL_SECONDS)
+        if zeroconf is None:
+            return
+        try:
+            await asyncio.wait_for(zeroconf.async_close(), FAREWELL_SECONDS)
+        except Exception as error:  # as in `update`; a node that stops has more to do after this
+            log.debug("mDNS did not end well: %r", error)
 
     def _warn(self, error: Exception) -> None:
         level = logging.DEBUG if self._warned else logging.WARNING

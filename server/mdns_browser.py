@@ -8,7 +8,6 @@ know the registry.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 from collections.abc import Callable, Sequence
@@ -98,11 +97,13 @@ class MdnsBrowser:
         browser, self._browser = self._browser, None
         zeroconf, self._zeroconf = self._zeroconf, None
         self._addresses = ()
-        with contextlib.suppress(OSError, TimeoutError):
-            if browser is not None:
-                await browser.async_cancel()
-            if zeroconf is not None:
-                await asyncio.wait_for(zeroconf.async_close(), FAREWELL_SECONDS)
+        ends = [browser.async_cancel()] if browser is not None else []
+        ends += [asyncio.wait_for(zeroconf.async_close(), FAREWELL_SECONDS)] if zeroconf is not None else []
+        for end in ends:
+            try:
+                await end
+            except Exception as error:  # as where it begins: discovery goes on by broadcast
+                log.debug("mDNS did not end well: %r", error)
 
     def _begin(self, addresses: Sequence[str]) -> None:
         from zeroconf.asyncio import AsyncServiceBrowser

@@ -90,6 +90,19 @@ async def test_trouble_is_one_warning_and_tried_again(failure: Exception, caplog
     await registration.close()
 
 
+async def test_an_end_that_fails_is_none_of_the_nodes_trouble() -> None:
+    class Odd(FakeZeroconf):
+        async def async_close(self) -> None:
+            raise RuntimeError("odd")
+
+    opened: list[Odd] = []
+    registration = MdnsRegistration(lambda addresses: opened.append(Odd(addresses)) or opened[-1])
+    await registration.update(RECORD)
+    await registration.update(MdnsRecord("tower 00010203", 8765, ("10.0.0.1",), ()))
+    assert [what for what, _ in opened[1].told] == ["registered"]
+    await registration.close()
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [

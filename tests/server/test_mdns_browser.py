@@ -58,3 +58,17 @@ async def test_trouble_is_one_warning_until_the_networks_change(
     assert opener.asked == [("192.168.1.20",), ("192.168.1.20",)]
     assert [str(failure) in record.getMessage() for record in caplog.records] == [True]
     await browser.close()
+
+
+async def test_neither_a_beginning_nor_an_end_that_fails_ends_the_gateway(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd:
+        zeroconf = object()  # nothing that a browser could work with
+
+        async def async_close(self) -> None:
+            raise RuntimeError("odd")
+
+    browser = MdnsBrowser(lambda _: None, opened=lambda _: Odd())  # type: ignore[arg-type,return-value]
+    with caplog.at_level(logging.DEBUG, "server.mdns_browser"):
+        await browser.look([LOOP, HOME])
+    assert "not looked for over mDNS" in caplog.text and "did not end well: RuntimeError('odd')" in caplog.text
+    await browser.close()
