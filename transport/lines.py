@@ -245,7 +245,7 @@ class SocketLine:
 
     def _send(self, buffers: list[Buffer]) -> int:
         try:
-            sent = self._socket.sendmsg(buffers)
+            sent = self._socket.send(buffers[0]) if len(buffers) == 1 else self._socket.sendmsg(buffers)
         except self._again:
             return 0
         except OSError as error:

@@ -15,6 +15,7 @@ from typing import Protocol
 from transport.compression import Compression
 from transport.errors import Cancelled, ConnectionLost, Refused, StreamEnded, TransportError
 from transport.waiting import Waiting
+from wire.compression import SMALLEST_BYTES
 from wire.connection import Connection, FrameReceived
 from wire.errors import IllegalSend, QueueFull, RemoteError, TooLarge
 from wire.frames import Buffer, FrameType
@@ -170,6 +171,10 @@ class Stream:
         driver = self._driver
         if self._mute:
             self._check_sending(ends)
+        elif len(payload) == 1 and not ends and not compress and type(payload[0]) is bytes:
+            small = len(payload[0]) < SMALLEST_BYTES
+            if small and driver.connection.answer(kind, self.number, payload[0]):
+                return driver.flush_soon()
         if compress is None:
             compress = driver.compression.allowed and driver.compression.pays(self.request, kind, payload)
         driver.connection.send(kind, self.number, *payload, ends=ends, compress=compress)

@@ -105,6 +105,7 @@ class Connection:
     def forget_frames(self) -> None:
         """Nothing will be written any more: what waits is dropped, and with it the buffers that it is made of."""
         self._books.outbox.clear_all()
+        self._books.outbox.forget_ready()
 
     def widen(self, stream_id: int) -> None:
         """Lets the peer have a bulk stream's window under way, before this side consumes; less where others have it."""
@@ -138,6 +139,16 @@ class Connection:
             self._send_on(self._stream(stream_id), frame, meaning)
         else:
             self._send_control(frame, meaning)
+
+    def answer(self, kind: FrameType, stream_id: int, payload: bytes) -> bool:
+        """As `send` of the server's small answers, without END, where nothing stands in the way of their leaving next;
+        for every token goes this way. False, and nothing is done, for all else: `send` it.
+        """
+        books = self._books
+        stream = books.streams.get(stream_id)
+        if stream is None or kind not in stream.usual or not books.says_answers:
+            return False
+        return books.outbox.put(kind, stream_id, payload, stream.line)
 
     def room(self, stream_id: int) -> int:
         """The largest payload that `send` takes on this stream now; 0 when it is full or over."""

@@ -26,7 +26,9 @@ from wire.errors import MalformedFrame, OutOfBounds, RemoteError, TooLarge, Unkn
 from wire.limits import LARGEST_PAYLOAD, LARGEST_STREAM_ID
 
 __all__ = [
+    "CHECKED_SIZE",
     "HEADER_SIZE",
+    "PLAIN",
     "VERSION",
     "Buffer",
     "Checksum",
@@ -36,6 +38,8 @@ __all__ = [
     "checksum_of",
     "make_header",
     "pack_header",
+    "pack_plain",
+    "unpack_fields",
     "unpack_header",
 ]
 
@@ -48,6 +52,12 @@ Buffer = bytes | bytearray | memoryview
 _FIELDS = struct.Struct(">BBHII")
 _CHECKSUM = struct.Struct(">I")
 _WHOLE = struct.Struct(">BBHIII")
+# The fields of a header as they are, and the checksum.
+unpack_fields = _WHOLE.unpack_from
+# The second byte of a frame without flags.
+PLAIN = VERSION << 4
+# The checksum is over the header's first so many bytes, and the payload.
+CHECKED_SIZE = 12
 
 
 class FrameType(IntEnum):
@@ -143,6 +153,12 @@ def pack_header(header: Header, payload: Sequence[Buffer], checksum: Checksum) -
     for piece in payload:
         value = checksum(piece, value)
     return fields + _CHECKSUM.pack(value)
+
+
+def pack_plain(kind: int, stream_id: int, payload: bytes, sequence: int, checksum: Checksum) -> bytes:
+    """A whole frame without flags, as `pack_header` and its payload; type, stream and size are known to be right."""
+    fields = _FIELDS.pack(kind, PLAIN, stream_id, len(payload), sequence)
+    return fields + _CHECKSUM.pack(checksum(payload, checksum(fields, 0))) + payload
 
 
 def unpack_header(data: Buffer, start: int = 0) -> Header:

@@ -17,7 +17,17 @@ from typing import Any, NamedTuple
 
 from wire.errors import QueueFull
 from wire.flow import OwnCredit, cost_of
-from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Flags, FrameType, make_header, pack_header
+from wire.frames import (
+    HEADER_SIZE,
+    SEQUENCE_MASK,
+    Buffer,
+    Checksum,
+    Flags,
+    FrameType,
+    make_header,
+    pack_header,
+    pack_plain,
+)
 from wire.limits import (
     FRAME_COST,
     INITIAL_CONNECTION_CREDIT,
@@ -31,6 +41,8 @@ __all__ = ["SIZE_FIELD", "Line", "Outbox", "Waiting", "make_waiting", "size_of"]
 
 # Below this, copying a payload behind its header costs less than one more entry in a gather write.
 JOINED_MOST = 1024
+# So much may have its place before anything was written: credit bounds it too, but this is what one write takes.
+READY_MOST = 64 << 10
 SIZE_FIELD = struct.Struct(">I")
 _CAN_BE_CUT = frozenset({Flags.NONE, Flags.END})
 
@@ -74,6 +86,8 @@ class Outbox:
         self._turns: deque[Line] = deque()
         self._queued = 0
         self._moved: set[int] = set()
+        self._ready: list[Buffer] = []
+        self._ready_bytes = 0
         self._sequence = 0
 
     def open(self, stream_id: int, *, may_cut: bool = False) -> Line:
@@ -108,7 +122,7 @@ class Outbox:
         return self._lines[stream_id].started
 
     def has_waiting(self, stream_id: int) -> bool:
-        return bool(self._lines[stream_id].frames)
+        return bool(self._ready or self._lines[stream_id].frames)
 
     def room(self, stream_id: int) -> int:
         """How many bytes of payload one more frame of this stream may have."""
@@ -144,6 +158,28 @@ class Outbox:
         if not line.in_turn:
             self._give_turn(line)
 
+    def put(self, kind: FrameType, stream_id: int, payload: bytes, line: Line) -> bool:
+        """A small frame of a stream that may leave before all that waits: it has its place at once, and is as good as
+        sent. False, and nothing is done, where anything stands in its way.
+        """
+        size, own, shared = len(payload), line.credit, self.credit
+        if size >= JOINED_MOST or self._turns or line.frames or self._ready_bytes > READY_MOST:
+            return False
+        if own.left <= 0 or shared.left <= 0:
+            return False
+        sequence = self._sequence
+        self._ready.append(pack_plain(kind, stream_id, payload, sequence, self._checksum))
+        self._sequence = (sequence + 1) & SEQUENCE_MASK
+        self._ready_bytes += HEADER_SIZE + size
+        own.left -= size + FRAME_COST
+        shared.left -= size + FRAME_COST
+        line.started = True
+        return True
+
+    def forget_ready(self) -> None:
+        """Nothing is sent any more."""
+        self._ready.clear()
+
     def add_control(self, frame: Waiting, *, is_last: bool = False) -> None:
         """For frames that need no credit. Raises QueueFull when the peer has not read for long, but for a last word."""
         if len(self._control) >= self._limits.control_frames and not is_last:
@@ -169,8 +205,8 @@ class Outbox:
 
     def take(self, most_bytes: int) -> list[Buffer]:
         """Headers and payloads to write now, in order: about `most_bytes`, at least one frame if any may go."""
-        out: list[Buffer] = []
-        total = 0
+        out, total = self._ready, self._ready_bytes
+        self._ready, self._ready_bytes = [], 0
         while total < most_bytes and (frame := self._next()) is not None:
             kind, stream_id, flags, pieces, size, _ = frame
             header = pack_header(make_header((kind, flags, stream_id, size, self._sequence, 0)), pieces, self._checksum)
@@ -186,7 +222,7 @@ class Outbox:
     @property
     def can_take(self) -> bool:
         """Whether `take` would give anything now."""
-        return bool(self._control or self._grants) or (
+        return bool(self._ready or self._control or self._grants) or (
             self.credit.left > 0 and any(_may_go(line) for line in self._turns)
         )
 

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from wire.errors import BadChecksum, BadSequence, CutShort
 from wire.frames import HEADER_SIZE, SEQUENCE_MASK, Buffer, Checksum, Header, checksum_of, unpack_header
 
-__all__ = ["Admit", "Deliver", "FrameReader"]
+__all__ = ["Admit", "Deliver", "FrameReader", "Usual"]
 
 # One system call brings many frames of tokens; more would only be copied in vain when a bulk payload follows.
 SCRATCH_SIZE = 64 << 10
 
 Admit = Callable[[Header], "memoryview | None"]
 Deliver = Callable[[Header, memoryview], None]
+Usual = Callable[[memoryview, int, int, int], int]
 
 
 class FrameReader:
@@ -26,10 +27,12 @@ class FrameReader:
 
     `admit(header)` raises a RemoteError to refuse a frame, or returns the room for its payload (exactly `size` bytes),
     or None for room of the reader's own. `deliver(header, payload)` gets every whole frame in order.
+    `usual(bytes, start, end, sequence)` may take the frame at `start`, if it is whole and must have that sequence, and
+    return where it ends; with 0 it goes the long way.
     """
 
-    def __init__(self, admit: Admit, deliver: Deliver, checksum: Checksum) -> None:
-        self._admit, self._deliver, self._checksum = admit, deliver, checksum
+    def __init__(self, admit: Admit, deliver: Deliver, checksum: Checksum, usual: Usual = lambda *_: 0) -> None:
+        self._admit, self._deliver, self._checksum, self._usual = admit, deliver, checksum, usual
         self._scratch = memoryview(bytearray(SCRATCH_SIZE))
         self._filled = 0
         self._header: Header | None = None
@@ -90,11 +93,19 @@ class FrameReader:
             self._room = room
 
     def _cut(self) -> None:
-        start = 0
-        while self._filled - start >= HEADER_SIZE:
-            start = self._begin(start)
-        if start:
-            rest = self._filled - start
+        start, filled = 0, self._filled
+        while filled - start >= HEADER_SIZE:
+            end = self._usual(self._scratch, start, filled, self._sequence)
+            if end:
+                self._sequence = (self._sequence + 1) & SEQUENCE_MASK
+                self._after_bulk = False
+                start = end
+            else:
+                start = self._begin(start)
+        if start == filled:
+            self._filled = 0
+        elif start:
+            rest = filled - start
             self._scratch[:rest] = bytes(self._scratch[start : self._filled])
             self._filled = rest
 

@@ -35,6 +35,12 @@ __all__ = ["ROOMLESS", "SIZE_FIELD", "Books", "Stream"]
 
 # Nobody waits for more of what comes in: rooms that were named are let go.
 ROOMLESS = frozenset({StreamState.CANCELLED, StreamState.ANSWERED, StreamState.IDLE})
+# Here the server's answers that do not end anything leave all as it is.
+_TALKING = frozenset({StreamState.OPEN, StreamState.ENDED})
+_USUAL = {
+    request: {int(kind): kind for kind in answers if kind is not FrameType.DATA} for request, answers in ANSWERS.items()
+}
+_NOTHING: Mapping[int, FrameType] = {}
 # Their DATA is a tensor's bytes, which mean the same in frames of any size.
 _TENSOR_REQUESTS = frozenset({FrameType.WRITE, FrameType.READ, FrameType.RUN})
 
@@ -43,7 +49,8 @@ _TENSOR_REQUESTS = frozenset({FrameType.WRITE, FrameType.READ, FrameType.RUN})
 class Stream:
     """One stream from its request to its two ends; a later stream of the same number is another one.
 
-    `moves` is the row of the table that its state has, `answers` what its request may get besides ERROR.
+    `moves` is the row of the table that its state has, `answers` what its request may get besides ERROR, `usual` those
+    of them that change no state and go into no room: all that takes no more than a glance.
     """
 
     number: int
@@ -53,6 +60,7 @@ class Stream:
     moves: Mapping[StreamMove | None, StreamState] = field(repr=False)
     state: StreamState = StreamState.IDLE
     given: GivenCredit = field(default_factory=lambda: GivenCredit(INITIAL_STREAM_CREDIT))
+    usual: Mapping[int, FrameType] = field(default_factory=dict)
     share: int = 0  # what it may hold without counting against the connection's window
     rooms: deque[memoryview] = field(default_factory=deque)
 
@@ -136,6 +144,8 @@ class Books:
         self.receives = {move: after for (way, move), after in row.items() if way is Way.RECEIVE}
         self.is_deaf = state is ConnectionState.BROKEN or state is ConnectionState.CLOSED
         self.may_talk = ConnectionMove.TALK in self.sends
+        self.hears_answers = ConnectionMove.TALK in self.receives and self.role is Role.CLIENT
+        self.says_answers = self.may_talk and self.role is Role.SERVER
 
     def check(self, meaning: Meaning, way: Way) -> None:
         """The table has such a move now; raises IllegalSend or IllegalReceive."""
@@ -170,7 +180,7 @@ class Books:
     def begin(self, number: int, request: FrameType) -> Stream:
         line, moves = self.outbox.open(number, may_cut=request in _TENSOR_REQUESTS), self._rows[StreamState.IDLE]
         stream = self.streams[number] = Stream(
-            number, request, ANSWERS[request], line, moves, share=self.limits.stream_share
+            number, request, ANSWERS[request], line, moves, usual=_USUAL[request], share=self.limits.stream_share
         )
         return stream
 
@@ -180,6 +190,8 @@ class Books:
             return
         stream.state, stream.moves = after, self._rows[after]
         number = stream.number
+        if after not in _TALKING:
+            stream.usual = _NOTHING
         if self._credit_move not in stream.moves:
             self.outbox.withhold(number)
         if after in ROOMLESS:
@@ -216,12 +228,13 @@ class Books:
     def take(self, stream: Stream, cost: int) -> None:
         """A frame of the stream has arrived. Within the stream's share the connection gives credit anew at once."""
         given, own = self.given, stream.given
-        own.take(cost)
+        own.left -= cost
+        own.held = held = own.held + cost
         given.left -= cost
-        over = own.held - stream.share
+        over = held - stream.share
         if over > 0:
             given.held += min(over, cost)
-        if given.is_due:
+        if given.left * 2 <= given.window - given.held and given.is_due:
             self.grant(0, given)
 
     def give_back(self, stream: Stream, cost: int) -> None:

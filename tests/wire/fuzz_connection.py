@@ -216,7 +216,7 @@ ACTS: tuple[Callable[[Connection, int, bytes], object] | None, ...] = (
     None,
     lambda one, which, payload: one.open_stream(KINDS[8 + len(payload) % 19], payload, ends=bool(which & 1)),
     lambda one, which, payload: one.send(T.DATA, which, payload, ends=len(payload) % 5 == 0, compress=True),
-    lambda one, which, payload: one.send(T.TOKENS, which, payload),
+    lambda one, which, payload: one.answer(T.TOKENS, which, payload) or one.send(T.TOKENS, which, payload),
     lambda one, which, payload: one.send(T.ACK, which, payload, ends=True),
     lambda one, which, payload: one.send(T.DONE, which, payload, ends=True),
     lambda one, which, payload: one.send(KINDS[len(payload) % len(KINDS)], which, payload, ends=bool(which & 1)),
