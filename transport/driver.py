@@ -251,8 +251,8 @@ class Driver:
             return
         try:
             self.connection.receive_end()
-        except CutShort as error:
-            self.break_off(error)
+        except CutShort as error:  # a line breaks at any byte: that is no fault of the peer's, but it is told so
+            self._give_up(ConnectionLost(str(error)), ErrorCode(error.code), str(error))
             return
         if self.connection.state is not ConnectionState.LEAVING:
             self._lose_to(ConnectionLost("the peer has closed the connection"))
