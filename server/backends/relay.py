@@ -26,8 +26,9 @@ from server.backends.relay_watch import Watch
 from server.errors import NodeBroken, NodeError, NodeRefused, NodeStalled
 from server.exchange import Durations, Embedding, NodeDone, NodeEvent, Usage
 from server.nodes import NodeSpec, ProbeReport, model_key
-from transport.errors import TransportError
+from transport.errors import Refused, TransportError
 from wire.errors import LocalError
+from wire.messages import Message
 from wire.messages_work import Done, Embed, Generate, Load, Progress, Tokens, Unload, Vectors
 
 
@@ -52,6 +53,7 @@ class RelayBackend:
                     yield await asking.ask_once(asked)
                     return
                 await asking.connect()
+                asking.most_tokens = asked.bounds.max_tokens
                 async with aclosing(line.session.batches(asked)) as batches:
                     while not asking.answered:
                         with asking.watch:
@@ -95,6 +97,7 @@ class Asking:
     call: Call
     line: Line
     patience: Patience
+    most_tokens: int = -1  # that the answer may have; below 0 as many as the model wants
     watch: Watch = field(init=False)
     answered: bool = field(default=False, init=False)
     _begun_ns: int = field(default_factory=time.perf_counter_ns, init=False)
@@ -126,6 +129,9 @@ class Asking:
             elif isinstance(message, Done):
                 events.append(self._done(message))
                 self.answered = True
+        last = batch[-1]
+        if isinstance(last, Tokens) and 0 <= self.most_tokens < last.position + len(last.ids):
+            raise NodeBroken(f"{self.line.address} tells more than the {self.most_tokens} tokens that were asked for")
         if events:
             self._heard = True
             self.watch.expect("between_tokens", self.patience.between_tokens)
@@ -140,7 +146,7 @@ class Asking:
             return (Embedding([]), NodeDone("stop", model))
         await self.connect()
         with self.watch:
-            answer = await self.line.session.ask(asked, self._wait_on)
+            answer = await self._answer_to(asked)
         durations = Durations(total=self._total_ns())
         if isinstance(asked, Embed):
             if not isinstance(answer, Vectors):
@@ -148,6 +154,15 @@ class Asking:
             found = embedding_of(answer, self.line.address, len(asked.texts))
             return (found, NodeDone("stop", model, Usage(answer.prompt_tokens), durations))
         return (NodeDone("load" if isinstance(asked, Load) else "unload", model, durations=durations),)
+
+    async def _answer_to(self, asked: Load | Unload | Embed) -> Message:
+        """Of more dimensions than a model has, all of them are wanted, as Ollama takes it."""
+        try:
+            return await self.line.session.ask(asked, self._wait_on)
+        except Refused as refusal:
+            if not isinstance(asked, Embed) or refusal.details.get("field") != "dimensions":
+                raise
+        return await self.line.session.ask(replace(asked, dimensions=0), self._wait_on)
 
     def fault_of(self, problem: TransportError) -> NodeError:
         error = error_of(self.line.address, problem, begun=self._heard)

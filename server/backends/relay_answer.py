@@ -7,6 +7,7 @@ are bounded by the protocol already; those that learned speeds are made of are b
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
@@ -115,7 +116,7 @@ def _record(entry: Logprob) -> dict[str, Any]:
     text = entry.text
     return {
         "token": text,
-        "logprob": max(entry.logprob, LEAST_LOGPROB),
+        "logprob": min(max(entry.logprob, LEAST_LOGPROB), 0.0),
         "bytes": None if BROKEN_CHARACTER in text else list(text.encode()),
     }
 
@@ -136,10 +137,12 @@ def _bounded(nanoseconds: int) -> int:
 
 
 def embedding_of(message: Vectors, address: str, texts: int) -> Embedding:
-    """Raises NodeBroken where it is not one vector a text."""
+    """Raises NodeBroken where it is not one vector of numbers a text."""
     numbers = array("f", bytes(message.data))
     if sys.byteorder == "big":
         numbers.byteswap()
+    if not math.isfinite(sum(numbers)):  # JSON has no word for what is not finite
+        raise NodeBroken(f"{address} answered with vectors that are not finite")
     size = message.dimensions
     vectors = [numbers[at : at + size].tolist() for at in range(0, len(numbers), size)]
     if len(vectors) != texts:

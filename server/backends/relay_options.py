@@ -7,6 +7,7 @@ and nothing here.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if kind is not None and value is not None:
             checked[name] = _checked(name, kind, value)
     return checked
+
+
+def usable_options(told: Mapping[str, Any]) -> dict[str, Any]:
+    """As `checked_options`, of what a node tells: a wrong one is left out, since no caller can mend it."""
+    usable: dict[str, Any] = {}
+    for name, value in told.items():
+        with contextlib.suppress(NodeRefused):
+            usable |= checked_options({name: value})
+    return usable
 
 
 def _checked(name: str, kind: _Kind, value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from server.backends.base import Call
 from server.backends.relay_answer import too_large
-from server.backends.relay_options import bounds_of, checked_options, guide_of, sampling_of, stops_of
+from server.backends.relay_options import bounds_of, checked_options, guide_of, sampling_of, stops_of, usable_options
 from server.errors import NodeIncapable, NodeRefused
 from server.exchange import Message
 from wire.errors import OutOfBounds
@@ -144,7 +144,7 @@ def _generate(call: Call, parameters: Options, keep_alive: float | None) -> Gene
     prompt = _chat_prompt(call) if call.operation == "chat" else _generate_prompt(call)
     if fields.get("think"):
         raise NodeRefused(f'"{call.model}" does not support thinking', 400)
-    options = {**checked_options(parameters), **checked_options(call.options)}
+    options = {**usable_options(parameters), **checked_options(call.options)}
     return Generate(
         call.model,
         prompt,

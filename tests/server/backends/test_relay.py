@@ -27,7 +27,7 @@ from tests.server.backends.relay_asking import CALL, PATIENCE, REPORT, read, rel
 from wire.frames import FrameType
 from wire.messages_session import Error, ErrorCode, Hello
 from wire.messages_stats import Stats
-from wire.messages_work import Embed, Generate, Given, Load, Logprob, Phase, Progress, TokenLogprob, Unload
+from wire.messages_work import Embed, Generate, Given, Load, Logprob, Phase, Progress, Sampling, TokenLogprob, Unload
 
 
 async def test_a_probe_tells_what_is_there_and_loads_nothing():
@@ -74,6 +74,34 @@ async def test_what_the_models_maker_wants_holds_where_the_request_says_nothing(
         assert (first.sampling.temperature, first.sampling.top_k, first.stop) == (0.25, 7, ("<end>",))
         assert (second.sampling.temperature, second.stop) == (1.5, ("x",))
         assert len(node.asked(Stats)) == 1, "asked once"
+
+
+async def test_what_a_node_tells_wrongly_of_its_model_is_no_fault_of_the_request():
+    told = (("temperature", "hot"), ("top_k", 7), ("stop", (1,)))
+    report = replace(REPORT, models=(replace(REPORT.models[0], parameters=told),))  # type: ignore[arg-type]
+    async with fake_relay_node(report=report) as node, relay_backend() as backend:
+        assert (await read(backend, spec_of(node)))[1] is None
+        sampling = node.asked(Generate)[0].sampling
+        assert (sampling.top_k, sampling.temperature) == (7, Sampling().temperature)
+
+
+async def test_a_node_that_tells_more_than_was_asked_for_is_cut_short():
+    endless = [Piece("x", (5,))] * 1000
+    async with fake_relay_node(answer=lambda _: endless) as node, relay_backend() as backend:
+        node.script.gate = asyncio.Semaphore(4)
+        events, error = await read(backend, spec_of(node), replace(CALL, options={"num_predict": 3}))
+        assert type(error) is NodeBroken and "more than the 3 tokens" in error.message
+        assert len(events) <= 3
+        await node.until(lambda: node.cancelled == [FrameType.GENERATE])
+
+
+async def test_of_more_dimensions_than_a_model_has_all_are_told():
+    refusal = Refusal(FrameType.EMBED, Error(ErrorCode.BAD_REQUEST, "tiny has 4", None, (("field", "dimensions"),)))
+    async with fake_relay_node(refusals=[refusal]) as node, relay_backend() as backend:
+        asked = Call("embed", "tiny", fields={"input": ["a"], "dimensions": 99})
+        events, error = await read(backend, spec_of(node), asked)
+        assert error is None and isinstance(events[0], Embedding)
+        assert [one.dimensions for one in node.asked(Embed)] == [99, 0]
 
 
 async def test_an_answer_that_was_begun_elsewhere_is_asked_for_by_its_tokens():

@@ -8,10 +8,12 @@ import pytest
 
 from server.backends.figures import MOST_NANOSECONDS
 from server.backends.relay_answer import (
+    LEAST_LOGPROB,
     MAX_RETRY_AFTER_SECONDS,
     done_of,
     embedding_of,
     error_of,
+    logprob_records,
     refusal_of,
     token_of,
     translated,
@@ -21,7 +23,7 @@ from server.exchange import Durations, Embedding, NodeDone, Token, Usage
 from transport.errors import ConnectFailed, ConnectionLost, ProtocolBroken, Refused, TransportError, WrongToken
 from wire.errors import BadPayload, OutOfBounds
 from wire.messages_session import ErrorCode
-from wire.messages_work import Done, FinishReason, Tokens, Vectors
+from wire.messages_work import Done, FinishReason, Logprob, TokenLogprob, Tokens, Vectors
 
 
 @pytest.mark.parametrize(
@@ -95,3 +97,15 @@ def test_vectors():
     assert embedding_of(Vectors(0, 2, 2, memoryview(data)), "a:1", 2) == Embedding([[1.0, 2.0], [3.0, 4.0]])
     with pytest.raises(NodeBroken, match="2 vectors for 3 texts"):
         embedding_of(Vectors(0, 3, 2, data), "a:1", 3)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_vectors_that_json_has_no_words_for_are_the_nodes_fault(number: float):
+    with pytest.raises(NodeBroken, match="not finite"):
+        embedding_of(Vectors(0, 1, 2, array.array("f", [1.0, number]).tobytes()), "a:1", 1)
+
+
+@pytest.mark.parametrize(("told", "passed"), [(float("inf"), 0.0), (float("-inf"), LEAST_LOGPROB), (-0.5, -0.5)])
+def test_a_logprob_is_a_number_that_json_carries(told: float, passed: float):
+    (record,) = logprob_records([TokenLogprob(Logprob(5, told, "a"))])
+    assert record["logprob"] == passed
