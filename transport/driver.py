@@ -318,22 +318,30 @@ class Driver:
         line = self._line
         if line is None or self._ending.is_closed or self._ending.is_ending:
             return
-        if not line.is_full:
-            self.waiting.at_written()
-            self._write_to(line)
-        self.waiting.at_room()
-        if not line.is_full:
-            self.waiting.at_written()
+        waiting, full = self.waiting, line.is_full
+        if not full:
+            if waiting.drains:
+                waiting.at_written()
+            full = not self._write_to(line)
+        if waiting.rooms or waiting.openers:
+            waiting.at_room()
+        if not full:
+            if waiting.drains:
+                waiting.at_written()
             if self.lost is not None and not self.connection.wants_to_send:
                 self._ending.all_written()
 
-    def _write_to(self, line: Line) -> None:
+    def _write_to(self, line: Line) -> bool:
+        """Whether the line has taken all that it was given."""
         connection = self.connection
         for _ in range(WRITES_PER_TURN):
             buffers = connection.data_to_send(WRITE_BYTES)
-            if not buffers or not line.write(buffers) or not connection.wants_to_send:
-                return
+            if buffers and not line.write(buffers):
+                return not line.is_full
+            if not buffers or not connection.wants_to_send:
+                return True
         self.flush_soon()
+        return True
 
     def _look_at_state(self) -> None:
         if self.lost is None and self.connection.state is ConnectionState.CLOSED:

@@ -111,6 +111,7 @@ class SocketLine:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # we gather, so waiting gains nothing
         self.sent_bytes = self.received_bytes = 0
         self._socket, self._descriptor, self._clock = connected, connected.fileno(), clock
+        self._error_of = partial(connected.getsockopt, socket.SOL_SOCKET, socket.SO_ERROR)
         self._kept: deque[Buffer] = deque()
         self._broken = self._closed = self._reading = self._writing = self._discarding = False
         self._doom: OSError | None = None  # the socket is dead: what it still holds is read, then this is told
@@ -171,19 +172,14 @@ class SocketLine:
             self._discard()
         else:
             self._receive()
-        if self._reading and self._is_doomed():
-            self._loop.call_soon(self._read_on)
+        if self._tells_once and self._doom is None and self._reading and (number := self._error_of()):
+            self._doom = OSError(number, os.strerror(number))
+        if self._doom is not None and self._reading:
+            self._loop.call_soon(self._read_on)  # no event tells of what is left to read
 
     def _read_on(self) -> None:
         if self._reading:
             self._read()
-
-    def _is_doomed(self) -> bool:
-        """Whether no event will tell of what is left to read."""
-        if self._doom is None and self._tells_once:
-            number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._doom = OSError(number, os.strerror(number)) if number else None
-        return self._doom is not None
 
     def _receive(self) -> None:
         feed, receive, left = self._feed, self._socket.recv_into, TURN_BYTES

@@ -22,8 +22,8 @@ class Waiting:
     def __init__(self, connection: Connection) -> None:
         self.rooms: dict[int, deque[tuple[int, Waiter]]] = {}  # stream: the payload's size, and who waits
         self._connection = connection
-        self._openers: list[Waiter] = []
-        self._drains: list[tuple[int | None, Waiter]] = []
+        self.openers: list[Waiter] = []
+        self.drains: list[tuple[int | None, Waiter]] = []
 
     async def room(self, number: int, size: int) -> None:
         """Until a payload of `size` may fit on the stream, or the stream ends."""
@@ -41,26 +41,26 @@ class Waiting:
     async def opening(self) -> None:
         """Until one more stream may fit."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._openers.append(waiter)
+        self.openers.append(waiter)
         try:
             await waiter
         finally:
-            if waiter in self._openers:
-                self._openers.remove(waiter)
+            if waiter in self.openers:
+                self.openers.remove(waiter)
 
     async def drained(self, number: int | None) -> None:
         """Until nothing of the stream, or of any, waits in this process; or all is lost."""
         entry = (number, asyncio.get_running_loop().create_future())
-        self._drains.append(entry)
+        self.drains.append(entry)
         try:
             await entry[1]
         finally:
-            if entry in self._drains:
-                self._drains.remove(entry)
+            if entry in self.drains:
+                self.drains.remove(entry)
 
     def at_room(self) -> None:
         """Something has left: wakes who fits now."""
-        if self._openers:
+        if self.openers:
             self.wake_openers()
         if not self.rooms:
             return
@@ -76,10 +76,10 @@ class Waiting:
 
     def at_written(self) -> None:
         """The line has nothing left of what was taken so far."""
-        if not self._drains:
+        if not self.drains:
             return
-        done = [entry for entry in self._drains if not self._holds(entry[0])]
-        self._drains = [entry for entry in self._drains if entry not in done]
+        done = [entry for entry in self.drains if not self._holds(entry[0])]
+        self.drains = [entry for entry in self.drains if entry not in done]
         for _, waiter in done:
             _wake(waiter)
 
@@ -88,7 +88,7 @@ class Waiting:
             _wake(waiter)
 
     def wake_openers(self) -> None:
-        openers, self._openers = self._openers, []
+        openers, self.openers = self.openers, []
         for waiter in openers:
             _wake(waiter)
 
@@ -96,7 +96,7 @@ class Waiting:
         for number in list(self.rooms):
             self.wake_sender(number)
         self.wake_openers()
-        drains, self._drains = self._drains, []
+        drains, self.drains = self.drains, []
         for _, waiter in drains:
             _wake(waiter)
 

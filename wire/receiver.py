@@ -130,7 +130,7 @@ class Receiver:
         """
         kind, second, stream_id, size, sequence, checksum = unpack_fields(data, start)
         books, first = self._books, start + HEADER_SIZE
-        end = first + size
+        end: int = first + size
         if second != PLAIN or end > filled or sequence != due or not books.hears_answers:
             return 0
         stream = books.streams.get(stream_id)

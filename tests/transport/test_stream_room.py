@@ -112,12 +112,12 @@ async def test_senders_that_are_cancelled_leave_nothing_behind() -> None:
         await fill(theirs)
         waiting = [asyncio.ensure_future(theirs.send(T.TOKENS, bytes(1 << 20))) for _ in range(2)]
         waiting.append(asyncio.ensure_future(theirs.drain()))
-        await until(lambda: both.server.driver.waiting._drains)
+        await until(lambda: both.server.driver.waiting.drains)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
         assert not both.server.driver.waiting.rooms
-        assert not both.server.driver.waiting._drains
+        assert not both.server.driver.waiting.drains
 
 
 async def test_drain_tells_when_a_buffer_may_be_used_anew() -> None:
@@ -168,7 +168,7 @@ async def test_open_waits_until_a_stream_is_free() -> None:
     async with pair(client_limits=Limits(streams=1)) as both:
         _, theirs = await both.ask()
         opening = asyncio.ensure_future(both.client.driver.open(T.STATS, ends=True))
-        await until(lambda: both.client.driver.waiting._openers)
+        await until(lambda: both.client.driver.waiting.openers)
         await theirs.send(T.DONE, b"", ends=True)
         assert (await opening).request is T.STATS
 

@@ -221,7 +221,7 @@ async def test_the_connection_wakes_receivers_senders_and_openers_when_it_is_los
             for each in (ours.receive(), write(), driver.open(T.STATS, ends=True), driver.drain(), other.drain())
         ]
         over = asyncio.ensure_future(ours.wait_over())
-        await until(lambda: driver.waiting.rooms and driver.waiting._openers and len(driver.waiting._drains) == 2)
+        await until(lambda: driver.waiting.rooms and driver.waiting.openers and len(driver.waiting.drains) == 2)
         both.server.driver.close()
         for task in waiting:
             with pytest.raises(ConnectionLost):

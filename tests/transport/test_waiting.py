@@ -71,7 +71,7 @@ async def test_drains_and_openings_that_are_called_off_are_forgotten() -> None:
         task.cancel()
     await turn()
     waiting.wake_all()
-    assert not waiting._drains and not waiting._openers
+    assert not waiting.drains and not waiting.openers
 
 
 async def test_a_stream_is_drained_when_its_last_frame_has_left() -> None:
