@@ -14,8 +14,8 @@ from wire.frames import Buffer
 
 # Linux takes 1,024 pieces in one gather write.
 PIECES_A_WRITE = 1024
-# Of a Unix socket, where the kernel allows: a frame in the air must not wake the other side for every few pages.
-SOCKET_BYTES = 1 << 20
+# Of a Unix socket. Of 0.2 to 8 MiB the quickest for frames of 1 MB: both sides copy at once, within their caches.
+SOCKET_BYTES = 1 << 18
 
 
 def prepare(line: socket.socket, silence_seconds: float) -> None:
