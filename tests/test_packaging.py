@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("wire", "server", "gpu_node", "potluck")
+PACKAGES = ("wire", "transport", "server", "gpu_node", "potluck")
 
 
 @pytest.fixture(scope="module")
