@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from dataclasses import fields
 
 import pytest
 
@@ -81,6 +82,15 @@ def test_what_goes_wrong_inside_is_translated_and_the_rest_let_through():
 def test_tokens_may_be_ahead_of_their_text_or_behind():
     assert token_of(Tokens(0, 0, "", (1, 2))) == Token("", tokens=2, ids=(1, 2))
     assert token_of(Tokens(0, 0, "rest", ())) == Token("rest", tokens=0, ids=())
+
+
+def test_a_token_is_made_whole_without_its_class():
+    entry = TokenLogprob(Logprob(5, -0.5, "a"))
+    assert {field.name for field in fields(Token)} == {*Token.__slots__}
+    for tokens in (Tokens(0, 0, "a", (5,)), Tokens(0, 0, "a", (5,), 0, (entry,)), Tokens(7, 9, "", ())):
+        made = token_of(tokens)
+        assert made == Token(tokens.text, "", (), logprob_records(tokens.logprobs), len(tokens.ids), tokens.ids)
+        assert repr(made) and not made.thinking and not made.tool_calls
 
 
 def test_the_last_word():
