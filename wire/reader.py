@@ -16,6 +16,8 @@ __all__ = ["Admit", "Deliver", "FrameReader", "Usual"]
 
 # One system call brings many frames of tokens; more would only be copied in vain when a bulk payload follows.
 SCRATCH_SIZE = 64 << 10
+# Before more than this has come at once: most connections are silent, and a thousand of them shall cost a few MiB.
+FIRST_SCRATCH_SIZE = 4 << 10
 
 Admit = Callable[[Header], "memoryview | None"]
 Deliver = Callable[[Header, memoryview], None]
@@ -33,7 +35,7 @@ class FrameReader:
 
     def __init__(self, admit: Admit, deliver: Deliver, checksum: Checksum, usual: Usual = lambda *_: 0) -> None:
         self._admit, self._deliver, self._checksum, self._usual = admit, deliver, checksum, usual
-        self._scratch = memoryview(bytearray(SCRATCH_SIZE))
+        self._scratch = memoryview(bytearray(FIRST_SCRATCH_SIZE))
         self._filled = 0
         self._header: Header | None = None
         self._fields = b""
@@ -51,8 +53,9 @@ class FrameReader:
         if self._header is not None:
             return self._room[self._in_room :]
         # After one bulk frame comes another: reading no further than its header lets its payload go where it stays.
-        end = HEADER_SIZE if self._after_bulk and self._filled < HEADER_SIZE else SCRATCH_SIZE
-        return self._scratch[self._filled : end]
+        if self._after_bulk and self._filled < HEADER_SIZE:
+            return self._scratch[self._filled : HEADER_SIZE]
+        return self._scratch[self._filled :]
 
     def buffer_updated(self, count: int) -> None:
         """`count` bytes lie in the buffer last got. Delivers the frames that are whole; raises RemoteErrors."""
@@ -108,6 +111,11 @@ class FrameReader:
             rest = filled - start
             self._scratch[:rest] = bytes(self._scratch[start : self._filled])
             self._filled = rest
+        is_bulk = self._header is not None and self._header.size >= FIRST_SCRATCH_SIZE
+        if filled == len(self._scratch) < SCRATCH_SIZE and not is_bulk:
+            wider = memoryview(bytearray(SCRATCH_SIZE))
+            wider[: self._filled] = self._scratch[: self._filled]
+            self._scratch = wider
 
     def _begin(self, start: int) -> int:
         """Starts the frame at `start` of the scratch; returns where its bytes in there end."""
