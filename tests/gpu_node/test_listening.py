@@ -48,7 +48,7 @@ def test_one_that_was_not_is_left_to_whoever_has_it(caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_strangers_need_a_token(host: str) -> None:
-    with pytest.raises(UsageError, match=r"only with a token: set VRM_API_TOKEN .* or start with --no-relay"):
+    with pytest.raises(UsageError, match=r"only with a token: set POTLUCK_NODE_TOKEN .* or start with --no-relay"):
         bind_relay(settings(host=host, relay_port=0))
     listener = bind_relay(settings(LONG, host=host, relay_port=0))
     assert listener is not None

@@ -240,7 +240,7 @@ def test_a_taken_port_is_one_sentence() -> None:
         (["--model", "nothing"], {}, "'nothing' is unknown"),
         (["--port", "x"], {}, "--port: "),
         (["--host", "300.1.2.3"], {}, "cannot listen on 300.1.2.3"),
-        (["--port", "0", "--relay-port", "0", "--host", "0.0.0.0"], {}, "only with a token: set VRM_API_TOKEN"),
+        (["--port", "0", "--relay-port", "0", "--host", "0.0.0.0"], {}, "only with a token: set POTLUCK_NODE_TOKEN"),
         (["--tls-certificate", "/no/such.pem"], {}, "/no/such.pem cannot be read"),
         ([], {"VRM_API_TOKEN": "two words\n"}, "VRM_API_TOKEN: a token is one line"),
         ([], {"POTLUCK_NODE_MODLE": "x"}, "did you mean POTLUCK_NODE_MODEL?"),
