@@ -13,7 +13,7 @@ SCRIPTS = st.lists(
 
 
 @given(SCRIPTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_nobody_is_at_fault_and_every_stream_ends(actions) -> None:
     sides = Sides()
     for action in actions:
@@ -23,7 +23,7 @@ def test_nobody_is_at_fault_and_every_stream_ends(actions) -> None:
 
 
 @given(SCRIPTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_numbers_are_used_again_at_once(actions) -> None:
     sides = Sides()
     for action in actions:

@@ -85,7 +85,7 @@ def test_random_bytes_give_only_the_remote_error(kind: FrameType, data: bytes) -
     assert decode_message(kind, payload_of(message)) == message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(ANY_MESSAGE, st.data())
 def test_mutated_bytes_give_only_the_remote_error(message: Any, data: st.DataObject) -> None:
     payload = bytearray(payload_of(message))

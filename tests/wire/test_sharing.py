@@ -14,13 +14,15 @@ from wire.limits import INITIAL_STREAM_CREDIT, LARGEST_PAYLOAD, SMALLEST_CUT, Li
 T = FrameType
 MIB = 1 << 20
 STREAMS = 1000
+ZEROS = memoryview(bytes(MIB))
 
 
 def fill(server: Connection, stream: int, kind: FrameType, size: int) -> None:
     """As a sender does it that waits for room: one frame more is always held by who waits."""
+    payload = ZEROS[:size]
     try:
         while True:
-            server.send(kind, stream, bytes(size))
+            server.send(kind, stream, payload)
     except QueueFull:
         return
 

@@ -65,7 +65,7 @@ def test_what_is_read_of_any_bytes(payload: bytes) -> None:
     assert outcome(lambda: decode_message(FrameType.TOKENS, memoryview(payload))) == slowly
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(of_record(Tokens), st.data())
 def test_what_is_read_of_mutated_tokens(tokens: Tokens, data: st.DataObject) -> None:
     payload = bytearray(whole(encode(tokens)))
