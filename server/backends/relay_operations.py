@@ -14,7 +14,7 @@ from typing import Any
 
 from server.backends.base import Patience
 from server.backends.operations import Record
-from server.backends.relay_answer import cause_of, error_of, too_large, translated
+from server.backends.relay_answer import cause_of, error_of, stalled, too_large, translated
 from server.backends.relay_links import Line, RelayLinks
 from server.backends.relay_listing import gpu_record, loaded_record, models_record, progress_record
 from server.backends.relay_request import loading_of
@@ -96,8 +96,11 @@ async def _unload(line: Line, model: str, timeout_seconds: float) -> Record:
     """Whether it was there, and whether it is gone, the node's state says."""
     before = await line.stats(timeout_seconds, "total")
     with translated(line.address):
-        async with asyncio.timeout(timeout_seconds):
-            await line.session.ask(Unload(model))
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await line.session.ask(Unload(model))
+        except TimeoutError as problem:
+            raise stalled(line.address, "total") from problem
     if _running(before, model) is None:
         return {"model": model, "status": "not loaded"}
     running = _running(await line.stats(timeout_seconds, "total"), model)

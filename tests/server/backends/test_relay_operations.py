@@ -19,7 +19,7 @@ from tests.fakes.relay_node import Refusal, fake_relay_node
 from tests.server.backends.relay_asking import REPORT, relay_backend, spec_of
 from wire.frames import FrameType
 from wire.messages_session import Error, ErrorCode
-from wire.messages_stats import ResidentRecord
+from wire.messages_stats import ResidentRecord, Stats
 from wire.messages_work import Load, Phase, Progress, Unload
 
 PATIENCE = Patience(5, 5, 5, 20)
@@ -104,6 +104,17 @@ async def test_unloading_tells_what_became_of_it():
         node.script.refusals.append(Refusal(FrameType.UNLOAD, Error(ErrorCode.MODEL_NOT_FOUND, "who?")))
         with pytest.raises(NodeRefused, match="who"):
             await order(spec, UNLOAD, {"model": "nobody"}, 5)
+
+
+async def test_a_node_that_falls_silent_over_an_unloading_has_stalled():
+    async with fake_relay_node(report=REPORT) as node, relay_backend() as backend:
+        await backend.probe(spec_of(node), 5)
+        telling = asyncio.create_task(backend.operations.order(spec_of(node), UNLOAD, {"model": "tiny"}, 0.2))
+        await node.heard_of(Stats, 2)
+        node.mute = True
+        with pytest.raises(NodeStalled):
+            await telling
+        assert not node.asked(Unload), "it was the unloading that was not answered"
 
 
 async def test_a_model_that_is_gone_is_unloaded():
