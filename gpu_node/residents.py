@@ -201,9 +201,13 @@ class Residents:
 
     async def _leave_alone(self, host: ModelHost) -> None:
         async with self._room.moving:
-            if host.slots.busy or host.owners or self._arriving(host):
-                raise RequestError(f"{host.name} is in use as it is loaded now; unload it first", status=409)
+            self._check_unused(host)
             await self._leave(host)
+        self._check_unused(host)  # meanwhile somebody may have come who wants it as it was
+
+    def _check_unused(self, host: ModelHost) -> None:
+        if host.slots.busy or host.owners or self._arriving(host):
+            raise RequestError(f"{host.name} is in use as it is loaded now; unload it first", status=409)
 
     async def unload(self, host: ModelHost) -> bool:
         """At once when nobody has the model (True), else as soon as everybody who has it is served."""

@@ -34,7 +34,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     connections: int = 1024
-    greeting: int = 64  # of them, those that nobody knows yet
+    greeting: int = 512  # of them, those that nobody knows yet: all of a fleet may come at once after a restart
     backlog: int = 256  # that the system holds until they are taken in: all of a fleet after a restart
     drain_seconds: float = 30.0  # for answers under way when the node stops
 

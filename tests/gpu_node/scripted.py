@@ -89,6 +89,8 @@ class Script:
         self.go_on = asyncio.Event()
         self.load_gate = asyncio.Event()
         self.load_gate.set()
+        self.unload_gate = asyncio.Event()
+        self.unload_gate.set()
         self.fail_at: int | None = None
         self.load_errors: list[Exception] = []  # one a loading, first come first served
         self.told = 0
@@ -144,6 +146,7 @@ class ScriptedEngine:
         self._runner = None
         self.state = "empty"
         self.script.unloads += 1
+        await self.script.unload_gate.wait()
 
     async def render(self, prompt: Prompt, bounds: Bounds) -> str:
         return render(prompt, self._ready().vocabulary, bounds)

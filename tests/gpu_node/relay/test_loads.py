@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.gpu_node.relay.relayed import Alarm, answer, failure, generate, scrip
 from tests.gpu_node.serving import DESCRIPTION, NAME, Fleet, Model
 from transport.errors import Refused
 from wire.messages_session import Ack, ErrorCode
-from wire.messages_work import Load, Loaded, Phase, Progress, Unload
+from wire.messages_work import Done, Generate, Load, Loaded, Phase, Progress, Unload
 
 OTHER = "other:1b"
 FLEET = (Model(NAME), Model(OTHER))
@@ -44,7 +45,7 @@ async def test_a_loaded_model_stays_until_it_is_given_back() -> None:
 
 
 async def test_a_hub_id_is_fetched_for_a_load_and_for_nothing_else() -> None:
-    async with scripted() as (here, fleet):
+    async with scripted() as (here, _):
         link = await here.connect()
         for message in (replace(generate(), model="lab/model"), Unload("lab/model")):
             error = await failure(link, message)
@@ -52,6 +53,24 @@ async def test_a_hub_id_is_fetched_for_a_load_and_for_nothing_else() -> None:
         loaded = await link.ask(Load("lab/model"))
         assert isinstance(loaded, Loaded) and loaded.model == "lab/model"
         assert (await answer(link, replace(generate(), model="lab/model"))).done is not None
+
+
+@pytest.mark.parametrize("asks", [generate(), Load(NAME)])
+async def test_who_comes_while_another_loads_it_anew_gets_it_as_it_was(asks: Generate | Load) -> None:
+    async with scripted() as (here, fleet):
+        first, second = await here.connect(), await here.connect()
+        script = fleet.script(NAME)
+        script.unload_gate.clear()
+        anew = asyncio.create_task(failure(first, Load(NAME, (("max_running", 1),))))
+        await until_true(lambda: script.unloads == 1)
+        stream = await second.open(asks)
+        await second.ping()
+        script.unload_gate.set()
+        error = await anew
+        assert isinstance(error, Refused) and error.details["status"] == 409
+        while not isinstance(await stream.message(), Done | Loaded):
+            pass
+        assert here.host.ready and here.host.slots.running == 2
 
 
 async def test_it_stays_while_another_session_wants_it() -> None:

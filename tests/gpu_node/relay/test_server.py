@@ -34,6 +34,16 @@ async def test_who_has_not_greeted_makes_place_and_who_has_does_not() -> None:
         await until_true(lambda: here.server.figures.connections == 2)
 
 
+async def test_all_of_a_fleet_may_come_at_once() -> None:
+    async with scripted() as (here, _):
+        crowd = [await RawClient.open(here.port) for _ in range(300)]
+        await crowd[0].greet()
+        assert here.server.figures.turned_away == 0
+        for client in crowd:
+            client.kill()
+        await until_true(lambda: not here.server.figures.connections)
+
+
 async def test_connections_are_bounded() -> None:
     async with scripted(limits=ServerLimits(connections=2)) as (here, _):
         links = [await here.connect() for _ in range(2)]
