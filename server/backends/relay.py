@@ -58,6 +58,8 @@ class RelayBackend:
                     while not asking.answered:
                         with asking.watch:
                             batch = await anext(batches, None)
+                        if line.incarnation != asking.incarnation:
+                            await asking.meet_again()
                         if events := asking.events_of(batch):
                             yield events
             except TransportError as problem:
@@ -98,10 +100,12 @@ class Asking:
     line: Line
     patience: Patience
     most_tokens: int = -1  # that the answer may have; below 0 as many as the model wants
+    incarnation: int | None = field(default=None, init=False)  # the run of the node that is answering
     watch: Watch = field(init=False)
     answered: bool = field(default=False, init=False)
     _begun_ns: int = field(default_factory=time.perf_counter_ns, init=False)
     _heard: bool = field(default=False, init=False)  # something of the answer
+    _digest: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.line.address, self.patience)
@@ -115,8 +119,18 @@ class Asking:
     async def connect(self) -> None:
         self.watch.expect("connect", self.patience.connect)
         with self.watch:
-            await self.line.session.link()
+            self.incarnation = (await self.line.session.link()).welcome.incarnation
+        self._digest = self.line.digest(self.call.model)
         self.watch.expect("first_token", self.patience.first_token)
+
+    async def meet_again(self) -> None:
+        """Behind a cut the node may have started anew, and go on by ids that mean nothing to other weights."""
+        if self.line.incarnation is None:
+            return  # cut once more: what has come is from a run that was looked at
+        self.incarnation = self.line.incarnation
+        await self.line.stats(self.patience.connect, "connect")
+        if self._heard and self.line.digest(self.call.model) != self._digest:
+            raise NodeBroken(f"{self.line.address} has started anew, with another {self.call.model}")
 
     def events_of(self, batch: Sequence[Tokens | Progress | Done] | None) -> list[NodeEvent]:
         """What has just come. Progress of a loading is a sign of life and no event."""

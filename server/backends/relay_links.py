@@ -36,19 +36,30 @@ Make = Callable[[Place, Access, SessionSettings], RelaySession]
 
 @dataclass(slots=True)
 class Line:
-    """The session with one node, and what the node told last of its models' parameters."""
+    """The session with one node, and what the node told last of its models: parameters, digests."""
 
     address: str
     session: RelaySession
     users: int = 0
     used_at: float = 0.0
     _parameters: Mapping[ModelKey, Mapping[str, Any]] | None = field(default=None, init=False)
+    _digests: Mapping[ModelKey, str] = field(default_factory=dict, init=False)
 
     @property
     def node_id(self) -> str:
         """As the node has it now; empty while there is no connection."""
         link = self.session.connected
         return link.welcome.node_id.hex() if link is not None else ""
+
+    @property
+    def incarnation(self) -> int | None:
+        """Tells one run of the node from the next; None while there is no connection."""
+        link = self.session.connected
+        return link.welcome.incarnation if link is not None else None
+
+    def digest(self, model: str) -> str:
+        """As it was told last; empty where it was not."""
+        return self._digests.get(model_key(model), "")
 
     async def stats(self, timeout_seconds: float, phase: str, model: str = "") -> Stats:
         """What the node tells of itself, and of the model that is named. Raises NodeError."""
@@ -62,6 +73,7 @@ class Line:
         if not isinstance(answer, Stats):
             raise NodeBroken(f"{self.address} answered STATS with {type(answer).__name__}")
         self._parameters = parameters_of(answer)
+        self._digests = {model_key(model.name): model.digest for model in answer.models}
         return answer
 
     async def parameters(self, model: str, timeout_seconds: float) -> Mapping[str, Any]:

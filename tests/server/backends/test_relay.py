@@ -104,6 +104,29 @@ async def test_of_more_dimensions_than_a_model_has_all_are_told():
         assert [one.dimensions for one in node.asked(Embed)] == [99, 0]
 
 
+@pytest.mark.parametrize("digest", ["sha256:aa11", "sha256:cc33"])
+async def test_a_node_that_starts_anew_goes_on_with_the_same_weights_only(digest: str):
+    anew = replace(REPORT, models=(replace(REPORT.models[0], digest=digest),))
+    async with fake_relay_node(report=REPORT, gate=asyncio.Semaphore(2)) as node, relay_backend() as backend:
+        events: list[NodeEvent] = []
+        error: NodeError | None = None
+        try:
+            async with aclosing(backend.stream(spec_of(node), CALL, PATIENCE)) as batches:
+                async for batch in batches:
+                    events += batch
+                    if len(events) == 2:
+                        node.script.report, node.incarnation, node.script.gate = anew, 8, None
+                        node.forget()
+                        node.cut()
+        except NodeError as problem:
+            error = problem
+        if digest == REPORT.models[0].digest:
+            assert error is None and text_of(events) == "Paris is nice!"
+        else:
+            assert type(error) is NodeBroken and "started anew" in error.message
+            assert text_of(events) == "Paris"
+
+
 async def test_an_answer_that_was_begun_elsewhere_is_asked_for_by_its_tokens():
     async with fake_relay_node() as node, relay_backend() as backend:
         events, error = await read(backend, spec_of(node), replace(CALL, begun=Begun((5, 6, 7), 4)))
