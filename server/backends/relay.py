@@ -31,6 +31,8 @@ from wire.errors import LocalError
 from wire.messages import Message
 from wire.messages_work import Done, Embed, Generate, Load, Progress, Tokens, Unload, Vectors
 
+SPARE_TOKENS = 64  # end tokens and the like, which not every engine counts: what is never to end has more soon
+
 
 class RelayBackend:
     """`secrets` maps the names that entries give in `api_key_env` to tokens; `http` is for other kinds of nodes."""
@@ -144,7 +146,7 @@ class Asking:
                 events.append(self._done(message))
                 self.answered = True
         last = batch[-1]
-        if isinstance(last, Tokens) and 0 <= self.most_tokens < last.position + len(last.ids):
+        if isinstance(last, Tokens) and 0 <= self.most_tokens < last.position + len(last.ids) - SPARE_TOKENS:
             raise NodeBroken(f"{self.line.address} tells more than the {self.most_tokens} tokens that were asked for")
         if events:
             self._heard = True

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.backends.base import Call, Patience
+from server.backends.relay import SPARE_TOKENS
 from server.errors import (
     NodeBroken,
     NodeBusy,
@@ -88,10 +89,10 @@ async def test_what_a_node_tells_wrongly_of_its_model_is_no_fault_of_the_request
 async def test_a_node_that_tells_more_than_was_asked_for_is_cut_short():
     endless = [Piece("x", (5,))] * 1000
     async with fake_relay_node(answer=lambda _: endless) as node, relay_backend() as backend:
-        node.script.gate = asyncio.Semaphore(4)
+        node.script.gate = asyncio.Semaphore(3 + SPARE_TOKENS + 1)
         events, error = await read(backend, spec_of(node), replace(CALL, options={"num_predict": 3}))
         assert type(error) is NodeBroken and "more than the 3 tokens" in error.message
-        assert len(events) <= 3
+        assert len(events) <= 3 + SPARE_TOKENS
         await node.until(lambda: node.cancelled == [FrameType.GENERATE])
 
 
