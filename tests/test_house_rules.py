@@ -18,7 +18,7 @@ INDEXES = ("py" + "pi", "python" + "hosted", "npm" + "js", "down" + "load.pytorc
 INDEX_ADDRESS = re.compile(r"://[a-z0-9.-]*(" + "|".join(INDEXES) + r")[a-z0-9]*\.")
 HOME_OF_SOMEBODY = re.compile(r"(?<![\w.])/(ho" + r"me/[a-z][\w-]*|Us" + r"ers/[a-z][\w-]*|ro" + r"ot)/")
 WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".pkl", ".whl")
-SOURCE = ("wire", "server", "gpu_node", "potluck", "scripts")
+SOURCE = ("wire", "transport", "server", "gpu_node", "potluck", "scripts")
 
 
 def _tracked() -> list[Path]:

@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 60.0
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy with an environment that is installed already: this one's packages are lent to it."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("wire", "server", "gpu_node", "potluck", "scripts", "models", "tests/fakes"):
+    for name in ("wire", "transport", "server", "gpu_node", "potluck", "scripts", "models", "tests/fakes"):
         ignore = shutil.ignore_patterns("__pycache__", "*.gguf", "*.safetensors")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name in ("requirements.txt", "pyproject.toml", "phones.json", "tests/__init__.py"):
