@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy
@@ -157,7 +157,7 @@ def test_a_window_is_told_when_every_layer_has_one(name: str, window: int | None
 def test_a_closed_runner_holds_nothing() -> None:
     runner = made()
     greedy(runner, PROMPT, 1, range(5))
-    pool = weakref.ref(runner._pool)
+    pool = weakref.ref(runner._stage.pools[0])
     model = weakref.ref(runner._stage._model)  # type: ignore[attr-defined]
     runner.close()
     gc.collect()
@@ -173,7 +173,18 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def bind(self, pool: KvPool) -> None: ...
+    token_bytes, pools = 64, ()
+
+    def most_blocks(self, block_tokens: int) -> int | None: ...
+
+    def take_cache(self, block_tokens: int, block_count: int) -> None:
+        KvPool(self.layer_shapes, block_tokens, block_count, self.dtype)
+
+    def drop_cache(self) -> None: ...
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None: ...
+
+    def clear_blocks(self, blocks: Iterable[int]) -> None: ...
 
     def forward(self, batch: Batch, want: Output) -> Tensor:
         raise self.error
