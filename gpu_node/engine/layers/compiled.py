@@ -40,7 +40,7 @@ class CompiledLayers:
         pool: KvPool,
         room: Workspace,
     ) -> None:
-        """`norm`: after the model's last layer, where that is one of these. Raises `Unsuitable` when something has no kernel."""
+        """`norm`: after the model's last layer, if that is one of these. Raises `Unsuitable` where kernels lack."""
         self._recipe, self._layers, self._norm = recipe, layers, norm
         self._kernels, self._pool, self._room = kernels, pool, room
         self._programs: dict[int, Program] = {}
@@ -51,7 +51,7 @@ class CompiledLayers:
             self._program(tokens)
 
     def run(self, tokens: int) -> Tensor:
-        """The first `tokens` of the workspace's hidden states go through all layers, and the last norm where there is one.
+        """The first `tokens` of the workspace's hidden states go through all layers, and the last norm if there is one.
 
         Returns a view of the workspace, [tokens, hidden size]."""
         self._program(tokens).run()

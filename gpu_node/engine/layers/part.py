@@ -2,7 +2,7 @@
 
 Only the first part of a model knows tokens, only the last one logits; what lies between them are hidden states.
 Invariants: a forward writes the keys and values of exactly the batch's slots and may be repeated; the model's last
-layer computes its second half only for tokens whose output is wanted. Must not know scheduling, sampling or other parts.
+layer computes its second half only for tokens whose output is wanted. Must not know scheduling, sampling, other parts.
 """
 
 from __future__ import annotations
