@@ -90,7 +90,7 @@ def test_alone_they_are_what_generate_says(folder: Path, alone: list[list[list[i
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for request, answer in zip(REQUESTS, alone, strict=True):
-        if request.sampling == GREEDY:
+        if request.sampling == GREEDY and isinstance(request.prompt, TokenPrompt):
             assert answer == [generated(model, request.prompt.ids, BOUNDS.max_tokens)]
     assert len({token for answer in alone for sample in answer for token in sample}) > 30
     assert len({tuple(sample) for sample in alone[3]}) == 3

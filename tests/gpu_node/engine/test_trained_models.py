@@ -97,9 +97,6 @@ def test_the_default_model_answers_as_generate_does() -> None:
 
 
 @WITH_DEFAULT
-@pytest.mark.parametrize(
-    "options", [LoadOptions("cpu"), LoadOptions("cpu", "float32", weights="full")], ids=["stored", "full"]
-)
 def test_the_default_model_answers_the_same_over_two_parts() -> None:
     """With the file's own codes, over two budgets neither of which holds the weights."""
     folder = default_folder()

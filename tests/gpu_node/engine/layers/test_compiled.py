@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpu_node.engine.batch import batch_of
+from gpu_node.engine.chain import StageChain
 from gpu_node.engine.kv_pool import KvPool
 from gpu_node.engine.layers.part import COMPILED_TOKENS, LayeredPart
 from gpu_node.engine.layers.stage import layered_stage
@@ -29,6 +30,7 @@ def wide_model(family, **changes):
 
 def staged(model, kernels, quantised=None, cache=None, **numerics):
     stage = layered_stage(ModelSource(model, quantised), Numerics(compiled=kernels, **numerics))
+    assert isinstance(stage, StageChain)
     part = only_part(stage)
     part.bind(KvPool(stage.layer_shapes, BLOCK, BLOCKS, cache or stage.dtype))
     assert part.compiled
@@ -156,6 +158,7 @@ def test_mixed_types_of_one_product(kernels):
 def test_what_has_no_kernel_runs_without(kernels):
     model = tiny_family("llama", num_attention_heads=8)  # half a head is two numbers
     stage = layered_stage(ModelSource(model), Numerics(compiled=kernels))
+    assert isinstance(stage, StageChain)
     stage.take_cache(BLOCK, BLOCKS)
     assert not only_part(stage).compiled
     ids = prompt(12, seed=8)
