@@ -100,6 +100,7 @@ def unpack_step(data: bytes | bytearray | memoryview, bounds: StepBounds) -> Ste
     copies = tuple(BlockCopy(*reader.take(_COPY)) for _ in range(copy_count))
     _must(all(max(copy.source, copy.target) < bounds.block_count for copy in copies), "a copy of no block here")
     body = _Body(reader.numbers(tokens), reader.numbers(blocks), reader.floats(numbers))
+    body.check(bounds)
     rows = tuple(body.row(head, bounds) for head in heads)
     _must(body.is_empty, "the rows are not all that is in the step")
     return StepMessage(number, rows, _OUTPUTS[want], copies)
@@ -143,15 +144,17 @@ class _Body:
         left = (len(self._tokens) - self._token, len(self._blocks) - self._block, self._vectors.size - self._number)
         return left == (0, 0, 0)
 
+    def check(self, bounds: StepBounds) -> None:
+        """Of all rows at once."""
+        inside = max(self._tokens, default=0) < bounds.vocabulary and max(self._blocks, default=0) < bounds.block_count
+        _must(inside, "a token or a block of no model here")
+
     def row(self, head: _Head, bounds: StepBounds) -> Row:
         head.check(bounds)
         tokens = self._tokens[self._token : self._token + head.tokens]
         blocks = self._blocks[self._block : self._block + head.blocks]
         self._token, self._block = self._token + head.tokens, self._block + head.blocks
         _must(len(tokens) == head.tokens and len(blocks) == head.blocks, "rows claim more than is in the step")
-        _must(
-            max(tokens) < bounds.vocabulary and max(blocks) < bounds.block_count, "a token or a block of no model here"
-        )
         vectors = self._given(head.tokens, bounds.hidden_size) if head.given else None
         output = _OUTPUTS[head.output]
         return Row(head.sequence, tokens, head.start, blocks, output, head.output_tokens, vectors)
