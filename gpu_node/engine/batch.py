@@ -8,7 +8,7 @@ Everything crosses to the device in one copy. Must not know models, nor what a s
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -37,6 +37,19 @@ class Batch:
     @property
     def rows(self) -> int:
         return len(self.lengths)
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            positions=self.positions.to(device),
+            slots=(self.slots[0].to(device), self.slots[1].to(device)),
+            tables=self.tables.to(device),
+            output_rows=self.output_rows.to(device),
+            vectors=None if self.vectors is None else (self.vectors[0].to(device), self.vectors[1].to(device)),
+            plans={},
+        )
 
     def with_given(self, embedded: Tensor, factor: float = 1.0) -> Tensor:
         """`embedded` [tokens, hidden size], overwritten where embeddings are given by these times the factor."""

@@ -33,8 +33,11 @@ class CacheOptions:
     context: int = 8192  # the longest of them: more than both fill is not taken
 
 
-def block_count(options: CacheOptions, block_bytes: int, room_bytes: int, limit_bytes: int) -> int:
-    """`room_bytes`: what the cache may take; `limit_bytes`: what it may take for the sake of one whole context.
+def block_count(
+    options: CacheOptions, block_bytes: int, room_bytes: int, limit_bytes: int, most: int | None = None
+) -> int:
+    """`room_bytes`: what the cache may take; `limit_bytes`: what it may take for the sake of one whole context; `most`:
+    so many blocks stay within budgets, which then are what the cache may take.
 
     Raises `DeviceOutOfMemory` when there is no room for a single block."""
     if options.block_count is not None:
@@ -42,6 +45,8 @@ def block_count(options: CacheOptions, block_bytes: int, room_bytes: int, limit_
     whole = -(-options.context // options.block_tokens)
     if options.size_bytes is not None:
         count = options.size_bytes // block_bytes
+    elif most is not None:
+        count = min(most, limit_bytes // block_bytes, options.max_running * whole)
     else:
         count = max(room_bytes // block_bytes, min(limit_bytes // block_bytes, whole))
         count = min(count, options.max_running * whole)

@@ -10,7 +10,7 @@ does not. Must not know models, nor what a sequence is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from gpu_node.engine.batch import Batch
 from gpu_node.engine.kv_pool import KvPool, LayerShape
 from gpu_node.engine.stage import Stage
-from gpu_node.engine.step import Output
+from gpu_node.engine.step import BlockCopy, Output
 
 log = logging.getLogger("gpu_node.engine")
 
@@ -53,7 +53,6 @@ class GraphedStage:
         self._context = context_tokens
         self._capture = capture or captured_by_cuda
         self._captured: dict[int, _Captured] = {}
-        self._pool: KvPool | None = None
         self._possible = True
 
     @property
@@ -63,6 +62,15 @@ class GraphedStage:
     @property
     def dtype(self) -> torch.dtype:
         return self._stage.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        return self._stage.token_bytes
+
+    @property
+    def pools(self) -> tuple[KvPool, ...]:
+        """Of the cache that was taken."""
+        return self._stage.pools
 
     @property
     def layer_shapes(self) -> tuple[LayerShape, ...]:
@@ -85,16 +93,27 @@ class GraphedStage:
         """Batch sizes captured so far."""
         return tuple(self._captured)
 
-    def bind(self, pool: KvPool) -> None:
-        """Graphs hold addresses of the pool they were captured with, so they go with it."""
+    def most_blocks(self, block_tokens: int) -> int | None:
+        return self._stage.most_blocks(block_tokens)
+
+    def take_cache(self, block_tokens: int, block_count: int) -> None:
+        self.drop_cache()
+        self._stage.take_cache(block_tokens, block_count)
+
+    def drop_cache(self) -> None:
+        """Graphs hold addresses of the cache they were captured with, so they go with it."""
         self._captured.clear()
         self._possible = True  # after less was given to the cache
-        self._pool = pool
-        self._stage.bind(pool)
+        self._stage.drop_cache()
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        self._stage.copy_blocks(copies)
+
+    def clear_blocks(self, blocks: Iterable[int]) -> None:
+        self._stage.clear_blocks(blocks)
 
     def close(self) -> None:
         self._captured.clear()
-        self._pool = None
         self._stage.close()
 
     def forward(self, batch: Batch, want: Output) -> Tensor:
@@ -104,8 +123,7 @@ class GraphedStage:
         captured = self._captured.get(size) or self._captured_now(batch, size)
         if captured is None:
             return self._stage.forward(batch, want)
-        assert self._pool is not None, "a pool is bound before the first forward"
-        self._pool.clear(batch.fresh)
+        self._stage.clear_blocks(batch.fresh)
         fill(captured.batch, batch)
         captured.graph.replay()
         return captured.logits[: batch.rows]

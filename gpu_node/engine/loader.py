@@ -23,11 +23,12 @@ from transformers.utils import logging as transformers_logging
 from gpu_node.engine.attention import Attention, PagedAttention
 from gpu_node.engine.attention_cuda import CudaAttention, triton_available
 from gpu_node.engine.cache_size import CacheOptions, available_bytes
+from gpu_node.engine.chain import StageChain
 from gpu_node.engine.control_groups import granted_processors
 from gpu_node.engine.families import refusal
 from gpu_node.engine.graphs import GraphedStage
 from gpu_node.engine.layers.recipe import NotCovered
-from gpu_node.engine.layers.stage import layered_stage
+from gpu_node.engine.layers.stage import Share, layered_chain, layered_stage
 from gpu_node.engine.plain_loading import fitting_slots, load_converted, load_plain
 from gpu_node.engine.products.base import HeldAs, Kernels, Numerics
 from gpu_node.engine.products.kernels.availability import available
@@ -57,6 +58,15 @@ log = logging.getLogger("gpu_node.engine")
 
 
 @dataclass(frozen=True, slots=True)
+class PartOptions:
+    """One of the devices that a model is split over, in the order of its layers."""
+
+    layers: int
+    budget_bytes: int | None = None  # for weights and cache, which are refused beyond it; None: as much as there is
+    device: str = ""  # as torch calls it, "cuda:1"; empty: that of the other options
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """`weights`: "full" computes with what the files dequantise to, "stored" with a GGUF file's own codes, "int8" and
     "int4" quantise while reading; "auto" is "stored" for quantised GGUF files, else "full"."""
@@ -69,6 +79,7 @@ class LoadOptions:
     kernels: Kernels = "auto"
     kernel_folder: Path | None = None  # where compiled kernels are kept between starts
     layers: LayersMode = "auto"  # "plain": transformers' own modules even where there are quicker layers
+    parts: tuple[PartOptions, ...] = ()  # none: all layers on the one device
     cache: CacheOptions = field(default_factory=CacheOptions)
     progress: Progress | None = None  # called in the loading thread
 
@@ -125,7 +136,9 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
             vocabulary = TokenizerVocabulary(tokenizer, end_ids(tokenizer, source.config, *_generation(files)))
             summary = _summary(source, choices, loaded, begun)
     log.info("%s", sentence_of(summary))
-    stage = graphed(loaded.stage, options.cache.context)
+    # A graph is one device's.
+    alike = len({part.device for part in options.parts}) <= 1
+    stage = graphed(loaded.stage, options.cache.context) if alike else loaded.stage
     try:
         return Runner(stage, vocabulary, Sampler(), options.cache, summary)
     except BaseException:
@@ -227,7 +240,7 @@ def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
         return _load_converted(model, source, view, choices, attention, options)
     why = "asked for"
     if options.layers == "auto":
-        stage = layered_stage(view, choices.numerics, attention)
+        stage = _own_layers(source, view, choices, attention, options)
         if not isinstance(stage, NotCovered):
             return Loaded(stage, "own", stage.holding.forms, stage.holding.error)
         why = stage.reason
@@ -236,8 +249,24 @@ def _load(source: Source, choices: Choices, options: LoadOptions) -> Loaded:
     return Loaded(plain.stage, f"transformers' ({why})", plain.forms, plain.error)
 
 
+def _own_layers(
+    source: Source, view: SourceView, choices: Choices, attention: Attention, options: LoadOptions
+) -> StageChain | NotCovered:
+    if not options.parts:
+        return layered_stage(view, choices.numerics, attention)
+    return layered_chain(view, [_share(source, part, choices, options) for part in options.parts])
+
+
+def _share(source: Source, part: PartOptions, choices: Choices, options: LoadOptions) -> Share:
+    own = choose(options, source, torch.device(part.device)) if part.device else choices
+    attention = attention_for(own.device, wide=own.compute is not own.dtype)
+    return Share(part.layers, own.numerics, attention, part.budget_bytes)
+
+
 def _check_kernels(source: Source, options: LoadOptions, why: str) -> None:
-    """Modules of transformers multiply by torch."""
+    """Modules of transformers multiply by torch, and all of them on one device."""
+    if options.parts:
+        raise ModelError(f"{source.label} cannot be split over devices, only run by transformers' own modules: {why}")
     if options.kernels == "compiled":
         raise ModelError(f"{source.label} cannot run by compiled kernels, only by transformers' own modules: {why}")
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.cache_size import CacheOptions, block_count, cpu_room, cuda_room
-from gpu_node.engine.kv_pool import KvPool, token_bytes
 from gpu_node.engine.stage import Stage
 from gpu_node.engine.step import CacheShape, Choice, Output, Pick, Row, Step, StepResult
 from gpu_node.engine.vocabulary import Vocabulary
@@ -68,9 +67,10 @@ class Runner:
         self._summary = dict(summary or {})
         self._device, self._dtype = stage.device, stage.dtype
         self.vocabulary = vocabulary
-        self._block_bytes = token_bytes(stage.layer_shapes, stage.dtype) * self._options.block_tokens
-        self._pool: KvPool | None = None
-        self._take_cache(block_count(self._options, self._block_bytes, *_room(stage.device)))
+        self._block_bytes = stage.token_bytes * self._options.block_tokens
+        self._block_count: int | None = None
+        most = stage.most_blocks(self._options.block_tokens)
+        self._take_cache(block_count(self._options, self._block_bytes, *_room(stage.device), most))
 
     @property
     def device(self) -> str:
@@ -86,11 +86,11 @@ class Runner:
 
     @property
     def cache(self) -> CacheShape:
-        assert self._pool is not None, "a closed runner has no cache"
+        assert self._block_count is not None, "a closed runner has no cache"
         windows = [shape.window for shape in self._stage.layer_shapes]
         bounded = [window for window in windows if window is not None]
         window = max(bounded) if bounded and len(bounded) == len(windows) else None
-        return CacheShape(self._options.block_tokens, self._pool.block_count, self._block_bytes, window)
+        return CacheShape(self._options.block_tokens, self._block_count, self._block_bytes, window)
 
     @property
     def embedding_length(self) -> int:
@@ -111,10 +111,8 @@ class Runner:
     def run(self, step: Step, picks: Sequence[Pick]) -> StepResult:
         """As `ModelRunner.run`. Rows with output that no pick names come back as arrays."""
         with _memory_told():
-            pool = self._pool
-            assert pool is not None, "a closed runner runs nothing"
-            for copy in step.copies:
-                pool.copy(copy.source, copy.target)
+            assert self._block_count is not None, "a closed runner runs nothing"
+            self._stage.copy_blocks(step.copies)
             choices: tuple[Choice, ...] = ()
             arrays: dict[int, Any] = {}
             for share in _Share.of(step.rows):
@@ -133,21 +131,17 @@ class Runner:
 
     def close(self) -> None:
         """Give the memory back; the runner is of no use afterwards."""
-        self._pool = None
+        self._block_count = None
         self._stage.close()
         _free(self._device)
 
     def _take_cache(self, count: int) -> None:
-        if self._pool is not None:
-            self._stage.bind(self._new_pool(0))
-            self._pool = None
+        if self._block_count is not None:
+            self._stage.drop_cache()
             _free(self._device)
         with _memory_told():
-            self._pool = self._new_pool(count)
-        self._stage.bind(self._pool)
-
-    def _new_pool(self, count: int) -> KvPool:
-        return KvPool(self._stage.layer_shapes, self._options.block_tokens, count, self._dtype, self._device)
+            self._stage.take_cache(self._options.block_tokens, count)
+        self._block_count = count
 
 
 def _room(device: torch.device) -> tuple[int, int]:

@@ -1,13 +1,14 @@
-"""A stage: the layers of a model that one device holds, computing a batch over the cache.
+"""A stage: a whole model as the runner sees it, computing a batch over a cache of its own.
 
 Invariants: a forward writes the keys and values of exactly the batch's slots, and may be repeated; rows do not see each
-other. `PlainStage` runs the model's own modules of transformers; `layers/` has quicker ones behind the same protocol.
-Must not know scheduling, sampling or tokenizers.
+other; blocks have the same numbers wherever the layers lie. `PlainStage` runs the model's own modules of transformers;
+`chain` puts parts of own layers behind the same protocol. Must not know scheduling, sampling or tokenizers.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,8 +18,8 @@ from torch import Tensor
 from gpu_node.engine.attention import Attention, AttentionTerms
 from gpu_node.engine.batch import Batch, batch_of
 from gpu_node.engine.families import Plug, freeze_positions, model_refusal, plug_in
-from gpu_node.engine.kv_pool import KvPool, LayerShape
-from gpu_node.engine.step import Output, Row
+from gpu_node.engine.kv_pool import KvPool, LayerShape, token_bytes
+from gpu_node.engine.step import BlockCopy, Output, Row
 from gpu_node.errors import ModelError
 
 __all__ = ["LayerShape", "PlainStage", "Stage"]
@@ -34,11 +35,18 @@ class Stage(Protocol):
     """Every call comes from one thread, in inference mode."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where a batch is handed in."""
+        ...
 
     @property
     def dtype(self) -> torch.dtype:
         """In which keys and values are kept."""
+        ...
+
+    @property
+    def token_bytes(self) -> int:
+        """What a token's keys and values take in all layers."""
         ...
 
     @property
@@ -55,8 +63,31 @@ class Stage(Protocol):
         """Of the weights."""
         ...
 
-    def bind(self, pool: KvPool) -> None:
-        """From now on keys and values go to `pool`, made for `layer_shapes`; an earlier one is let go."""
+    @property
+    def pools(self) -> tuple[KvPool, ...]:
+        """Of the cache that was taken, those that lie in this process; together they have all of its layers, in order,
+        or what is missing lies elsewhere."""
+        ...
+
+    def most_blocks(self, block_tokens: int) -> int | None:
+        """Of a cache that stays within what was stated; None: nothing was, the device decides."""
+        ...
+
+    def take_cache(self, block_tokens: int, block_count: int) -> None:
+        """Memory for so many blocks, all of them empty; an earlier cache is let go first. Raises torch's out-of-memory
+        error, `MemoryError`, or `DeviceOutOfMemory` where less was stated."""
+        ...
+
+    def drop_cache(self) -> None:
+        """Let go of its memory; before the next forward another one is taken."""
+        ...
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        """In all layers, before the next forward."""
+        ...
+
+    def clear_blocks(self, blocks: Iterable[int]) -> None:
+        """As `KvPool.clear`; `forward` does so by itself for `batch.fresh`."""
         ...
 
     def forward(self, batch: Batch, want: Output) -> Tensor:
@@ -65,7 +96,7 @@ class Stage(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of weights and pool."""
+        """Let go of weights and cache."""
         ...
 
 
@@ -107,11 +138,36 @@ class PlainStage:
     def memory_bytes(self) -> int:
         return int(self._model.get_memory_footprint())
 
-    def bind(self, pool: KvPool) -> None:
-        self._pool = pool
+    @property
+    def token_bytes(self) -> int:
+        return token_bytes(self.layer_shapes, self.dtype)
+
+    @property
+    def pools(self) -> tuple[KvPool, ...]:
+        """Of the cache that was taken."""
+        return () if self._pool is None else (self._pool,)
+
+    def most_blocks(self, block_tokens: int) -> int | None:
+        return None
+
+    def take_cache(self, block_tokens: int, block_count: int) -> None:
+        self.drop_cache()
+        self._pool = KvPool(self.layer_shapes, block_tokens, block_count, self.dtype, self.device)
+
+    def drop_cache(self) -> None:
+        self._pool = None
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        for pool in self.pools:
+            for copy in copies:
+                pool.copy(copy.source, copy.target)
+
+    def clear_blocks(self, blocks: Iterable[int]) -> None:
+        for pool in self.pools:
+            pool.clear(blocks)
 
     def forward(self, batch: Batch, want: Output) -> Tensor:
-        assert self._pool is not None, "a pool is bound before the first forward"
+        assert self._pool is not None, "a cache is taken before the first forward"
         self._pool.clear(batch.fresh)
         self._batch = batch
         given = {"position_ids": batch.positions[None], "use_cache": False}
@@ -147,14 +203,14 @@ class PlainStage:
     def _prove(self, plain: _Plain) -> None:
         """The same text in two pieces over scattered blocks, beside another one, gives what it gives alone."""
         tokens, cut = plain.tokens, len(plain.tokens) // 2 + 1
-        self.bind(KvPool(self.layer_shapes, PROBE_BLOCK, 8, self.dtype, self.device))
+        self.take_cache(PROBE_BLOCK, 8)
         steps = (
             (Row(0, tokens[:cut], 0, (5, 2), "logits", cut), Row(1, tokens[3:7], 0, (0,))),
             (Row(1, tokens[7:8], 4, (0, 4)), Row(0, tokens[cut:], cut, (5, 2, 7), "logits", len(tokens) - cut)),
         )
         pieces = [self.forward(batch_of(rows, PROBE_BLOCK, self.device), "logits") for rows in steps]
         found, expected = torch.cat(pieces).float(), plain.logits
-        self._pool = None
+        self.drop_cache()
         apart = float((found - expected).abs().mean() / expected.std())
         if not apart <= PROBE_TOLERANCE[self.dtype.itemsize]:
             raise ModelError(

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpu_node.engine.batch import batch_of
-from gpu_node.engine.kv_pool import KvPool
 from gpu_node.engine.step import Row
 
 BLOCK_TOKENS = 4
@@ -31,11 +30,14 @@ class Course:
 class GreedySteps:
     def __init__(self, stage: Any, seed: int = 0, block_count: int = 400, longest_piece: int = 11) -> None:
         self._stage, self._random, self._longest = stage, random.Random(seed), longest_piece
-        self.pool = KvPool(stage.layer_shapes, BLOCK_TOKENS, block_count, stage.dtype, stage.device)
-        self.pool.storage.fill_(float("nan"))
-        stage.bind(self.pool)
+        stage.take_cache(BLOCK_TOKENS, block_count)
+        self.poison()
         self._free = list(range(block_count))
         self._random.shuffle(self._free)
+
+    def poison(self) -> None:
+        for pool in self._stage.pools:
+            pool.storage.fill_(float("nan"))
 
     def answers(self, prompts: Sequence[Sequence[int]], count: int, late: bool = True) -> list[list[int]]:
         """`count` greedy tokens for each prompt, all of them together; with `late` they join one after the other."""

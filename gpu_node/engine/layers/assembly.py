@@ -25,13 +25,20 @@ EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ends:
-    """What comes before the first layer and after the last."""
+class Exit:
+    """What comes after the last layer."""
 
-    lookup: Lookup
     norm: Tensor
     head: Product
-    tied: bool  # embedding and head are one weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ends:
+    """What comes before the model's first layer and after its last, of a part that has them."""
+
+    lookup: Lookup | None
+    exit: Exit | None
+    shared: bool = False  # embedding and head are one weight, held once
 
 
 class Assembly:
@@ -54,20 +61,29 @@ class Assembly:
         products = {name: self._product(name, prefixes, views, measured) for name, prefixes in matrices.items()}
         return LayerWeights(**products, **self._with_head_norm(norms))  # type: ignore[arg-type]
 
-    def ends(self) -> Ends:
-        """Raises `ModelError`."""
-        recipe = self._recipe
-        table = self._table(EMBEDDING)
-        norm = torch.empty(recipe.hidden_size, dtype=self._numerics.compute, device=self._numerics.device)
-        self._norm(norm, FINAL_NORM)
+    def ends(self, first: bool = True, last: bool = True) -> Ends:
+        """Of a part that is the first, the last, both or neither. What is tied is held in both where they are apart,
+        in the same numbers as together. Raises `ModelError`."""
+        if not first and not last:
+            return Ends(None, None)
         if HEAD not in self._names or getattr(self._source.config, "tie_word_embeddings", False):
+            table = self._table(EMBEDDING)
             lookup, head = tied(table, self._numerics)
-            self._measure(head, [table], None)
-            return Ends(lookup, norm, head, tied=True)
+            if last:
+                self._measure(head, [table], None)
+            return Ends(lookup if first else None, self._exit(head) if last else None, shared=first and last)
+        found = lookup_of(self._table(EMBEDDING), self._numerics) if first else None
+        return Ends(found, self._exit(self._head()) if last else None)
+
+    def _exit(self, head: Product) -> Exit:
+        norm = torch.empty(self._recipe.hidden_size, dtype=self._numerics.compute, device=self._numerics.device)
+        return Exit(self._norm(norm, FINAL_NORM), head)
+
+    def _head(self) -> Product:
         weight = self._table(HEAD)
         head = product_of(weight, None, replace(self._numerics, may_round=False))
         self._measure(head, [weight], None)
-        return Ends(lookup_of(table, self._numerics), norm, head, tied=False)
+        return head
 
     def _places(self, name: str, prefixes: Sequence[str]) -> dict[str, Place]:
         """Of a matrix and its bias, where they go onto the shelf."""

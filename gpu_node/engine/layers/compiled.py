@@ -32,9 +32,15 @@ READY_TOKENS = 8
 
 class CompiledLayers:
     def __init__(
-        self, recipe: Recipe, layers: Sequence[Layer], norm: Tensor, kernels: Kernels, pool: KvPool, room: Workspace
+        self,
+        recipe: Recipe,
+        layers: Sequence[Layer],
+        norm: Tensor | None,
+        kernels: Kernels,
+        pool: KvPool,
+        room: Workspace,
     ) -> None:
-        """`norm`: after the last layer. Raises `Unsuitable` when something has no kernel."""
+        """`norm`: after the model's last layer, if that is one of these. Raises `Unsuitable` where kernels lack."""
         self._recipe, self._layers, self._norm = recipe, layers, norm
         self._kernels, self._pool, self._room = kernels, pool, room
         self._programs: dict[int, Program] = {}
@@ -45,11 +51,11 @@ class CompiledLayers:
             self._program(tokens)
 
     def run(self, tokens: int) -> Tensor:
-        """The first `tokens` of the workspace's hidden states go through all layers and the last norm.
+        """The first `tokens` of the workspace's hidden states go through all layers, and the last norm if there is one.
 
         Returns a view of the workspace, [tokens, hidden size]."""
         self._program(tokens).run()
-        return self._room.prepared[:tokens]
+        return (self._room.hidden if self._norm is None else self._room.prepared)[:tokens]
 
     def _program(self, tokens: int) -> Program:
         program = self._programs.get(tokens)
@@ -62,9 +68,7 @@ class CompiledLayers:
             chain(self._attend(index, tokens), self._mix(layer.weights, tokens))
             for index, layer in enumerate(self._layers)
         )
-        hidden, prepared = self._room.hidden[:tokens], self._room.prepared[:tokens]
-        last = self._kernels.normalise(hidden, self._norm, prepared, self._recipe.residual_epsilon)
-        return [*chain.from_iterable(halves), *last]
+        return [*chain.from_iterable(halves), *self._prepare(self._norm, tokens)]
 
     def _attend(self, index: int, tokens: int) -> Iterable[Operation]:
         weights, recipe, room, kernels = self._layers[index].weights, self._recipe, self._room, self._kernels

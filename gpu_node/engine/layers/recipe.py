@@ -7,7 +7,7 @@ Invariants: a recipe says everything that computes; a configuration with anythin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -105,6 +105,7 @@ class Recipe:
     turns: tuple[str | None, ...]  # one a layer: which table of angles; None: positions are not told
     scales: Scales
     caps: Caps
+    first: int = 0  # of a part's recipe: which of the model's layers its first one is
 
     @property
     def layers(self) -> int:
@@ -118,9 +119,15 @@ class Recipe:
     def key_size(self) -> int:
         return self.kv_heads * self.head_dim
 
+    def part(self, first: int, behind: int) -> Recipe:
+        """Of the layers `first` to `behind` (excluded) only, which are counted from 0 in it."""
+        windows, turns = self.windows[first:behind], self.turns[first:behind]
+        return replace(self, windows=windows, turns=turns, first=self.first + first)
+
     def matrices(self, layer: int) -> dict[str, tuple[str, ...]]:
         """The four products of a layer: names of the matrices, without `.weight`, that lie below each other in each."""
-        attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+        prefix = f"model.layers.{self.first + layer}."
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         return {
             "qkv": tuple(f"{attention}{name}_proj" for name in (("qkv",) if self.family.fused else "qkv")),
             "output": (f"{attention}o_proj",),
@@ -130,7 +137,7 @@ class Recipe:
 
     def vectors(self, layer: int) -> dict[str, str]:
         """A layer's norms: what for, and the parameter's name."""
-        norms, prefix = self.family.norms, f"model.layers.{layer}."
+        norms, prefix = self.family.norms, f"model.layers.{self.first + layer}."
         places = ("before_attention", "after_attention", "before_mlp", "after_mlp")
         found = {place: f"{prefix}{getattr(norms, place)}.weight" for place in places if getattr(norms, place)}
         if self.family.head_norm != "none":

@@ -17,7 +17,6 @@ from gpu_node.engine.attention import PagedAttention
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.cache_size import CacheOptions
 from gpu_node.engine.engine import Engine, EngineOptions
-from gpu_node.engine.kv_pool import KvPool
 from gpu_node.engine.loader import LoadOptions, load_runner
 from gpu_node.engine.sequence import (
     Bounds,
@@ -81,7 +80,7 @@ def test_plain_models_do_too(family: str) -> None:
     vectors = given(model, IDS)
     expected = [plain_logits(model, ids) for ids in (IDS, OTHERS)]
     stage = PlainStage(model, PagedAttention(), context=60)
-    stage.bind(KvPool(stage.layer_shapes, BLOCK, 64, stage.dtype))
+    stage.take_cache(BLOCK, 64)
     by_vectors, by_ids = in_pieces(stage, vectors)
     same(by_vectors, expected[0])
     same(by_ids, expected[1])

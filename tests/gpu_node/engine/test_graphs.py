@@ -6,7 +6,6 @@ import torch
 from gpu_node.engine.attention import ReferenceAttention
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.graphs import SIZES, GraphedStage, fill
-from gpu_node.engine.kv_pool import KvPool
 from gpu_node.engine.stage import PlainStage
 from gpu_node.engine.step import Row
 from tests.fakes.tiny_families import tiny_family
@@ -40,8 +39,8 @@ def stages(capture):
     model = tiny_family("llama")
     plain = PlainStage(model, ReferenceAttention())
     graphed = GraphedStage(plain, CONTEXT, capture)
-    pool = KvPool(plain.layer_shapes, BLOCK, 40, plain.dtype)
-    return plain, graphed, pool
+    graphed.take_cache(BLOCK, 40)
+    return plain, graphed, graphed.pools[0]
 
 
 def decode(*pasts):
@@ -64,7 +63,6 @@ def test_a_replay_gives_what_the_stage_gives():
     capture = Capturing()
     plain, graphed, pool = stages(capture)
     pool.storage.copy_(torch.randn_like(pool.storage))
-    graphed.bind(pool)
     for pasts in ((3, 9, 14), (0, 21, 2), (5, 5, 5, 17)):
         batch = decode(*pasts)
         kept = pool.storage.clone()
@@ -78,8 +76,7 @@ def test_a_replay_gives_what_the_stage_gives():
 @torch.inference_mode()
 def test_prompts_and_mixed_steps_go_to_the_stage():
     capture = Capturing()
-    _, graphed, pool = stages(capture)
-    graphed.bind(pool)
+    _, graphed, _ = stages(capture)
     graphed.forward(prompt(9), "logits")
     graphed.forward(decode(3), "hidden")
     assert not capture.graphs
@@ -89,8 +86,7 @@ def test_prompts_and_mixed_steps_go_to_the_stage():
 def test_more_rows_than_the_largest_size_run_without_a_graph():
     capture = Capturing()
     _, graphed, _ = stages(capture)
-    pool = KvPool(graphed.layer_shapes, BLOCK, SIZES[-1] + 1, graphed.dtype)
-    graphed.bind(pool)
+    graphed.take_cache(BLOCK, SIZES[-1] + 1)
     graphed.forward(decode(*[0] * (SIZES[-1] + 1)), "logits")
     assert not capture.graphs
 
@@ -98,8 +94,7 @@ def test_more_rows_than_the_largest_size_run_without_a_graph():
 @torch.inference_mode()
 def test_a_past_longer_than_promised_runs_without_a_graph():
     capture = Capturing()
-    _, graphed, pool = stages(capture)
-    graphed.bind(pool)
+    _, graphed, _ = stages(capture)
     graphed.forward(decode(CONTEXT), "logits")
     assert not capture.graphs
 
@@ -107,11 +102,10 @@ def test_a_past_longer_than_promised_runs_without_a_graph():
 @torch.inference_mode()
 def test_a_new_pool_means_new_graphs():
     capture = Capturing()
-    _, graphed, pool = stages(capture)
-    graphed.bind(pool)
+    _, graphed, _ = stages(capture)
     graphed.forward(decode(3), "logits")
     assert graphed.sizes == (1,)
-    graphed.bind(KvPool(graphed.layer_shapes, BLOCK, 40, graphed.dtype))
+    graphed.take_cache(BLOCK, 40)
     assert graphed.sizes == ()
 
 
@@ -123,8 +117,7 @@ def test_a_model_that_cannot_be_captured_runs_without():
         attempts.append(1)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    plain, graphed, pool = stages(refuse)
-    graphed.bind(pool)
+    plain, graphed, _ = stages(refuse)
     batch = decode(3, 5)
     found = graphed.forward(batch, "logits")
     graphed.forward(batch, "logits")
@@ -141,8 +134,7 @@ def test_graphs_that_have_no_memory_are_done_without():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return capture(forward)
 
-    plain, graphed, pool = stages(capturing)
-    graphed.bind(pool)
+    plain, graphed, _ = stages(capturing)
     graphed.forward(decode(3), "logits")
     batch = decode(3, 5)
     torch.testing.assert_close(graphed.forward(batch, "logits"), plain.forward(batch, "logits"))
@@ -162,8 +154,7 @@ def test_surplus_rows_repeat_the_first():
 @torch.inference_mode()
 def test_a_token_whose_embedding_is_given_is_not_replayed():
     capture = Capturing()
-    plain, graphed, pool = stages(capture)
-    graphed.bind(pool)
+    plain, graphed, _ = stages(capture)
     vectors = numpy.linspace(-1, 1, plain.hidden_size, dtype=numpy.float32)[None]
     batch = batch_of([Row(0, [7], 0, (0,), "logits", 1, vectors)], BLOCK)
     found = graphed.forward(batch, "logits")

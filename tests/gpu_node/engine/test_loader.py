@@ -294,6 +294,60 @@ for layers in ("auto", "plain"):
 """
 
 
+MEASURE_PARTS = """
+import re, sys, torch
+from contextlib import closing
+from pathlib import Path
+from gpu_node.engine.attention import PagedAttention
+from gpu_node.engine.layers.recipe import recipe_of
+from gpu_node.engine.layers.stage import Share, layered_part
+from gpu_node.engine.loader import *
+from gpu_node.engine.products.choice import with_kernels
+from gpu_node.engine.runner import _free
+torch.set_num_threads(1)
+
+
+def load(path, span):
+    with closing(open_source(model_files(Path(path)))) as source:
+        recipe = recipe_of(source.config)
+        span = span or (0, recipe.layers)
+        return layered_part(source, recipe, span, Share(span[1] - span[0], numerics, PagedAttention()))
+
+
+def status(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+numerics = with_kernels(Numerics())
+load(sys.argv[2], None).close()  # libraries are in memory now
+for span in ((0, 3), (3, 7), (7, 9)):
+    _free(numerics.device)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    part = load(sys.argv[1], span)
+    print((status("VmHWM") - before) / part.holding.bytes)
+    part.close()
+    del part
+if numerics.compiled is not None:
+    numerics.compiled.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's memory so")
+def test_a_part_holds_no_more_than_its_own_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    """Nine layers of 13 MB, each part loaded alone."""
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path / "large"
+    config = tiny_config(hidden_size=512, intermediate_size=1536, num_hidden_layers=9, num_attention_heads=8)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    command = [sys.executable, "-c", MEASURE_PARTS, str(folder), str(tiny_folder)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    run = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert run.returncode == 0, run.stderr
+    shares = [float(share) for share in run.stdout.split()]
+    assert len(shares) == 3 and all(0.8 < share < 1.25 for share in shares), run.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's memory so")
 def test_loading_holds_no_second_copy(tiny_folder: Path, tmp_path: Path) -> None:
     """190 MB of weights; the peak of a process of its own, from which nothing can be hidden."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy
@@ -24,6 +24,7 @@ from gpu_node.engine.step import BlockCopy, CacheShape, ModelRunner, Output, Pic
 from gpu_node.errors import DeviceOutOfMemory
 from tests.fakes.greedy_steps import generated, some_prompts
 from tests.fakes.tiny_families import VOCABULARY, tiny_family
+from tests.gpu_node.engine.layers.chains import chained
 
 GREEDY = SamplingOptions(temperature=0, repeat_penalty=1.0)
 PROMPT = some_prompts(VOCABULARY, (13,))[0]
@@ -45,16 +46,23 @@ class Words:
         raise NotImplementedError
 
 
-def made(name: str = "llama", **options: Any) -> Runner:
+def made(name: str = "llama", counts: Sequence[int] = (), **options: Any) -> Runner:
+    """`counts`: over a chain of parts with so many layers; none: over the model's own modules."""
     cache = CacheOptions(**{"block_tokens": 4, "block_count": 32, **options})
-    return Runner(
-        PlainStage(tiny_family(name), PagedAttention()), Words(), Sampler(), cache, {"weights": "as they are"}
-    )
+    model = tiny_family(name)
+    stage = chained(model, counts) if counts else PlainStage(model, PagedAttention())
+    return Runner(stage, Words(), Sampler(), cache, {"weights": "as they are"})
+
+
+@pytest.fixture(scope="module", params=[(), (3,), (1, 1, 1)], ids=str)
+def counts(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    found: tuple[int, ...] = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def runner() -> Runner:
-    return made()
+def runner(counts: tuple[int, ...]) -> Runner:
+    return made(counts=counts)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +83,12 @@ def greedy(runner: Runner, prompt: Sequence[int], count: int, blocks: Sequence[i
     return history[len(prompt) :]
 
 
-def test_it_is_what_the_engine_asks_for(runner: Runner) -> None:
+def test_it_is_what_the_engine_asks_for(runner: Runner, counts: tuple[int, ...]) -> None:
     asked: ModelRunner = runner
     assert (asked.device, asked.dtype, asked.embedding_length) == ("cpu", "float32", 32)
-    assert asked.memory_bytes == tiny_family("llama").get_memory_footprint()
+    model = tiny_family("llama")
+    matrices = sum(weight.nbytes for weight in model.parameters() if weight.dim() > 1)
+    assert asked.memory_bytes == (matrices if counts else model.get_memory_footprint())
     assert asked.cache == CacheShape(4, 32, block_bytes=4 * 3 * 2 * 2 * 8 * 4)
     assert asked.summary["weights"] == "as they are"
     assert asked.summary["cache_bytes"] == 32 * asked.cache.block_bytes
@@ -142,22 +152,22 @@ def test_a_step_may_be_repeated(runner: Runner, answer: list[int]) -> None:
     assert [runner.run(step, [pick(0, PROMPT)]).choices[0].tokens for _ in range(3)] == [(answer[0],)] * 3
 
 
-def test_a_smaller_cache_is_an_empty_one(answer: list[int]) -> None:
-    runner = made()
+def test_a_smaller_cache_is_an_empty_one(answer: list[int], counts: tuple[int, ...]) -> None:
+    runner = made(counts=counts)
     greedy(runner, PROMPT, 2, range(20, 30))
     assert runner.shrink_cache(8).block_count == runner.cache.block_count == 8
     assert greedy(runner, PROMPT, COUNT, range(7)) == answer
 
 
 @pytest.mark.parametrize(("name", "window"), [("llama", None), ("mistral", 7), ("gemma3", None)])
-def test_a_window_is_told_when_every_layer_has_one(name: str, window: int | None) -> None:
-    assert made(name).cache.window == window
+def test_a_window_is_told_when_every_layer_has_one(name: str, window: int | None, counts: tuple[int, ...]) -> None:
+    assert made(name, counts).cache.window == window
 
 
 def test_a_closed_runner_holds_nothing() -> None:
     runner = made()
     greedy(runner, PROMPT, 1, range(5))
-    pool = weakref.ref(runner._pool)
+    pool = weakref.ref(runner._stage.pools[0])
     model = weakref.ref(runner._stage._model)  # type: ignore[attr-defined]
     runner.close()
     gc.collect()
@@ -173,7 +183,18 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def bind(self, pool: KvPool) -> None: ...
+    token_bytes, pools = 64, ()
+
+    def most_blocks(self, block_tokens: int) -> int | None: ...
+
+    def take_cache(self, block_tokens: int, block_count: int) -> None:
+        KvPool(self.layer_shapes, block_tokens, block_count, self.dtype)
+
+    def drop_cache(self) -> None: ...
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None: ...
+
+    def clear_blocks(self, blocks: Iterable[int]) -> None: ...
 
     def forward(self, batch: Batch, want: Output) -> Tensor:
         raise self.error

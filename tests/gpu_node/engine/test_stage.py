@@ -74,12 +74,12 @@ def test_a_prefix_is_read_from_the_blocks_of_another_sequence(name: str) -> None
 def test_a_block_that_another_one_left_poisoned_is_clean_again(llama: PlainStage) -> None:
     steps = GreedySteps(llama)
     before = steps.answers(PROMPTS, COUNT)
-    steps.pool.storage.fill_(float("nan"))
+    steps.poison()
     assert steps.answers(PROMPTS, COUNT) == before
 
 
 def test_rows_of_the_answer_are_those_asked_for(llama: PlainStage) -> None:
-    llama.bind(KvPool(llama.layer_shapes, BLOCK_TOKENS, 8, llama.dtype))
+    llama.take_cache(BLOCK_TOKENS, 8)
     rows = [
         Row(0, PROMPTS[1][:6], 0, (3, 1), "logits", 6),
         Row(1, [9, 8, 7], 0, (5,)),
@@ -99,10 +99,10 @@ def test_rows_of_the_answer_are_those_asked_for(llama: PlainStage) -> None:
 
 
 def test_a_step_that_only_fills_the_cache_answers_nothing(llama: PlainStage) -> None:
-    llama.bind(KvPool(llama.layer_shapes, BLOCK_TOKENS, 8, llama.dtype))
+    llama.take_cache(BLOCK_TOKENS, 8)
     with torch.inference_mode():
         assert llama.forward(batch_of([Row(0, [1, 2, 3], 0, (6,))], BLOCK_TOKENS), "nothing").shape[0] == 0
-    assert bool(torch.count_nonzero(llama._pool.keys(2)[6, :3]))  # type: ignore[union-attr]
+    assert bool(torch.count_nonzero(llama.pools[0].keys(2)[6, :3]))
 
 
 def test_long_frequencies_are_chosen_by_the_context_not_by_the_batch() -> None:

@@ -78,9 +78,14 @@ def packed_weight(weight: QuantisedWeight, bias: Tensor | None = None) -> Kernel
         raise Unsuitable(f"no kernel multiplies with groups of {weight.group} columns.")
     scales = _scale_dtype(weight)
     step = max(TILE_NUMBERS // columns // PANEL_ROWS, 1) * PANEL_ROWS
-    tiles = [_panels(weight.select(slice(start, start + step)), scales) for start in range(0, rows, step)]
+    data = torch.empty(0, dtype=torch.uint8)
+    for start in range(0, rows, step):
+        tile = _panels(weight.select(slice(start, start + step)), scales)
+        if not start:  # one place for all: tiles that are joined in the end would take the weight's memory twice
+            data = tile.new_empty(-(-rows // PANEL_ROWS), *tile.shape[1:])
+        data[start // PANEL_ROWS :][: len(tile)] = tile
     name = f"packed{weight.bits}{'' if weight.minima is None else 'm'}_{KINDS[scales]}"
-    return KernelWeight(rows, columns, name, torch.cat(tiles), _bias(bias, rows), quantised=True)
+    return KernelWeight(rows, columns, name, data, _bias(bias, rows), quantised=True)
 
 
 def _bias(bias: Tensor | None, rows: int) -> Tensor | None:

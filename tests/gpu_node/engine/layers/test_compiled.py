@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from gpu_node.engine.batch import batch_of
+from gpu_node.engine.chain import StageChain
 from gpu_node.engine.kv_pool import KvPool
-from gpu_node.engine.layers.stage import COMPILED_TOKENS, LayeredStage, layered_stage
+from gpu_node.engine.layers.part import COMPILED_TOKENS, LayeredPart
+from gpu_node.engine.layers.stage import layered_stage
 from gpu_node.engine.products.base import Numerics, QuantisedWeight
 from gpu_node.engine.products.kernels.tensors import RoundingRoom
 from gpu_node.engine.products.quantise import quantised_int4, quantised_int8
@@ -28,10 +30,17 @@ def wide_model(family, **changes):
 
 def staged(model, kernels, quantised=None, cache=None, **numerics):
     stage = layered_stage(ModelSource(model, quantised), Numerics(compiled=kernels, **numerics))
-    assert isinstance(stage, LayeredStage)
-    stage.bind(KvPool(stage.layer_shapes, BLOCK, BLOCKS, cache or stage.dtype))
-    assert stage.compiled
+    assert isinstance(stage, StageChain)
+    part = only_part(stage)
+    part.bind(KvPool(stage.layer_shapes, BLOCK, BLOCKS, cache or stage.dtype))
+    assert part.compiled
     return stage
+
+
+def only_part(stage):
+    (part,) = stage.parts
+    assert isinstance(part, LayeredPart)
+    return part
 
 
 def row(ids, start, count, first_block=0, outputs=None):
@@ -149,9 +158,9 @@ def test_mixed_types_of_one_product(kernels):
 def test_what_has_no_kernel_runs_without(kernels):
     model = tiny_family("llama", num_attention_heads=8)  # half a head is two numbers
     stage = layered_stage(ModelSource(model), Numerics(compiled=kernels))
-    assert isinstance(stage, LayeredStage)
-    stage.bind(KvPool(stage.layer_shapes, BLOCK, BLOCKS, stage.dtype))
-    assert not stage.compiled
+    assert isinstance(stage, StageChain)
+    stage.take_cache(BLOCK, BLOCKS)
+    assert not only_part(stage).compiled
     ids = prompt(12, seed=8)
     same(forward(stage, row(ids, 0, 12)), plain_logits(model, ids))
 
@@ -161,7 +170,7 @@ def test_programs_of_all_lengths_round_in_one_place(kernels):
     stage = staged(wide_model("llama", intermediate_size=64), kernels, held_as="int8")
     for count in (1, 2, 9, COMPILED_TOKENS):
         forward(stage, row(prompt(count, seed=8), 0, count))
-    programs = stage._compiled._programs.values()
+    programs = only_part(stage)._compiled._programs.values()
     kept = (part for program in programs for operation in program._operations for part in operation.keeps)
     assert len({id(part) for part in kept if isinstance(part, RoundingRoom)}) == 1
 

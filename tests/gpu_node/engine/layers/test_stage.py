@@ -6,7 +6,7 @@ import torch
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.kv_pool import KvPool
 from gpu_node.engine.layers.recipe import NotCovered
-from gpu_node.engine.layers.stage import LayeredStage, layered_stage
+from gpu_node.engine.layers.stage import layered_stage
 from gpu_node.engine.products.base import Numerics
 from gpu_node.engine.products.quantise import quantised_int4, quantised_int8
 from gpu_node.engine.step import Row
@@ -46,7 +46,7 @@ TORCH = Numerics(kernels="torch")
 def staged(model, numerics=TORCH, quantised=None):
     stage = layered_stage(ModelSource(model, quantised), numerics)
     assert not isinstance(stage, NotCovered), stage
-    stage.bind(KvPool(stage.layer_shapes, BLOCK, 64, stage.dtype))
+    stage.take_cache(BLOCK, 64)
     return stage
 
 
@@ -159,7 +159,7 @@ def test_16_bit_weights_under_32_bit_numbers():
     model, plain = rounded("llama")
     stage = staged(model)
     ids = prompt(20, seed=9)
-    stage.bind(KvPool(stage.layer_shapes, BLOCK, 64, torch.float32))
+    stage.parts[0].bind(KvPool(stage.layer_shapes, BLOCK, 64, torch.float32))
     same(forward(stage, row(ids, 0, 20)), plain_logits(plain, ids))
     assert stage.dtype is torch.bfloat16
     assert "bfloat16, widened" in stage.holding.forms
@@ -206,7 +206,7 @@ def test_a_layer_lies_in_one_piece():
     model = tiny_family("llama")
     source = ModelSource(model)
     stage = layered_stage(source, TORCH)
-    assert isinstance(stage, LayeredStage)
+    assert not isinstance(stage, NotCovered)
     assert sorted(source.reads) == sorted(source.names())
     total = sum(weight.nbytes for name, weight in model.state_dict().items() if "norm" not in name)
     assert stage.memory_bytes == total

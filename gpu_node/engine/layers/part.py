@@ -1,0 +1,162 @@
+"""A part of a model in own layers: the same numbers as the family's modules, with a fraction of their calls.
+
+Only the first part of a model knows tokens, only the last one logits; what lies between them are hidden states.
+Invariants: a forward writes the keys and values of exactly the batch's slots and may be repeated; the model's last
+layer computes its second half only for tokens whose output is wanted. Must not know scheduling, sampling, other parts.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu_node.engine.attention import Attention
+from gpu_node.engine.batch import Batch
+from gpu_node.engine.chain import Holding
+from gpu_node.engine.kv_pool import KvPool, LayerShape, token_bytes
+from gpu_node.engine.layers.assembly import Ends, Exit
+from gpu_node.engine.layers.compiled import CompiledLayers
+from gpu_node.engine.layers.layer import Layer, Scene
+from gpu_node.engine.layers.operations import capped_in_place, normalised
+from gpu_node.engine.layers.recipe import Recipe
+from gpu_node.engine.layers.rotary import Angles, RotaryTables
+from gpu_node.engine.layers.workspace import Workspace
+from gpu_node.engine.products.base import Lookup, Numerics
+from gpu_node.engine.products.kernels.weights import Unsuitable
+from gpu_node.engine.step import Output
+
+# Forwards of so many tokens or fewer are one compiled program: decodes, also beside pieces of prompts.
+COMPILED_TOKENS = 64
+
+log = logging.getLogger("gpu_node.engine")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assembled:
+    """Everything a part computes with."""
+
+    recipe: Recipe  # of these layers only
+    layers: tuple[Layer, ...]
+    ends: Ends
+    rotary: RotaryTables
+    holding: Holding
+
+
+class LayeredPart:
+    def __init__(self, model: Assembled, numerics: Numerics, attention: Attention, cache_dtype: torch.dtype) -> None:
+        """The kernels of `numerics` are closed by whoever opened them, after the part."""
+        recipe = model.recipe
+        self._model: Assembled | None = model
+        self._numerics, self._attention, self._dtype = numerics, attention, cache_dtype
+        self._pool: KvPool | None = None
+        self._room: Workspace | None = None
+        self._compiled: CompiledLayers | None = None
+        self.holding = model.holding
+        self.vocabulary_size, self.hidden_size = recipe.vocabulary_size, recipe.hidden_size
+        self.layer_shapes = tuple(
+            LayerShape(recipe.kv_heads, recipe.head_dim, recipe.head_dim, window) for window in recipe.windows
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._numerics.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def token_bytes(self) -> int:
+        return token_bytes(self.layer_shapes, self._dtype)
+
+    @property
+    def pool(self) -> KvPool | None:
+        return self._pool
+
+    @property
+    def compiled(self) -> bool:
+        """Whether few tokens run as one compiled program; known once a pool is bound."""
+        return self._compiled is not None
+
+    def take_cache(self, block_tokens: int, block_count: int) -> None:
+        self.drop_cache()
+        self.bind(KvPool(self.layer_shapes, block_tokens, block_count, self._dtype, self.device))
+
+    def drop_cache(self) -> None:
+        """Programs hold addresses of the pool, so they go with it."""
+        self._pool = self._room = self._compiled = None
+
+    def bind(self, pool: KvPool) -> None:
+        """From now on keys and values go to `pool`, made for `layer_shapes`; an earlier one is let go."""
+        self.drop_cache()
+        self._pool = pool
+        model, kernels = self._model, self._numerics.compiled
+        if model is None or kernels is None:
+            return
+        recipe, leaving = model.recipe, model.ends.exit
+        turned = {name: table.cosine.shape[1] for name, table in model.rotary.reaching(1).items()}
+        mlp_size = model.layers[0].weights.down.columns
+        room = Workspace(recipe, mlp_size, turned, COMPILED_TOKENS, pool.block_count)
+        try:
+            norm = None if leaving is None else leaving.norm
+            self._compiled = CompiledLayers(recipe, model.layers, norm, kernels, pool, room)
+            self._room = room
+        except Unsuitable as error:
+            log.info("These layers run without compiled programs: %s", error)
+
+    def forward(self, batch: Batch, hidden: Tensor | None, want: Output) -> Tensor:
+        model, pool = self._model, self._pool
+        assert model is not None and pool is not None, "a pool is bound before the first forward, and not after close"
+        pool.clear(batch.fresh)
+        lookup, leaving = model.ends.lookup, model.ends.exit
+        if lookup is not None:
+            hidden = _entered(model.recipe, lookup, batch)
+        assert hidden is not None, "hidden states come from the part before"
+        angles = model.rotary.reaching(max(batch.lengths))
+        if self._compiled is not None and self._room is not None and self._room.fits(batch):
+            self._room.fill(batch, hidden, angles)
+            states = self._compiled.run(hidden.shape[0])
+            return states if leaving is None else _left(model.recipe, leaving, states[batch.output_rows], want)
+        scene = Scene(batch, pool, _at(angles, batch), self._attention)
+        hidden = hidden.to(self._numerics.compute)
+        if leaving is None:
+            return _through(model.layers, hidden, scene)
+        hidden = _through(model.layers[:-1], hidden, scene)
+        last = model.layers[-1]
+        hidden = last.mix(last.attend(hidden, scene)[batch.output_rows])
+        return _left(model.recipe, leaving, normalised(hidden, leaving.norm, model.recipe.residual_epsilon), want)
+
+    def close(self) -> None:
+        self.drop_cache()
+        self._model = None
+
+
+def _entered(recipe: Recipe, lookup: Lookup, batch: Batch) -> Tensor:
+    """The hidden states [tokens, hidden size] that the first layer gets."""
+    hidden = lookup(batch.tokens)
+    if recipe.scales.embedding != 1.0:
+        hidden = hidden.mul_(recipe.scales.embedding)
+    return batch.with_given(hidden, recipe.scales.given)
+
+
+def _through(layers: tuple[Layer, ...], hidden: Tensor, scene: Scene) -> Tensor:
+    for layer in layers:
+        hidden = layer.mix(layer.attend(hidden, scene))
+    return hidden
+
+
+def _left(recipe: Recipe, leaving: Exit, states: Tensor, want: Output) -> Tensor:
+    """`states` [outputs, hidden size] after the last norm, or the logits that they give."""
+    if want != "logits" or not states.shape[0]:
+        return states
+    logits = leaving.head(states)
+    if recipe.scales.logits != 1.0:
+        logits = logits.mul_(recipe.scales.logits)
+    return capped_in_place(logits, recipe.caps.logits)
+
+
+def _at(angles: dict[str, Angles], batch: Batch) -> dict[str, Angles]:
+    return {name: table.at(batch.positions) for name, table in angles.items()}
