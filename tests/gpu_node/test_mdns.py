@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ async def test_an_end_that_fails_is_none_of_the_nodes_trouble() -> None:
         async def async_close(self) -> None:
             raise RuntimeError("odd")
 
-    opened: list[Odd] = []
+    opened: list[Any] = []
     registration = MdnsRegistration(lambda addresses: opened.append(Odd(addresses)) or opened[-1])
     await registration.update(RECORD)
     await registration.update(MdnsRecord("tower 00010203", 8765, ("10.0.0.1",), ()))

@@ -92,8 +92,8 @@ def _discover(*asked: tuple[LabHost, str] | LabHost, seconds: str = "0.6") -> li
     for each in asked:
         host, *places = each if isinstance(each, tuple) else (each,)
         command = host.command([sys.executable, "-m", "potluck", "discover", "--json", "-s", seconds, *places])
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env={**os.environ, **TOKEN}, text=True, **pipes))
+        environ, pipe = {**os.environ, **TOKEN}, subprocess.PIPE
+        started.append(subprocess.Popen(command, env=environ, text=True, stdout=pipe, stderr=pipe))
     found = []
     for process in started:
         out, err = process.communicate(timeout=PATIENCE_SECONDS)

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from gpu_node.engine.loader import CacheOptions, LoadOptions, load_runner
+from gpu_node.engine.cache_size import CacheOptions
+from gpu_node.engine.loader import LoadOptions, load_runner
 from gpu_node.engine.step import ModelRunner
 from server.exchange import AskRequest, Token
 from tests.fakes.frame_cutter import FrameCutter, frame_cutter

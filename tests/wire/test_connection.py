@@ -38,7 +38,7 @@ def test_a_request_is_answered() -> None:
 
 
 def test_credit_never_overtakes_the_request_that_it_is_for() -> None:
-    client, server = ready()
+    client, _ = ready()
     stream = client.open_stream(T.READ, b"all of it", ends=True)
     client.widen(stream)  # before the request has left: credit would be for a stream that nobody knows
     first, *_ = client.data_to_send()
