@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import TypeVar
 
 from transport.codec import crc32
@@ -208,13 +209,17 @@ async def _all(
 ) -> None:
     """Carries every piece, `ON_THE_WAY` at once; the first failure ends the others."""
     journey = _Journey()
+    begun = list(islice(waiting, ON_THE_WAY))
+    rest = chain(begun, waiting)
 
     async def worker() -> None:
-        for piece in waiting:  # one iterator for all: each takes the next
+        for piece in rest:  # one iterator for all: each takes the next
             done = await _carried(session, journey, partial(carry, piece))
             if told is not None:
                 told(done)
 
+    if len(begun) == 1:
+        return await worker()  # small tensors are one piece, and tasks would cost as much as the way there
     workers = [asyncio.ensure_future(worker()) for _ in range(ON_THE_WAY)]
     try:
         await asyncio.gather(*workers)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -182,18 +183,17 @@ class Link:
 
     async def ping(self, signal_dbm: int | None = None) -> float:
         """Seconds there and back. Tells the node the strength of the Wi-Fi signal, where that is known."""
-        loop = asyncio.get_running_loop()
         echo = next(self._numbers).to_bytes(8, "big")
-        heard = self._pings[echo] = loop.create_future()
+        heard = self._pings[echo] = asyncio.get_running_loop().create_future()
         if signal_dbm is not None:
             self._driver.signal_dbm = signal_dbm
-        started = loop.time()
+        started = time.perf_counter()  # uvloop's own clock counts whole milliseconds
         try:
             await self._send_ping(Ping(echo, signal_dbm))
             await heard
         finally:
             self._pings.pop(echo, None)
-        return loop.time() - started
+        return time.perf_counter() - started
 
     async def poke(self, signal_dbm: int | None = None) -> None:
         """A ping whose answer nobody waits for: it counts as something heard."""
