@@ -51,11 +51,13 @@ class Worker:
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS + 1)
         self._lock = threading.Lock()
         self._closing = self._resting = False  # resting: no thread until somebody asks
-        self._thread = self._start(None)
+        with self._lock:
+            self._thread = self._start(None)
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        with self._lock:  # a dying thread puts the next one in its place under it: one of the two is seen alive
+            return self._thread.is_alive()
 
     def post(self, command: Callable[[], None]) -> None:
         """From any thread. Commands run in order, before the next turn; they must not raise."""
@@ -84,11 +86,11 @@ class Worker:
             self._closing = True
         self._commands.put(None)
         until = time.monotonic() + timeout_seconds
-        while (thread := self._thread).is_alive():  # one that dies meanwhile leaves another
-            thread.join(max(until - time.monotonic(), 0.0))
+        while self.alive:  # one that dies meanwhile leaves another
+            self._thread.join(max(until - time.monotonic(), 0.0))
             if time.monotonic() >= until:
                 break
-        return not self._thread.is_alive()
+        return not self.alive
 
     def _wake(self) -> None:
         with self._lock:
