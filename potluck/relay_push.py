@@ -8,16 +8,18 @@ was promised. Knows no caller's wishes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from transport.errors import ConnectionLost, ProtocolBroken, Refused, StreamEnded
+from transport.errors import ConnectionLost, ProtocolBroken, Refused
+from transport.link import Link
+from transport.pauses import Patience
 from transport.session import RelaySession
 from transport.streams import Stream
-from wire.errors import BadPayload, OutOfBounds, RemoteError
+from wire.errors import BadPayload, OutOfBounds
 from wire.frames import FrameType
 from wire.limits import LARGEST_PAYLOAD
 from wire.messages import Message, encode_chunk, encode_message
@@ -26,6 +28,7 @@ from wire.messages_work import Chunk, Progress, Push, PushFile
 
 from .errors import Misuse
 from .relay_answers import LoadProgress
+from .relay_ending import ended
 
 __all__ = ["Offer", "offer_of", "push"]
 
@@ -71,15 +74,20 @@ async def offer_of(model: str, source: Path, told: Told | None) -> Offer:
 
 
 async def push(session: RelaySession, offer: Offer, told: Told | None) -> None:
-    """Until the node has all of it. Raises Refused, Misuse for a file that has changed, and what `link` raises."""
-    repeats = 0
+    """Until the node has all of it. Raises Refused, Misuse for a file that has changed, and what `link` raises.
+
+    A cut is mended as long as chunks arrive between cuts, and for the session's grace where none does.
+    """
+    repeats, patience = 0, None
     while True:
+        link = await session.link()
+        patience = patience or session.patience()
         try:
-            return await _push_once(session, offer, told)
+            return await _push_once(link, offer, told, partial(_landed, session, patience))
         except ProtocolBroken:
             raise
         except ConnectionLost:
-            if session.closed:
+            if session.closed or patience.is_over(session.now()):
                 raise
         except Refused as error:
             if error.code is not ErrorCode.DIGEST_MISMATCH or repeats == REPEATS:
@@ -87,10 +95,16 @@ async def push(session: RelaySession, offer: Offer, told: Told | None) -> None:
             repeats += 1
 
 
-async def _push_once(session: RelaySession, offer: Offer, told: Told | None) -> None:
-    stream = await (await session.link()).open(offer.message, ends=False)
-    with _ended(stream):
-        talk = _Talk(stream, offer, told)
+def _landed(session: RelaySession, patience: Patience) -> None:
+    """Something has come of this connection."""
+    patience.went_on()
+    session.went_on()
+
+
+async def _push_once(link: Link, offer: Offer, told: Told | None, landed: Callable[[], None]) -> None:
+    stream = await link.open(offer.message, ends=False)
+    with ended(stream):
+        talk = _Talk(stream, offer, told, landed)
         held = (await talk.ack()).held
         if len(held) != len(offer.paths) or any(
             size > file.size for size, file in zip(held, offer.message.files, strict=True)
@@ -106,8 +120,9 @@ async def _push_once(session: RelaySession, offer: Offer, told: Told | None) -> 
 class _Talk:
     """What is sent, and what the node has said to it."""
 
-    def __init__(self, stream: Stream, offer: Offer, told: Told | None) -> None:
-        self._stream, self._offer, self._told = stream, offer, told
+    def __init__(self, stream: Stream, offer: Offer, told: Told | None, landed: Callable[[], None]) -> None:
+        """`landed` is called for every chunk that the node has written down."""
+        self._stream, self._offer, self._told, self._landed = stream, offer, told, landed
         self._unheard = self._done = 0
 
     def begin(self, held_bytes: int) -> None:
@@ -142,23 +157,12 @@ class _Talk:
 
     async def _heard(self) -> None:
         await self.ack()
+        self._landed()
         self._unheard -= 1
 
     def _tell(self, phase: str) -> None:
         if self._told is not None:
             self._told(LoadProgress(phase, self._done, self._offer.total_bytes))
-
-
-@contextlib.contextmanager
-def _ended(stream: Stream) -> Iterator[None]:
-    try:
-        yield
-    except RemoteError as error:
-        raise stream.break_off(error) from error
-    except StreamEnded as error:
-        raise stream.break_off(BadPayload("the stream ended before its answer")) from error
-    finally:
-        stream.cancel()
 
 
 def _files(source: Path) -> tuple[Path, list[Path]]:

@@ -8,7 +8,6 @@ swallowed goes again, as long as the node still has the session. Knows no caller
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,11 +15,11 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from transport.codec import crc32
-from transport.errors import ConnectionLost, ProtocolBroken, Refused, StreamEnded
+from transport.errors import ConnectionLost, ProtocolBroken, Refused
 from transport.link import Link
 from transport.session import RelaySession
 from transport.streams import Stream
-from wire.errors import BadPayload, RemoteError
+from wire.errors import BadPayload
 from wire.frames import FrameType
 from wire.limits import LARGEST_PAYLOAD
 from wire.messages import Message, decode_message
@@ -36,6 +35,8 @@ from wire.tensors import (
     pieces,
     unpack_tensor_header,
 )
+
+from .relay_ending import ended
 
 __all__ = ["read_into", "run", "write"]
 
@@ -61,7 +62,7 @@ async def write(session: RelaySession, tensor: TensorHeader, data: memoryview, o
     async def send(piece: tuple[bytes, memoryview], link: Link) -> int:
         header, view = piece
         stream = await link.open_raw(FrameType.WRITE, header, ends=False)
-        with _ended(stream):
+        with ended(stream):
             for start in range(0, view.nbytes, FRAME_BYTES):
                 part = view[start : start + FRAME_BYTES]
                 await stream.send(FrameType.DATA, part, ends=start + part.nbytes == view.nbytes)
@@ -86,7 +87,7 @@ async def read_into(
         start, view = piece
         wanted = replace(tensor, offset=tensor.offset + start, size=view.nbytes)
         stream = await link.open(Read(tensor.batch, wanted.offset, view.nbytes, checked))
-        with _ended(stream):
+        with ended(stream):
             head = bytearray(TENSOR_HEADER_SIZE)
             stream.receive_into(memoryview(head))
             stream.receive_into(view)
@@ -123,7 +124,7 @@ async def _run_on(
     link: Link, request: Run, on_progress: Callable[[Progress], None] | None
 ) -> tuple[TensorHeader, bytearray] | Allocated:
     stream = await link.open(request)
-    with _ended(stream):
+    with ended(stream):
         while True:
             frame = await stream.receive()
             if frame.type is FrameType.DATA:
@@ -175,19 +176,6 @@ def _check(header: TensorHeader, wanted: TensorHeader) -> None:
     same = (header.dtype, header.shape, header.offset, header.size)
     if same != (wanted.dtype, wanted.shape, wanted.offset, wanted.size):
         raise BadPayload(f"the node sent {same} where {wanted} was asked for")
-
-
-@contextlib.contextmanager
-def _ended(stream: Stream) -> Iterator[None]:
-    """Whatever happens, the stream is over; what breaks the protocol breaks the connection."""
-    try:
-        yield
-    except RemoteError as error:
-        raise stream.break_off(error) from error
-    except StreamEnded as error:
-        raise stream.break_off(BadPayload("the stream ended before its bytes")) from error
-    finally:
-        stream.cancel()
 
 
 @dataclass(slots=True)

@@ -67,6 +67,7 @@ class FakeRelayNode:
         self.node_id, self.incarnation = bytes(range(16)), 7
         self._peers: set[RelayPeer] = set()
         self._cut_after: int | None = None
+        self._cut_every_time = False
         self._server: asyncio.Server | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
 
@@ -97,9 +98,9 @@ class FakeRelayNode:
         for peer in list(self._peers):
             peer.cut()
 
-    def cut_after(self, frames: int) -> None:
-        """Instead of the next frame after so many more that belong to streams."""
-        self._cut_after = frames
+    def cut_after(self, frames: int, every_time: bool = False) -> None:
+        """Instead of the next frame after so many more that belong to streams; once, or again and again."""
+        self._cut_after, self._cut_every_time = frames, every_time
 
     def forget(self) -> None:
         """As after a restart, or when the grace ran out: sessions, jobs and buffers are gone."""
@@ -131,7 +132,7 @@ class FakeRelayNode:
         self._cut_after -= 1
         if self._cut_after >= 0:
             return True
-        self._cut_after = None
+        self._cut_after = 0 if self._cut_every_time else None
         return False
 
     def session_for(self, key: bytes) -> tuple[RelaySessionState, bool]:
