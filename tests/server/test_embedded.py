@@ -274,11 +274,12 @@ async def test_one_that_dies_leaves_the_fleet_and_is_started_again_with_a_new_ke
 async def test_one_that_cannot_start_is_not_waited_for_but_tried_on(tmp_path: Path):
     home = Home(tmp_path, DYING)
     async with running(home):
+        assert home.node.starting and home.node.reason is None
         for failures in range(1, FAILURES_TO_STOP_WAITING + 1):
-            assert home.node.starting and home.node.reason is None
-            await home.until(lambda: home.clock.sleeping)
+            await home.until(lambda: home.clock.sleeping)  # the only place where nothing moves until we do
             assert home.clock.sleeping[0] - home.clock.now == pytest.approx(0.5 * 2 ** (failures - 1))
             if failures < FAILURES_TO_STOP_WAITING:
+                assert home.node.starting and home.node.reason is None
                 await home.clock.advance(home.clock.sleeping[0] - home.clock.now)
         assert not home.node.starting
         assert home.node.reason is not None and "exit code 3" in home.node.reason
