@@ -15,7 +15,8 @@
     |-- NoRoom                   other models hold the memory that this one needs: 503, with who holds what
     |-- GenerationFailed         the model failed in the middle of a request: 500, the node lives on
     |   `-- DeadlineExceeded     the request's own time was over: 504
-    `-- DeviceOutOfMemory        a forward or a load did not fit; the engine makes room or fails one request
+    |-- DeviceOutOfMemory        a forward or a load did not fit; the engine makes room or fails one request
+    `-- StageLost                a part of the model is gone with its device; requests wait for a new plan
 
 Texts are whole sentences for people; those that clients of Ollama look for are Ollama's own.
 """
@@ -106,3 +107,10 @@ class DeadlineExceeded(GenerationFailed):
 
 class DeviceOutOfMemory(NodeError):
     """The device has no room for what was asked of it."""
+
+
+class StageLost(NodeError):
+    """A device that held a part of the model is gone."""
+
+    def __init__(self, message: str = "a device that held a part of the model is gone") -> None:
+        super().__init__(message)

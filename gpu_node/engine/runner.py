@@ -20,7 +20,7 @@ from torch import Tensor
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.cache_size import CacheOptions, block_count, cpu_room, cuda_room
 from gpu_node.engine.stage import Stage
-from gpu_node.engine.step import CacheShape, Choice, Output, Pick, Row, Step, StepResult
+from gpu_node.engine.step import CacheShape, Choice, Output, Pick, Row, Step, StepByStep, StepResult
 from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import DeviceOutOfMemory
 
@@ -52,7 +52,7 @@ class _Share:
         return [share for share in (_Share(want, others), _Share("hidden", hidden)) if share.indices]
 
 
-class Runner:
+class Runner(StepByStep):
     def __init__(
         self,
         stage: Stage,
@@ -62,6 +62,7 @@ class Runner:
         summary: Mapping[str, Any] | None = None,
     ) -> None:
         """Takes the memory for keys and values. Raises `DeviceOutOfMemory` when there is none."""
+        super().__init__()
         self._stage, self._sampler = stage, sampler
         self._options = cache or CacheOptions()
         self._summary = dict(summary or {})

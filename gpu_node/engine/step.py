@@ -6,12 +6,16 @@ copies happen before its rows; picks are answered in their order. Must not know 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gpu_node.engine.sequence import SamplingOptions, TokenLogprob
 from gpu_node.engine.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from gpu_node.pipeline_status import PipelineStatus
 
 Output = Literal["nothing", "logits", "hidden"]
 
@@ -88,10 +92,28 @@ class CacheShape:
     block_count: int
     block_bytes: int
     window: int | None = None  # set when every layer looks back only so far
+    # Blocks from this number on are retired until a `CacheChange` restores them, and slower then. 0: all are promised.
+    promised: int = 0
+
+    @property
+    def promised_count(self) -> int:
+        """Blocks that are there at any time: what contexts may count on."""
+        return self.promised or self.block_count
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChange:
+    """What has become of the cache while nothing was under way."""
+
+    shape: CacheShape
+    reset: bool = False  # its content is lost: everything is computed again
+    retired: tuple[int, ...] = ()  # blocks that nobody may use from now on
+    restored: tuple[int, ...] = ()  # blocks that may be used again, with unknown content
 
 
 class ModelRunner(Protocol):
-    """One loaded model. Every call comes from the engine's thread; it lives until `close`."""
+    """One loaded model. Every call comes from the engine's thread but for those said to be any thread's; it lives until
+    `close`."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -118,8 +140,56 @@ class ModelRunner(Protocol):
         """For people: how weights are held, their error against bfloat16, which kernels run, what loading took."""
         ...
 
+    @property
+    def pipeline(self) -> PipelineStatus | None:
+        """From any thread; None for a model that is not split."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """So many steps are worth being under way at once; 1: a step is begun when the one before it is finished."""
+        ...
+
+    @property
+    def restless(self) -> bool:
+        """`tend` has something to do. Cheap: it is asked before every step."""
+        ...
+
+    @property
+    def lends(self) -> bool:
+        """`tend` can do something about a shortage of blocks, so that it is worth being told of one."""
+        ...
+
     def run(self, step: Step, picks: Sequence[Pick]) -> StepResult:
-        """Raises `DeviceOutOfMemory` with nothing published; any other error means some row is poisoned."""
+        """`begin` and `finish` in one, while nothing is under way.
+
+        Raises `DeviceOutOfMemory` with nothing published; any other error means some row is poisoned."""
+        ...
+
+    def begin(self, step: Step) -> None:
+        """Send a step off; at most `depth` are under way, and they are computed in this order, each on what those
+        before it have written. Raises `StageLost`; the step is not under way then."""
+        ...
+
+    def finish(self, picks: Sequence[Pick]) -> StepResult:
+        """Of the oldest step under way, which is not under way any more then, whatever is raised.
+
+        Raises `DeviceOutOfMemory` and `StageLost`; any other error means some row is poisoned."""
+        ...
+
+    def drop(self) -> None:
+        """Let all that is under way run out, and forget the results. Never raises."""
+        ...
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """`wake` is called, from any thread, when the runner becomes restless: an idle engine asks nothing."""
+        ...
+
+    def tend(self, shortage: int) -> CacheChange | None:
+        """Do what is to be done between steps, while nothing is under way; it may take long.
+
+        `shortage`: blocks that the engine needs now and does not find. Raises `NodeError` when the model cannot be
+        computed any more: what asks for it ends with that error, and later requests lead to another try."""
         ...
 
     def shrink_cache(self, block_count: int) -> CacheShape:
@@ -127,3 +197,33 @@ class ModelRunner(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class StepByStep:
+    """The part of a `ModelRunner` that computes a step where it is called: nothing is ever computed meanwhile."""
+
+    depth = 1
+    restless = False
+    lends = False
+    pipeline: PipelineStatus | None = None
+
+    def __init__(self) -> None:
+        self._begun: deque[Step] = deque()
+
+    def run(self, step: Step, picks: Sequence[Pick]) -> StepResult:
+        raise NotImplementedError
+
+    def begin(self, step: Step) -> None:
+        self._begun.append(step)
+
+    def finish(self, picks: Sequence[Pick]) -> StepResult:
+        return self.run(self._begun.popleft(), picks)
+
+    def drop(self) -> None:
+        self._begun.clear()
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        pass
+
+    def tend(self, shortage: int) -> CacheChange | None:
+        return None

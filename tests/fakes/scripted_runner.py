@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpu_node.engine.sequence import Logprob, Message, TokenLogprob
-from gpu_node.engine.step import CacheShape, Choice, Pick, Row, Step, StepResult
+from gpu_node.engine.step import CacheShape, Choice, Pick, Row, Step, StepByStep, StepResult
 from gpu_node.errors import DeviceOutOfMemory
 
 END = 256
@@ -71,7 +71,7 @@ def written_out(text: str, after: str = "") -> Callable[[Sequence[int], int], in
     return next_token
 
 
-class ScriptedRunner:
+class ScriptedRunner(StepByStep):
     """`next_token` gets the tokens so far and a number that is 0 for greedy samples, else the sample's own draw."""
 
     device = "cpu"
@@ -86,6 +86,7 @@ class ScriptedRunner:
         block_tokens: int = 4,
         vocabulary: Any = None,
     ) -> None:
+        super().__init__()
         self.vocabulary = vocabulary or ByteVocabulary()
         self.next_token = next_token
         self.cache = CacheShape(block_tokens, blocks, block_bytes=block_tokens * 100)

@@ -28,7 +28,7 @@ from gpu_node.engine.sequence import (
     TokenLogprob,
 )
 from gpu_node.engine.stats import Counters, EngineStats, Gauges
-from gpu_node.engine.step import CacheShape, ModelRunner, Pick, Step, StepResult
+from gpu_node.engine.step import CacheShape, ModelRunner, Pick, Step, StepByStep, StepResult
 from gpu_node.errors import (
     ContextExceeded,
     DeadlineExceeded,
@@ -57,13 +57,14 @@ class CharVocabulary:
         return f"{turns}<assistant>"
 
 
-class ScriptedRunner:
+class ScriptedRunner(StepByStep):
     """A loaded model that is only there; the engine answers in its place."""
 
     dtype = "float32"
     embedding_length = 2
 
     def __init__(self, weights: int = 1000, blocks: int = 1024, device: str = "cpu") -> None:
+        super().__init__()
         self.vocabulary = CharVocabulary()
         self.memory_bytes, self.device = weights, device
         self.cache = CacheShape(block_tokens=16, block_count=blocks, block_bytes=2)
