@@ -126,15 +126,12 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
     torch.set_num_threads(options.threads or min(own, granted_processors() or own))
     device = torch.device(choose_device(options.device))
     files = model_files(path)
-    with _quiet_transformers(), _plain_failures(path.name):
-        tokenizer = tokenizer_of(files)
-        tokenizer.chat_template = options.template or tokenizer.chat_template
-        with closing(open_source(files)) as source:
-            choices = choose(options, source, device)
-            check_room(source, choices)
-            loaded = _load(source, choices, options)
-            vocabulary = TokenizerVocabulary(tokenizer, end_ids(tokenizer, source.config, *_generation(files)))
-            summary = _summary(source, choices, loaded, begun)
+    with _quiet_transformers(), _plain_failures(path.name), closing(open_source(files)) as source:
+        vocabulary = _vocabulary(files, source, options.template)
+        choices = choose(options, source, device)
+        check_room(source, choices)
+        loaded = _load(source, choices, options)
+        summary = _summary(source, choices, loaded, begun)
     log.info("%s", sentence_of(summary))
     # A graph is one device's.
     alike = len({part.device for part in options.parts}) <= 1
@@ -144,6 +141,13 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
     except BaseException:
         stage.close()  # threads of its kernels would stay
         raise
+
+
+def load_vocabulary(path: Path, template: str = "") -> TokenizerVocabulary:
+    """Of a model whose weights lie elsewhere. Raises `ModelError` with one sentence."""
+    files = model_files(path)
+    with _quiet_transformers(), _plain_failures(path.name), closing(open_source(files)) as source:
+        return _vocabulary(files, source, template)
 
 
 def attention_for(device: torch.device, wide: bool) -> Attention:
@@ -284,6 +288,12 @@ def _load_converted(
         total = sum(source.file_bytes(name) for name in source.names())
         options.progress(total, total)
     return Loaded(plain.stage, "transformers' (the files name their weights otherwise)", plain.forms, plain.error)
+
+
+def _vocabulary(files: ModelFiles, source: Source, template: str) -> TokenizerVocabulary:
+    tokenizer = tokenizer_of(files)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return TokenizerVocabulary(tokenizer, end_ids(tokenizer, source.config, *_generation(files)))
 
 
 def _generation(files: ModelFiles) -> list[Any]:
