@@ -7,9 +7,9 @@
       Release, Stop ->                            <- Done
                                <- Failed instead of any of these answers, Busy before silence, Report now and then
 
-A worker is `python -m gpu_node.pipeline.worker PLACE NUMBER [DEVICE]`, the token is its first line of input. Invariants:
-every order has a number of its own, which its answers name; an order has exactly one last answer. Pure. Must not know
-links or torch.
+A worker is `python -m gpu_node.pipeline.worker PLACE NUMBER [DEVICE]`, with the token as its first line of input.
+Invariants: every order has a number of its own, which its answers name; an order has exactly one last answer. Pure.
+Must not know links or torch.
 """
 
 from __future__ import annotations
