@@ -36,6 +36,8 @@ def pytest_configure() -> None:
     # A shell starts what it runs in the background deaf to Ctrl-C, and every child would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already: read before anything imports torch
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
