@@ -20,6 +20,8 @@ from gpu_node.api.models import ModelsApi
 from gpu_node.api.ollama import OllamaApi
 from gpu_node.api.openai import OpenAiApi
 from gpu_node.api.operations import Operations
+from gpu_node.api.pages import PAGE_PREFIX, PagesApi
+from gpu_node.api.pipeline import PipelineApi
 from gpu_node.api.replies import OPENAI_PATHS, error_reply, status_of, text_reply
 from gpu_node.api.service import Service
 from gpu_node.errors import NodeError, RequestError
@@ -28,8 +30,8 @@ from gpu_node.metrics import NodeMetrics
 Endpoint = Callable[[Request], Awaitable[Response]]
 Table = dict[str, tuple[str, Endpoint]]
 
-# The one path that ends in a name.
-MODEL_PATH = "/v1/models/"
+# Paths that end in a name.
+NAMED_PATHS = {"/v1/models/": "/v1/models/{id}", PAGE_PREFIX: f"{PAGE_PREFIX}{{file}}"}
 CLIENT_LEFT = 499
 
 log = logging.getLogger("gpu_node.api")
@@ -40,9 +42,11 @@ def build_app(service: Service, rules: AccessRules) -> ASGIApp:
     batch, models, infer = BatchApi(service, openai), ModelsApi(service), InferApi(service)
     routes: Table = {}
     metrics = NodeMetrics(lambda: service.residents.hosts, lambda: service.residents.accounts, routes, service.relay)
-    operations = Operations(service, metrics)
+    operations, pages = Operations(service, metrics), PagesApi()
+    pipeline = PipelineApi(service.residents, lambda: None)
     routes |= {
-        "/": ("GET", operations.root),
+        "/": ("GET", pages.root),
+        "/page/{file}": ("GET", pages.asset),
         "/live": ("GET", operations.live),
         "/ready": ("GET", operations.ready),
         "/health": ("GET", operations.health),
@@ -69,7 +73,7 @@ def build_app(service: Service, rules: AccessRules) -> ASGIApp:
         "/api/system": ("GET", operations.system),
         "/api/queue/status": ("GET", operations.queue),
         "/api/batcher/stats": ("GET", operations.batcher),
-        "/api/pipeline/status": ("GET", operations.pipeline),
+        "/api/pipeline/status": ("GET", pipeline.status),
         "/api/sessions": ("GET", operations.sessions),
     }
     return AccessControl(Routes(routes, metrics.count_response), rules)
@@ -131,4 +135,5 @@ class Routes:
 
 
 def _pattern(path: str) -> str:
-    return f"{MODEL_PATH}{{id}}" if path.startswith(MODEL_PATH) and len(path) > len(MODEL_PATH) else path
+    below = next((prefix for prefix in NAMED_PATHS if path.startswith(prefix) and len(path) > len(prefix)), None)
+    return path if below is None else NAMED_PATHS[below]

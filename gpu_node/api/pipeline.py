@@ -1,0 +1,169 @@
+"""GET /api/pipeline/status: how each model lies on the devices, what each stage does, and what happened to the devices.
+
+A model on one device is told in the same words as a split one: one stage, in the node's own process. Invariants:
+facts only, no prompts and no keys; nothing is asked of a device for this, so that it may be read every second. Must
+not know how a plan is made or carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gpu_node.api.operations import waiting_of
+from gpu_node.api.replies import json_reply
+from gpu_node.devices import Device
+from gpu_node.engine.step import ModelRunner
+from gpu_node.host import ModelHost
+from gpu_node.pipeline_record import event_record, pipeline_record
+from gpu_node.pipeline_status import DeviceEvent, PipelineStatus, StageStatus
+from gpu_node.residents import Residents
+from gpu_node.vram import Account
+
+Record = dict[str, Any]
+LAYER_COUNTS = ("num_hidden_layers", "n_layer")
+
+
+class DeviceView(Protocol):
+    """A device as the fleet knows it."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def losses(self) -> int: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def free_bytes(self) -> int | None: ...
+
+
+class FleetView(Protocol):
+    """The devices that splits are planned over."""
+
+    @property
+    def devices(self) -> Sequence[DeviceView]: ...
+
+    @property
+    def events(self) -> Sequence[DeviceEvent]: ...
+
+
+class PipelineApi:
+    def __init__(self, residents: Residents, fleet: Callable[[], FleetView | None]) -> None:
+        """`fleet` is none while nothing is split here."""
+        self._residents, self._fleet = residents, fleet
+
+    async def status(self, request: Request) -> Response:
+        residents, fleet = self._residents, self._fleet()
+        return json_reply(
+            {
+                "models": {host.name: model_record(host, residents.accounts) for host in residents.hosts},
+                "devices": device_records(fleet.devices if fleet is not None else (), residents.accounts),
+                "events": [event_record(event) for event in fleet.events] if fleet is not None else [],
+            }
+        )
+
+
+def model_record(host: ModelHost, accounts: Sequence[Account]) -> Record:
+    """A model that is not in memory has no stages."""
+    runner, stats = host.engine.runner, host.engine.stats()
+    status = status_of(host, accounts) or PipelineStatus(host.name, 0, "running")
+    return {
+        "state": host.state,
+        "split": runner is not None and runner.pipeline is not None,
+        "pipeline": status.state if runner is not None else None,
+        "error": status.error or host.failure or None,
+        "activity": host.activity or None,
+        "loaded_bytes": host.read_bytes,
+        "total_bytes": host.total_bytes,
+        "dtype": runner.dtype if runner is not None else None,
+        "context_length": host.context_tokens,
+        "running": stats.running,
+        "waiting": waiting_of(host, stats),
+        "max_running": stats.max_running,
+        "tokens_per_second": round(stats.tokens_per_second, 2),
+        **pipeline_record(status),
+    }
+
+
+def status_of(host: ModelHost, accounts: Sequence[Account]) -> PipelineStatus | None:
+    """What the runner says, or one stage for a model that is not split; None while it is not in memory."""
+    runner = host.engine.runner
+    if runner is None:
+        return None
+    told = runner.pipeline
+    return told if told is not None else single_stage(host, runner, accounts)
+
+
+def single_stage(host: ModelHost, runner: ModelRunner, accounts: Sequence[Account]) -> PipelineStatus:
+    """All layers on one device, in this process."""
+    stats, cache = host.engine.stats(), runner.cache
+    stage = StageStatus(
+        number=0,
+        device=runner.device,
+        kind=runner.device.partition(":")[0],
+        first_layer=0,
+        behind_layer=layer_count(host),
+        state="running" if stats.running else "ready",
+        weights_bytes=runner.memory_bytes,
+        cache_bytes=cache.block_count * cache.block_bytes,
+        budget_bytes=next((one.budget_bytes for one in accounts if one.device == runner.device), None),
+        blocks=cache.block_count,
+        steps=stats.steps,
+    )
+    return PipelineStatus(host.name, 0, "running", stages=(stage,), steps=stats.steps)
+
+
+def layer_count(host: ModelHost) -> int:
+    """0 where the files do not say."""
+    config = host.description.config if host.description is not None else {}
+    found = next((config[name] for name in LAYER_COUNTS if isinstance(config.get(name), int)), 0)
+    return int(found)
+
+
+def device_records(devices: Sequence[DeviceView], held: Sequence[Account]) -> list[Record]:
+    """Those that may take part in a split, then the others that hold something: who holds how much of each."""
+    accounts = {account.device: account for account in held}
+    listed = {one.device.name for one in devices}
+    return [
+        *(_fleet_record(one, accounts.get(one.device.name)) for one in devices),
+        *(_account_record(account) for name, account in accounts.items() if name not in listed),
+    ]
+
+
+def _fleet_record(one: DeviceView, account: Account | None) -> Record:
+    device = one.device
+    whole = device.budget_bytes or (account.budget_bytes if account is not None else one.free_bytes)
+    return _device_record(device.name, device.kind, whole, account) | {
+        "state": one.state,
+        "speed": device.speed,
+        "losses": one.losses,
+        "reason": one.reason or None,
+    }
+
+
+def _account_record(account: Account) -> Record:
+    return _device_record(account.device, account.device.partition(":")[0], account.budget_bytes, account)
+
+
+def _device_record(name: str, kind: str, whole: int | None, account: Account | None) -> Record:
+    return {
+        "device": name,
+        "kind": kind,
+        "state": "present",
+        "budget_bytes": whole,
+        "speed": None,
+        "losses": 0,
+        "reason": None,
+        "models": {model: asdict(claim) for model, claim in account.claims.items()} if account is not None else {},
+        "buffer_bytes": sum(account.buffers.values()) if account is not None else 0,
+    }
