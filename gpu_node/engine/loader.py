@@ -126,7 +126,7 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
     torch.set_num_threads(options.threads or min(own, granted_processors() or own))
     device = torch.device(choose_device(options.device))
     files = model_files(path)
-    with _quiet_transformers(), _plain_failures(path.name), closing(open_source(files)) as source:
+    with quiet_transformers(), plain_failures(path.name), closing(open_source(files)) as source:
         vocabulary = _vocabulary(files, source, options.template)
         choices = choose(options, source, device)
         check_room(source, choices)
@@ -146,7 +146,7 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
 def load_vocabulary(path: Path, template: str = "") -> TokenizerVocabulary:
     """Of a model whose weights lie elsewhere. Raises `ModelError` with one sentence."""
     files = model_files(path)
-    with _quiet_transformers(), _plain_failures(path.name), closing(open_source(files)) as source:
+    with quiet_transformers(), plain_failures(path.name), closing(open_source(files)) as source:
         return _vocabulary(files, source, template)
 
 
@@ -338,7 +338,7 @@ def _plain_name(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Its progress bars and hints are not ours to show; failures still come as exceptions."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
@@ -353,7 +353,8 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_failures(name: str) -> Iterator[None]:
+def plain_failures(name: str) -> Iterator[None]:
+    """Whatever loading raises becomes `ModelError` or `DeviceOutOfMemory`, in one sentence about `name`."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
