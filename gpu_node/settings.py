@@ -1,8 +1,8 @@
 """The node's settings: one frozen value, read once at start. Nobody else reads the environment.
 
-Sources, strongest first: command line, environment (`POTLUCK_NODE_…`, what node and gateway share: `POTLUCK_API_KEYS` and
-`VRM_API_TOKEN`, and `BARE_NAMES`), defaults. Other `POTLUCK_` names belong to the gateway. A wrong or unknown one stops
-the start with its name. No secret is a flag, since everybody on a machine sees the flags of its processes.
+Sources, strongest first: command line, environment (`POTLUCK_NODE_…`, what node and gateway share: `POTLUCK_API_KEYS`
+and `VRM_API_TOKEN`, and `BARE_NAMES`), defaults. Other `POTLUCK_` names belong to the gateway. A wrong or unknown one
+stops the start with its name. No secret is a flag, since everybody on a machine sees the flags of its processes.
 """
 
 from __future__ import annotations
