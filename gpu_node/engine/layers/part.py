@@ -8,7 +8,9 @@ layer computes its second half only for tokens whose output is wanted. Must not 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from gpu_node.engine.chain import Holding
 from gpu_node.engine.kv_pool import KvPool, LayerShape, token_bytes
 from gpu_node.engine.layers.assembly import Ends, Exit
 from gpu_node.engine.layers.compiled import CompiledLayers
-from gpu_node.engine.layers.layer import Layer, Scene
+from gpu_node.engine.layers.layer import Layer, LayerWeights, Scene
 from gpu_node.engine.layers.operations import capped_in_place, normalised
 from gpu_node.engine.layers.recipe import Recipe
 from gpu_node.engine.layers.rotary import Angles, RotaryTables
@@ -36,19 +38,74 @@ log = logging.getLogger("gpu_node.engine")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assembled:
-    """Everything a part computes with."""
+    """Everything a part computes with. None of it changes, so another part may hold some of the same."""
 
+    whole: Recipe  # of the model
     recipe: Recipe  # of these layers only
     layers: tuple[Layer, ...]
     ends: Ends
     rotary: RotaryTables
-    holding: Holding
+    numerics: Numerics
+    errors: Mapping[int, tuple[float, ...]]  # of products that were measured, by the model's layer
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Layers of the model, the last one excluded; less than the recipe's where some were let go."""
+        return self.recipe.first, self.recipe.first + len(self.layers)
+
+    @property
+    def holding(self) -> Holding:
+        forms: Counter[str] = Counter()
+        for layer in self.layers:
+            for product in layer.weights.products.values():
+                forms[product.form] += product.bytes
+        ends = self.ends
+        if ends.exit is not None:
+            forms[ends.exit.head.form] += ends.exit.head.bytes
+        if ends.lookup is not None and not ends.shared:
+            forms["embedding"] += ends.lookup.bytes
+        errors = [error for layer in sorted(self.errors) for error in self.errors[layer]]
+        return Holding(dict(forms), (*(ends.errors if ends.exit is not None else ()), *errors))
+
+    @property
+    def tables(self) -> dict[int, int]:
+        """Bytes by identity of what holds them: those of two parts together are counted once."""
+        found = {id(layer.weights): layer.weights.bytes for layer in self.layers}
+        ends = self.ends
+        if ends.pair is not None:
+            found[id(ends.pair[1])] = ends.pair[1].bytes
+            return found
+        if ends.lookup is not None:
+            found[id(ends.lookup)] = ends.lookup.bytes
+        if ends.exit is not None:
+            found[id(ends.exit.head)] = ends.exit.head.bytes
+        return found
+
+    def weights(self, layer: int) -> LayerWeights | None:
+        """Of one of the model's layers; None where it is not here."""
+        first, behind = self.span
+        return self.layers[layer - first].weights if first <= layer < behind else None
+
+    def within(self, span: tuple[int, int]) -> Assembled:
+        """What a part of `span` can use of it, without the rest."""
+        first, behind = max(span[0], self.span[0]), min(span[1], self.span[1])
+        layers = self.layers[first - self.span[0] : max(behind, first) - self.span[0]]
+        ends = self.ends.within(span[0] == 0, span[1] == self.whole.layers)
+        errors = {layer: self.errors[layer] for layer in self.errors if first <= layer < behind}
+        kept = self.whole.part(first, first + len(layers))
+        return replace(self, recipe=kept, layers=layers, ends=ends, errors=errors)
+
+    def serves(self, whole: Recipe, numerics: Numerics) -> bool:
+        """Whether its weights are such as these would be, from the same files."""
+        own = self.numerics
+        return own == numerics and own.compiled is numerics.compiled and self.whole == whole
 
 
 class LayeredPart:
     def __init__(self, model: Assembled, numerics: Numerics, attention: Attention, cache_dtype: torch.dtype) -> None:
         """The kernels of `numerics` are closed by whoever opened them, after the part."""
         recipe = model.recipe
+        assert recipe.layers == len(model.layers), "a part has all layers of its recipe"
         self._model: Assembled | None = model
         self._numerics, self._attention, self._dtype = numerics, attention, cache_dtype
         self._pool: KvPool | None = None
@@ -75,6 +132,15 @@ class LayeredPart:
     @property
     def pool(self) -> KvPool | None:
         return self._pool
+
+    @property
+    def assembled(self) -> Assembled | None:
+        """For the part that comes after it; None once it is closed."""
+        return self._model
+
+    @property
+    def cache_bytes(self) -> int:
+        return 0 if self._pool is None else self._pool.block_bytes * self._pool.block_count
 
     @property
     def compiled(self) -> bool:
