@@ -7,63 +7,33 @@ not know how a plan is made or carried out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gpu_node.api.operations import waiting_of
 from gpu_node.api.replies import json_reply
-from gpu_node.devices import Device
+from gpu_node.api.service import Service
+from gpu_node.device_table import FleetDevice
 from gpu_node.engine.step import ModelRunner
 from gpu_node.host import ModelHost
 from gpu_node.pipeline_record import event_record, pipeline_record
-from gpu_node.pipeline_status import DeviceEvent, PipelineStatus, StageStatus
-from gpu_node.residents import Residents
+from gpu_node.pipeline_status import PipelineStatus, StageStatus
 from gpu_node.vram import Account
 
 Record = dict[str, Any]
 LAYER_COUNTS = ("num_hidden_layers", "n_layer")
 
 
-class DeviceView(Protocol):
-    """A device as the fleet knows it."""
-
-    @property
-    def device(self) -> Device: ...
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def losses(self) -> int: ...
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def free_bytes(self) -> int | None: ...
-
-
-class FleetView(Protocol):
-    """The devices that splits are planned over."""
-
-    @property
-    def devices(self) -> Sequence[DeviceView]: ...
-
-    @property
-    def events(self) -> Sequence[DeviceEvent]: ...
-
-
 class PipelineApi:
-    def __init__(self, residents: Residents, fleet: Callable[[], FleetView | None]) -> None:
-        """`fleet` is none while nothing is split here."""
-        self._residents, self._fleet = residents, fleet
+    def __init__(self, service: Service) -> None:
+        self._residents, self._fleet = service.residents, service.fleet
 
     async def status(self, request: Request) -> Response:
-        residents, fleet = self._residents, self._fleet()
+        residents, fleet = self._residents, self._fleet
         return json_reply(
             {
                 "models": {host.name: model_record(host, residents.accounts) for host in residents.hosts},
@@ -130,21 +100,28 @@ def layer_count(host: ModelHost) -> int:
     return int(found)
 
 
-def device_records(devices: Sequence[DeviceView], held: Sequence[Account]) -> list[Record]:
-    """Those that may take part in a split, then the others that hold something: who holds how much of each."""
+def device_records(devices: Sequence[FleetDevice], held: Sequence[Account]) -> list[Record]:
+    """Those that may take part in a split, then the others where something is held: who holds how much of each."""
     accounts = {account.device: account for account in held}
     listed = {one.device.name for one in devices}
     return [
         *(_fleet_record(one, accounts.get(one.device.name)) for one in devices),
-        *(_account_record(account) for name, account in accounts.items() if name not in listed),
+        *(
+            _account_record(account)
+            for account in held
+            if account.device not in listed and (account.used_bytes or not listed)
+        ),
     ]
 
 
-def _fleet_record(one: DeviceView, account: Account | None) -> Record:
+def _fleet_record(one: FleetDevice, account: Account | None) -> Record:
     device = one.device
     whole = device.budget_bytes or (account.budget_bytes if account is not None else one.free_bytes)
     return _device_record(device.name, device.kind, whole, account) | {
         "state": one.state,
+        "listed": True,
+        "held_bytes": one.held_bytes,
+        "wanted_bytes": one.wanted_bytes,
         "speed": device.speed,
         "losses": one.losses,
         "reason": one.reason or None,
@@ -160,7 +137,10 @@ def _device_record(name: str, kind: str, whole: int | None, account: Account | N
         "device": name,
         "kind": kind,
         "state": "present",
+        "listed": False,  # splits are not planned over it
         "budget_bytes": whole,
+        "held_bytes": account.used_bytes if account is not None else 0,
+        "wanted_bytes": None,  # of a budget that a new plan has to make room for first
         "speed": None,
         "losses": 0,
         "reason": None,

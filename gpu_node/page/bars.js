@@ -69,7 +69,7 @@ export function rowsOf(name, model, status) {
   const used = new Set(model.stages.map((stage) => stage.device));
   if (model.split) {
     for (const device of devices.values()) {
-      if (!used.has(device.device) && device.state !== "gone") rows.push(idleRow(name, device, model, status));
+      if (device.listed && !used.has(device.device) && device.state !== "gone") rows.push(idleRow(name, device, model, status));
     }
   }
   return rows;
@@ -167,7 +167,7 @@ function updateRow(item, row, scale, facts) {
   const [name, layers, state] = top.children;
   mark(item, "class", `stage ${row.look}`);
   write(name, row.device);
-  write(layers, row.title);
+  write(layers, [row.title, row.stated ? size(row.total) : ""].filter(Boolean).join(" · "));
   write(state, row.state);
   mark(bar, "aria-label", spoken(row));
   for (const segment of bar.children) {
@@ -180,8 +180,6 @@ function updateRow(item, row, scale, facts) {
   keep(amounts, told, ([part]) => part, ([part]) => make("span", part), (child, [part, words]) => {
     write(child, `${part === "step" ? "step" : words.split(",")[0]} ${size(row.parts[part])}`);
   });
-  if (row.stated) mark(amounts, "data-of", `of ${size(row.total)}`);
-  else amounts.removeAttribute("data-of");
   write(more, facts);
   more.hidden = !facts;
 }
