@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,12 +49,18 @@ class DeviceFleet:
         self._lock = threading.Lock()
         self._watchers: tuple[_Watcher, ...] = ()
         self._events: deque[DeviceEvent] = deque(maxlen=EVENTS_KEPT)
+        self._event_counts: Counter[str] = Counter()
         self._table, happened = listed(tuple(devices), clock(), joins)
         self._keep(happened)
 
     @property
     def table(self) -> DeviceTable:
         return self._table
+
+    @property
+    def now(self) -> float:
+        """On the clock of its devices' times."""
+        return self._clock()
 
     @property
     def epoch(self) -> int:
@@ -67,10 +73,17 @@ class DeviceFleet:
         with self._lock:
             return tuple(self._events)
 
+    @property
+    def event_counts(self) -> Mapping[str, int]:
+        """How often each has happened, also those that are not kept any more."""
+        with self._lock:
+            return dict(self._event_counts)
+
     def present(self) -> tuple[Device, ...]:
         """What plans are made over: as large as they are to be, without those that leave."""
         return self._table.present
 
+    @property
     def devices(self) -> tuple[FleetDevice, ...]:
         """All, also those that went."""
         return self._table.devices
@@ -165,6 +178,7 @@ class DeviceFleet:
 
     def _keep(self, happened: Sequence[Happening]) -> None:
         for one in happened:
+            self._event_counts[one.what] += 1
             self._events.append(DeviceEvent(self._wall(), one.device, one.what, one.detail))
             log.info("device %s: %s%s", one.device, one.what, f" ({one.detail})" if one.detail else "")
 

@@ -87,7 +87,7 @@ def held(table: DeviceTable, model: str, holds: Mapping[str, int], now: float) -
 
 
 def seen(table: DeviceTable, free_bytes: Mapping[str, int], now: float) -> Outcome:
-    """`free_bytes`: by card, all that a probe saw. Cards go and come back by it; new ones join where the table says so."""
+    """`free_bytes`: by card, all that a probe saw. Cards go and come back by it, and new ones may join."""
     happened: tuple[Happening, ...] = ()
     for one in table.devices:
         if one.device.card in free_bytes:
