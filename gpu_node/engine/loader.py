@@ -208,7 +208,7 @@ def computes_halves(dtype: torch.dtype) -> bool:
 
 def check_room(source: Source, choices: Choices) -> None:
     """Raises `DeviceOutOfMemory` before anything is read: Linux would rather kill the process than refuse memory."""
-    needed = sum(_held_bytes(source, name, choices) for name in source.names())
+    needed = sum(held_bytes(source, name, choices) for name in source.names())
     device = choices.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
     if needed > free:
@@ -218,7 +218,7 @@ def check_room(source: Source, choices: Choices) -> None:
         )
 
 
-def _held_bytes(source: Source, name: str, choices: Choices) -> float:
+def held_bytes(source: Source, name: str, choices: Choices) -> float:
     shape = source.shape(name)
     count = math.prod(shape)
     if choices.weights == "stored" and source.is_quantised(name):
