@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from gpu_node.engine.chain import Holding
 from gpu_node.engine.kv_pool import KvPool, LayerShape, token_bytes
 from gpu_node.engine.layers.assembly import Ends, Exit
 from gpu_node.engine.layers.compiled import CompiledLayers
+from gpu_node.engine.layers.elsewhere import Elsewhere, Far, Half, half_of
 from gpu_node.engine.layers.layer import Layer, LayerWeights, Scene
 from gpu_node.engine.layers.operations import capped_in_place, normalised
 from gpu_node.engine.layers.recipe import Recipe
@@ -111,6 +113,7 @@ class LayeredPart:
         self._pool: KvPool | None = None
         self._room: Workspace | None = None
         self._compiled: CompiledLayers | None = None
+        self._elsewhere: Elsewhere | None = None
         self.holding = model.holding
         self.vocabulary_size, self.hidden_size = recipe.vocabulary_size, recipe.hidden_size
         self.layer_shapes = tuple(
@@ -153,7 +156,7 @@ class LayeredPart:
 
     def drop_cache(self) -> None:
         """Programs hold addresses of the pool, so they go with it."""
-        self._pool = self._room = self._compiled = None
+        self._pool = self._room = self._compiled = self._elsewhere = None
 
     def bind(self, pool: KvPool) -> None:
         """From now on keys and values go to `pool`, made for `layer_shapes`; an earlier one is let go."""
@@ -173,20 +176,60 @@ class LayeredPart:
         except Unsuitable as error:
             log.info("These layers run without compiled programs: %s", error)
 
+    def extend(self, elsewhere: Elsewhere) -> None:
+        """Blocks behind the pool's own are there from now on, until the cache is dropped."""
+        assert self._pool is not None, "a cache is taken before it is extended"
+        self._elsewhere = elsewhere
+
+    def copy(self, source: int, target: int) -> None:
+        """A block of the cache, wherever both are."""
+        kept = self._elsewhere or self._pool
+        assert kept is not None, "a cache is taken before the first copy"
+        kept.copy(source, target)
+
     def forward(self, batch: Batch, hidden: Tensor | None, want: Output) -> Tensor:
+        elsewhere, pool = self._elsewhere, self._pool
+        assert pool is not None, "a pool is bound before the first forward"
+        far = elsewhere.far_rows(batch) if elsewhere is not None else ()
+        if elsewhere is None or not far:
+            pool.clear(batch.fresh)
+            return self._computed(batch, hidden, want)
+        near = [row for row in range(batch.rows) if row not in far]
+        if not near or self._compiled is None:
+            return self._computed(batch, hidden, want, elsewhere.opened(batch))
+        pool.clear(block for block in batch.fresh if block < pool.block_count)
+        halves = (half_of(batch, near), half_of(batch, far))
+        inputs = [None if hidden is None else hidden[half.tokens] for half in halves]
+        found = [self._computed(halves[0].batch, inputs[0], want)]
+        found.append(self._computed(halves[1].batch, inputs[1], want, elsewhere.opened(halves[1].batch)))
+        return self._together(batch, halves, found)
+
+    def _together(self, batch: Batch, halves: tuple[Half, Half], found: list[Tensor]) -> Tensor:
+        """In the order of the whole batch: its tokens, or behind the last layer its outputs."""
+        assert self._model is not None, "somebody has just computed with it"
+        by_token = self._model.ends.exit is None
+        rows = len(batch.tokens) if by_token else len(batch.output_rows)
+        whole = found[0].new_empty(rows, found[0].shape[1])
+        for half, part in zip(halves, found, strict=True):
+            whole[half.tokens if by_token else half.outputs] = part
+        return whole
+
+    def _computed(self, batch: Batch, hidden: Tensor | None, want: Output, far: Far | None = None) -> Tensor:
+        """`far`: keys and values go there, and are attended to there."""
         model, pool = self._model, self._pool
-        assert model is not None and pool is not None, "a pool is bound before the first forward, and not after close"
-        pool.clear(batch.fresh)
+        assert model is not None and pool is not None, "not after close"
         lookup, leaving = model.ends.lookup, model.ends.exit
         if lookup is not None:
             hidden = _entered(model.recipe, lookup, batch)
         assert hidden is not None, "hidden states come from the part before"
         angles = model.rotary.reaching(max(batch.lengths))
-        if self._compiled is not None and self._room is not None and self._room.fits(batch):
+        if far is None and self._compiled is not None and self._room is not None and self._room.fits(batch):
             self._room.fill(batch, hidden, angles)
             states = self._compiled.run(hidden.shape[0])
             return states if leaving is None else _left(model.recipe, leaving, states[batch.output_rows], want)
-        scene = Scene(batch, pool, _at(angles, batch), self._attention)
+        # To a layer what is far looks like a pool and like an attention at once.
+        kept, attention = (pool, self._attention) if far is None else (cast(KvPool, far), far)
+        scene = Scene(batch, kept, _at(angles, batch), attention)
         hidden = hidden.to(self._numerics.compute)
         if leaving is None:
             return _through(model.layers, hidden, scene)
