@@ -6,6 +6,7 @@ ends a request, the time to stay is counted anew. When it comes and goes is deci
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -98,15 +99,24 @@ class Stay:
     clock: Callable[[], float] = time.monotonic
 
 
+# What a model of this description takes where it is split over several devices, which size its cache themselves.
+# Raises `DoesNotFit`. In any thread.
+SplitClaim = Callable[[ModelDescription], Claim]
 MakeEngine = Callable[[Callable[[], ModelRunner], LoadWish], HostedEngine]
 
 
 class ModelHost:
     def __init__(
-        self, names: tuple[str, ...], files: ModelFiles, make_engine: MakeEngine, wish: LoadWish, stay: Stay
+        self,
+        names: tuple[str, ...],
+        files: ModelFiles,
+        make_engine: MakeEngine,
+        wish: LoadWish,
+        stay: Stay,
+        split_claim: SplitClaim | None = None,
     ) -> None:
         """The first of `names` is the one that is listed."""
-        self._names, self._files, self._stay = names, files, stay
+        self._names, self._files, self._stay, self._split_claim = names, files, stay, split_claim
         self.wish = wish
         self.before: LoadWish | None = None  # how it was loaded until somebody wanted it otherwise, which is unproven
         self._granted = wish  # as it is loaded: the cache has a size
@@ -155,7 +165,7 @@ class ModelHost:
         own = (self.description.context_length if self.description else 0) or UNSTATED_CONTEXT
         context = min(self.wish.context or LARGEST_DEFAULT_CONTEXT, own)
         runner = self.engine.runner
-        return context if runner is None else min(context, runner.cache.block_count * runner.cache.block_tokens)
+        return context if runner is None else min(context, runner.cache.promised_count * runner.cache.block_tokens)
 
     def serves(self, name: str) -> bool:
         return any(same_model(name, own) for own in self._names)
@@ -175,10 +185,12 @@ class ModelHost:
     async def prepare(self) -> None:
         self.description = await self._files.prepare()
 
-    def claim(self, account: Account) -> Claim:
+    async def claim(self, account: Account) -> Claim:
         """What loading will take from the account. Call after `prepare`."""
         described = self.description
         assert described is not None, "prepared before"
+        if self._split_claim is not None:
+            return await asyncio.to_thread(self._split_claim, described)  # many splits of many layers are tried
         size = ModelSize(described.parameter_count, described.size_bytes, described.config, described.quantisation)
         return needed(size, self.wish, self.context_tokens, account)
 
@@ -191,7 +203,7 @@ class ModelHost:
 
     async def load(self, granted: Claim) -> None:
         """Raises whatever the engine raises."""
-        given = bool(self.wish.kv_bytes or self.wish.kv_blocks)
+        given = bool(self.wish.kv_bytes or self.wish.kv_blocks) or self._split_claim is not None
         self._granted = self.wish if given else replace(self.wish, kv_bytes=granted.cache_bytes)
         await self.engine.load()
         self.loaded_once, self._dismissed = True, False

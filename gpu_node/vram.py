@@ -18,6 +18,8 @@ USABLE_SHARE = 0.9
 CONTEXTS_WANTED = 8
 # Of what is left beside the weights: a CPU's memory is everybody's, a GPU's is there for this.
 CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}
+# What the account of all devices together is called, where models are split over them.
+POOL = "devices"
 # Everything else that a description calls its quantisation is one, and computes as it is stored.
 PLAIN_DTYPES = frozenset({"", "UNKNOWN", "F64", "F32", "F16", "BF16", "FLOAT32", "FLOAT16", "BFLOAT16"})
 BITS_OF_WEIGHTS = {"int8": 8.5, "int4": 4.75}  # with their scales
@@ -41,6 +43,16 @@ class Account:
     budget_bytes: int
     claims: Mapping[str, Claim] = field(default_factory=dict)  # by model
     buffers: Mapping[str, int] = field(default_factory=dict)  # bytes by session; nobody with none
+    gpus: int = 0  # of a pool: so many of its devices are GPUs
+
+    @property
+    def is_pool(self) -> bool:
+        """Of several devices, which models are split over; nothing else lies there."""
+        return self.device == POOL
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.gpus > 0 or self.device.startswith("cuda")
 
     @property
     def used_bytes(self) -> int:
