@@ -35,6 +35,7 @@ def pipeline_record(status: PipelineStatus) -> Record:
         "depths_measured": {str(depth): round(speed, 3) for depth, speed in sorted(status.depths_measured.items())},
         "stages": [stage_record(stage, memory_of(stage, status)) for stage in status.stages],
         "links": [{**asdict(link), "sending_seconds": _rounded(link.sending_seconds)} for link in status.links],
+        "lent_bytes": lent_by_device(status.lending.leases if status.lending is not None else ()),
         "lending": None if status.lending is None else lending_record(status.lending),
         "replans": status.replans,
         "steps": status.steps,

@@ -8,7 +8,6 @@ not know how a plan is made or carried out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
@@ -101,49 +100,44 @@ def layer_count(host: ModelHost) -> int:
 
 
 def device_records(devices: Sequence[FleetDevice], held: Sequence[Account]) -> list[Record]:
-    """Those that may take part in a split, then the others where something is held: who holds how much of each."""
+    """Those that splits are planned over, then the others where something is held: who holds how much of each."""
     accounts = {account.device: account for account in held}
-    listed = {one.device.name for one in devices}
+    listed = {one.name for one in devices}
+    others = [one for one in held if one.device not in listed and not one.is_pool and (one.used_bytes or not listed)]
     return [
-        *(_fleet_record(one, accounts.get(one.device.name)) for one in devices),
-        *(
-            _account_record(account)
-            for account in held
-            if account.device not in listed and (account.used_bytes or not listed)
-        ),
+        *(_fleet_record(one, accounts.get(one.name)) for one in devices),
+        *(_account_record(account) for account in others),
     ]
 
 
 def _fleet_record(one: FleetDevice, account: Account | None) -> Record:
     device = one.device
-    whole = device.budget_bytes or (account.budget_bytes if account is not None else one.free_bytes)
-    return _device_record(device.name, device.kind, whole, account) | {
+    return {
+        "device": one.name,
+        "kind": device.kind,
         "state": one.state,
         "listed": True,
-        "held_bytes": one.held_bytes,
+        "budget_bytes": device.budget_bytes if device.budget_bytes is not None else one.free_bytes,
         "wanted_bytes": one.wanted_bytes,
         "speed": device.speed,
         "losses": one.losses,
         "reason": one.reason or None,
+        "held": dict(one.held),
+        "buffer_bytes": sum(account.buffers.values()) if account is not None else 0,
     }
 
 
 def _account_record(account: Account) -> Record:
-    return _device_record(account.device, account.device.partition(":")[0], account.budget_bytes, account)
-
-
-def _device_record(name: str, kind: str, whole: int | None, account: Account | None) -> Record:
     return {
-        "device": name,
-        "kind": kind,
+        "device": account.device,
+        "kind": account.device.partition(":")[0],
         "state": "present",
         "listed": False,  # splits are not planned over it
-        "budget_bytes": whole,
-        "held_bytes": account.used_bytes if account is not None else 0,
+        "budget_bytes": account.budget_bytes,
         "wanted_bytes": None,  # of a budget that a new plan has to make room for first
         "speed": None,
         "losses": 0,
         "reason": None,
-        "models": {model: asdict(claim) for model, claim in account.claims.items()} if account is not None else {},
-        "buffer_bytes": sum(account.buffers.values()) if account is not None else 0,
+        "held": {model: claim.total_bytes for model, claim in account.claims.items()},
+        "buffer_bytes": sum(account.buffers.values()),
     }

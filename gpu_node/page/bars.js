@@ -98,8 +98,7 @@ function stageRow(name, stage, device, status) {
 }
 
 function idleRow(name, device, model, status) {
-  const leases = model.lending?.leases ?? [];
-  const lent = leases.filter((lease) => lease.lender === device.device).reduce((sum, one) => sum + one.size_bytes, 0);
+  const lent = model.lent_bytes?.[device.device] ?? 0;
   const parts = { weights: 0, cache: 0, step: 0, lent, others: othersOn(name, device.device, device, status) };
   return filled({
     key: `- ${device.device}`,
