@@ -189,12 +189,11 @@ class Splitting:
     def load(self, wanted: Wanted, folder: Path, options: LoadOptions) -> ModelRunner:
         """In the engine's thread. Raises `DoesNotFit`, `ModelError`, and `DeviceOutOfMemory` where it may fit once
         others have left."""
-        from gpu_node.pipeline.split_runner import SplitRunner
-
         self.look()
-        model = SplitModel(folder, wanted.shape, options)
+        plan = self.planner(wanted)
         try:
-            return SplitRunner(model, self.fleet, self.planner(wanted), self._rules.options)
+            plan(self.fleet.present())  # before anything heavy is imported
+            return _runner(SplitModel(folder, wanted.shape, options), self.fleet, plan, self._rules.options)
         except DoesNotFit as error:
             if any(self._around(wanted.name, self.fleet.present()).held_by_others.values()):
                 raise DeviceOutOfMemory(str(error)) from error
@@ -231,3 +230,9 @@ class Splitting:
         for card, size in free.items():
             self._most_free[card] = max(size, self._most_free.get(card, 0))
         return Surroundings(tuple(devices), free, others, itself, dict(self._most_free), findings)
+
+
+def _runner(model: SplitModel, fleet: DeviceFleet, plan: PlanDevices, options: SplitOptions) -> ModelRunner:
+    from gpu_node.pipeline.split_runner import SplitRunner
+
+    return SplitRunner(model, fleet, plan, options)
