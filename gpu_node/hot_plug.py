@@ -1,15 +1,14 @@
 """Looks every few seconds which cards this machine has and how much memory is free, and tells the fleet.
 
 A card is known by its identity (the driver's UUID), not by its place in the list: where one is pulled out, the others
-move up, and keep their names here. Invariants: a probe that fails or hangs loses no device and stops nothing but the
-probing; CPUs never go. Must not know plans or who uses the devices.
+move up, and keep their names here. Invariants: a look that fails or hangs loses no device, and holds up nothing but
+the next look; CPUs never go. Must not know plans or who uses the devices.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -21,6 +20,8 @@ from gpu_node.inventory import Gpu, Machine
 PROBE_SECONDS = 5.0
 # How exactly the pauses of lost devices are kept.
 TICK_SECONDS = 1.0
+# The driver answers in milliseconds, or is broken.
+STOP_SECONDS = 2.0
 
 log = logging.getLogger("gpu_node.devices")
 
@@ -53,56 +54,51 @@ def _name(place: int, taken: set[str]) -> str:
 
 
 class HotPlug:
-    """`gpus`: those that this node may use, in order. `poll` is one look; `start` and `stop` run it in a thread."""
+    """`gpus`: those that this node may use, in order. `look` is one look; `start` and `stop` run it in a thread, and
+    beside it, in another one that no driver can hold up, what waits for time to pass."""
 
-    def __init__(
-        self,
-        fleet: DeviceFleet,
-        gpus: Callable[[], Sequence[Gpu]],
-        machine: Callable[[], Machine],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._fleet, self._gpus, self._machine, self._clock = fleet, gpus, machine, clock
+    def __init__(self, fleet: DeviceFleet, gpus: Callable[[], Sequence[Gpu]], machine: Callable[[], Machine]) -> None:
+        self._fleet, self._gpus, self._machine = fleet, gpus, machine
         self._cards = Cards()
-        self._next_probe = clock()
         self._failing = False
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     @property
     def cards(self) -> Cards:
         return self._cards
 
-    def poll(self) -> None:
-        """The pauses of lost devices every time, a probe when it is due."""
-        now = self._clock()
-        if now < self._next_probe:
-            self._fleet.tick()
-            return
-        self._next_probe = now + PROBE_SECONDS
+    def look(self) -> None:
         try:
             self._cards = looked(self._cards, self._gpus(), self._machine())
         except Exception:  # a driver in the middle of an update: what was known stays known
             if not self._failing:
                 log.exception("the devices of this machine cannot be looked at; it is tried again")
             self._failing = True
-            self._fleet.tick()
             return
         self._failing = False
         self._fleet.tick(self._cards.free_bytes)
 
     def start(self) -> None:
-        """Looks once before it returns, so that free memory is known."""
-        self.poll()
-        self._thread = threading.Thread(target=self._run, name="hot plug", daemon=True)
-        self._thread.start()
+        """The first look is made at once."""
+        for name, work, seconds in (
+            ("hot plug", self.look, PROBE_SECONDS),
+            ("device pauses", self._tick, TICK_SECONDS),
+        ):
+            thread = threading.Thread(target=self._run, args=(work, seconds), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def stop(self) -> None:
-        """A probe that hangs in the driver is not waited for long: the thread ends with the process then."""
+        """A look that hangs in the driver is not waited for long: its thread ends with the process then."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(TICK_SECONDS)
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
 
-    def _run(self) -> None:
-        while not self._stopping.wait(TICK_SECONDS):
-            self.poll()
+    def _tick(self) -> None:
+        self._fleet.tick()
+
+    def _run(self, work: Callable[[], None], seconds: float) -> None:
+        work()
+        while not self._stopping.wait(seconds):
+            work()

@@ -9,7 +9,7 @@ import pytest
 
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.devices import parse_devices
-from gpu_node.hot_plug import PROBE_SECONDS, Cards, HotPlug, looked
+from gpu_node.hot_plug import Cards, HotPlug, looked
 from gpu_node.inventory import Gpu, Machine
 
 HERE = Machine("here", "a processor", 2, 2, 16_000, 8_000, (0.0, 0.0, 0.0))
@@ -24,10 +24,12 @@ class Driver:
         self.now = 0.0
         self.cards = list(identities)
         self.error: Exception | None = None
-        self.asked = 0
+        self.looked, self.answers = threading.Event(), threading.Event()
+        self.answers.set()
 
     def gpus(self) -> list[Gpu]:
-        self.asked += 1
+        self.looked.set()
+        self.answers.wait()
         if self.error is not None:
             raise self.error
         return [gpu(identity) for identity in self.cards]
@@ -35,13 +37,7 @@ class Driver:
 
 def plugged(driver: Driver, text: str = "cuda:0,cuda:1,cpu:64MiB", joins: bool = False) -> tuple[DeviceFleet, HotPlug]:
     fleet = DeviceFleet(parse_devices(text), lambda: driver.now, joins=joins)
-    return fleet, HotPlug(fleet, driver.gpus, lambda: HERE, lambda: driver.now)
-
-
-def look(driver: Driver, hot: HotPlug, times: int = 1) -> None:
-    for _ in range(times):
-        driver.now += PROBE_SECONDS
-        hot.poll()
+    return fleet, HotPlug(fleet, driver.gpus, lambda: HERE)
 
 
 def names(fleet: DeviceFleet) -> list[str]:
@@ -62,14 +58,15 @@ def test_cards_keep_their_names_when_one_is_pulled_out() -> None:
 def test_a_card_is_pulled_out_and_put_back() -> None:
     driver = Driver("a", "b")
     fleet, hot = plugged(driver)
-    hot.poll()
+    hot.look()
     driver.cards = ["b"]
-    look(driver, hot)
+    hot.look()
     assert names(fleet) == ["cuda:0", "cuda:1", "cpu:0"]
-    look(driver, hot)
+    hot.look()
     assert names(fleet) == ["cuda:1", "cpu:0"]
+    assert hot.cards.identity("cuda:1") == "b"
     driver.cards = ["a", "b"]
-    look(driver, hot)
+    hot.look()
     assert names(fleet) == ["cuda:0", "cuda:1", "cpu:0"]
 
 
@@ -77,51 +74,42 @@ def test_a_new_card_joins_where_nobody_listed_devices() -> None:
     driver = Driver("a")
     closed, hot_closed = plugged(driver, "cuda:0")
     opened, hot_opened = plugged(driver, "cuda:0", joins=True)
-    hot_closed.poll()
-    hot_opened.poll()
-    driver.cards.append("b")
-    look(driver, hot_closed)
-    look(driver, hot_opened)
+    for cards in (["a"], ["a", "b"]):
+        driver.cards = cards
+        hot_closed.look()
+        hot_opened.look()
     assert (names(closed), names(opened)) == (["cuda:0"], ["cuda:0", "cuda:1"])
 
 
-def test_pauses_are_kept_between_probes() -> None:
-    driver = Driver("a")
-    fleet, hot = plugged(driver, "cpu:64MiB,cpu:64MiB")
-    hot.poll()
-    fleet.lost("cpu:0", "killed")
-    driver.now = PROBE_SECONDS - 0.1
-    hot.poll()
-    assert (names(fleet), driver.asked) == (["cpu:1"], 1)
-    driver.now = 5.0
-    hot.poll()
-    assert names(fleet) == ["cpu:0", "cpu:1"]
-
-
-def test_a_probe_that_fails_loses_no_device(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_look_that_fails_loses_no_device(caplog: pytest.LogCaptureFixture) -> None:
     driver = Driver("a", "b")
     fleet, hot = plugged(driver)
-    hot.poll()
-    fleet.lost("cpu:0", "killed")
+    hot.look()
     driver.error = OSError("the driver is being updated")
     with caplog.at_level(logging.ERROR):
-        look(driver, hot, times=5)
-    assert names(fleet) == ["cuda:0", "cuda:1", "cpu:0"]  # and the pause of the lost one went on
+        for _ in range(5):
+            hot.look()
+    assert names(fleet) == ["cuda:0", "cuda:1", "cpu:0"]
     assert caplog.text.count("cannot be looked at") == 1
     driver.error, driver.cards = None, ["a"]
-    look(driver, hot, times=2)
+    for _ in range(2):
+        hot.look()
     assert names(fleet) == ["cuda:0", "cpu:0"]
 
 
-def test_the_thread_polls_until_it_is_stopped() -> None:
-    driver, polled = Driver("a"), threading.Event()
+def test_a_driver_that_hangs_holds_up_no_pause() -> None:
+    driver, back = Driver("a"), threading.Event()
     fleet, hot = plugged(driver)
-    hot.start()
-    assert fleet.free_bytes()["cuda:0"] == 1000  # known before it goes on by itself
-    fleet.watch(polled.set)
+    driver.answers.clear()
     fleet.lost("cpu:0", "killed")
-    polled.clear()
-    driver.now += PROBE_SECONDS
-    assert polled.wait(10.0)
-    hot.stop()
-    assert "cpu:0" in names(fleet)
+    driver.now = 1000.0
+    fleet.watch(back.set)
+    hot.start()
+    try:
+        assert back.wait(10.0)
+        assert "cpu:0" in names(fleet)
+        assert driver.looked.wait(10.0)
+    finally:
+        driver.answers.set()
+        hot.stop()
+    assert fleet.free_bytes()["cuda:0"] == 1000
