@@ -230,7 +230,7 @@ class FarForward:
         for share in self._shares:
             share.begin(*given)
         found = merged([share.finish(*given) for share in self._shares], terms.sinks)
-        return found.output.to(query.dtype)
+        return found.output.to(query.dtype).contiguous()
 
 
 def tables_of(batch: Batch) -> StepTables:

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy
 import torch
 from torch import Tensor
 
+from gpu_node.engine.runner import NO_MEMORY_TEXTS
 from gpu_node.memory.errors import LeaseFault
 from gpu_node.memory.lend_messages import (
     Bytes,
@@ -29,7 +31,7 @@ from gpu_node.memory.lend_messages import (
     unpack_numbers,
 )
 from gpu_node.memory.places import CacheForm, HeldBlocks, Staged
-from gpu_node.memory.scene import Numbers, SceneBounds, unpack_scene
+from gpu_node.memory.scene import SceneBounds, unpack_scene
 from wire.errors import BadPayload
 
 log = logging.getLogger("gpu_node.memory")
@@ -108,6 +110,8 @@ class Lender:
                 channel.say(*failure_parts(str(error), out_of_memory=False))
                 return
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:  # CPUs say it with a RuntimeError
+                if not _is_shortage(error):
+                    raise
                 channel.say(*failure_parts(str(error), out_of_memory=True))
                 continue
             if answer is not None:
@@ -154,7 +158,7 @@ def _rows(data: memoryview, count: int, heads: int, dim: int, dtype: torch.dtype
 
 def _moved(blocks: HeldBlocks, head: Head, body: memoryview) -> tuple[Bytes, ...] | None:
     named, content = unpack_numbers(body, head.count * (2 if head.kind is Kind.COPY else 1))
-    if not named or not blocks.holds(_numbers(named)):
+    if not named or not blocks.holds(numpy.array(named)):
         raise BadPayload("a block that nobody lent")
     if head.kind is Kind.READ and not content:
         return (Head(Kind.CONTENT, count=head.count).pack(), bytes_of(blocks.read(named)))
@@ -170,7 +174,6 @@ def _moved(blocks: HeldBlocks, head: Head, body: memoryview) -> tuple[Bytes, ...
     return None
 
 
-def _numbers(blocks: tuple[int, ...]) -> Numbers:
-    import numpy
-
-    return numpy.array(blocks, dtype=numpy.int64)
+def _is_shortage(error: Exception) -> bool:
+    told = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return told or any(text in str(error) for text in NO_MEMORY_TEXTS)

@@ -209,9 +209,11 @@ class LayeredPart:
         assert self._model is not None, "somebody has just computed with it"
         by_token = self._model.ends.exit is None
         rows = len(batch.tokens) if by_token else len(batch.output_rows)
-        whole = found[0].new_empty(rows, found[0].shape[1])
+        widest = max(found, key=len)  # one without outputs stays as wide as hidden states
+        whole = widest.new_empty(rows, widest.shape[1])
         for half, part in zip(halves, found, strict=True):
-            whole[half.tokens if by_token else half.outputs] = part
+            if len(part):
+                whole[half.tokens if by_token else half.outputs] = part
         return whole
 
     def _computed(self, batch: Batch, hidden: Tensor | None, want: Output, far: Far | None = None) -> Tensor:

@@ -21,16 +21,16 @@ FAMILIES = ["llama", "qwen3", "gemma2", "gemma3", "qwen2-sliding"]
 
 
 @contextmanager
-def over_places(chain: StageChain, near: int = NEAR) -> Iterator[list[Borrowed]]:
-    """Every part has `near` blocks of its own, and the others lie with two lenders."""
+def over_places(chain: StageChain, block_tokens: int = BLOCK_TOKENS) -> Iterator[list[Borrowed]]:
+    """Every part has a few blocks of its own, and the others lie with two lenders."""
     found = []
     with ExitStack() as stack:
         for part in chain.parts:
             assert isinstance(part, LayeredPart)
-            part.take_cache(BLOCK_TOKENS, near)
+            part.take_cache(block_tokens, NEAR)
             assert part.pool is not None
             borrowed = stack.enter_context(borrowing(part.pool, BLOCKS, (1, 2)))
-            borrowed.borrow(1, near, 14)
+            borrowed.borrow(1, NEAR, 14)
             borrowed.borrow(2, 14, BLOCKS)
             part.extend(borrowed.cache)
             found.append(borrowed)
@@ -48,11 +48,11 @@ STEPS = (
 
 
 @torch.inference_mode()
-def outputs(chain: StageChain) -> list[torch.Tensor]:
+def outputs(chain: StageChain, block_tokens: int = BLOCK_TOKENS) -> list[torch.Tensor]:
     found = []
     for rows in STEPS:
         want = "logits" if any(row.output == "logits" for row in rows) else "nothing"
-        found.append(chain.forward(batch_of(rows, BLOCK_TOKENS), want).clone())
+        found.append(chain.forward(batch_of(rows, block_tokens), want).clone())
     return found
 
 
@@ -83,11 +83,11 @@ class NoAttention:
 def test_near_rows_of_a_mixed_step_run_compiled(kernels: object) -> None:
     model = four_layers("llama", hidden_size=64)
     chain = chained(model, (2, 2), Numerics(kernels="compiled", compiled=kernels), NoAttention())
-    chain.take_cache(BLOCK_TOKENS, BLOCKS)
-    expected = outputs(chain)
-    with over_places(chain) as borrowed:
+    chain.take_cache(8, BLOCKS)
+    expected = outputs(chain, 8)
+    with over_places(chain, 8) as borrowed:
         assert all(isinstance(part, LayeredPart) and part.compiled for part in chain.parts)
-        found = outputs(chain)
+        found = outputs(chain, 8)
         assert all(each.cache.round_trips == 3 * 2 * 2 for each in borrowed)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
