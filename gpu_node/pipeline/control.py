@@ -12,8 +12,10 @@ from gpu_node.pipeline.orders import CODEC
 from wire.errors import BadPayload
 from wire.tensors import DType, TensorFlags, TensorHeader
 
-# Both sides' settings. Beats come from a thread beside whatever computes; see `Busy` for what holds them up.
+# The head's. Beats come from a thread beside whatever computes; see `Busy` for what holds them up.
 CONTROL_SETTINGS = LinkSettings(frame_bytes=MESSAGE_BYTES)
+# The worker's: a head that is gone closes the link, and one that is busy for seconds still needs its workers.
+WORKER_SETTINGS = LinkSettings(frame_bytes=MESSAGE_BYTES, silence_seconds=15.0)
 
 
 class ControlLink:

@@ -25,8 +25,9 @@ from wire.errors import BadPayload
 from wire.frames import Buffer
 from wire.tensors import DType, TensorFlags, TensorHeader, flat_view
 
-# Of every link of the ring.
-RING_SETTINGS = LinkSettings()
+# Of every link of the ring. Who is frozen is judged by the head, over the control links, and within half a second; here
+# a process that loads, or one that a person has stopped for a moment, breaks nothing.
+RING_SETTINGS = LinkSettings(silence_seconds=10.0)
 NUMBER_BYTES = 4
 FAILURE_BYTES = 1 << 14
 NO_OUTPUT = b"\0"

@@ -89,6 +89,14 @@ def part_weights(source: WeightSource, recipe: Recipe, span: tuple[int, int]) ->
     return tuple(dict.fromkeys((*ends, *(name for at in range(own.layers) for name in assembly.weights(at)))))
 
 
+def held_weights(source: WeightSource, had: Assembled) -> frozenset[str]:
+    """Of these, names of what a part made out of `had` does not read."""
+    assembly, ends = Assembly(source, had.recipe, Numerics()), had.ends
+    table = ends.lookup is not None or ends.pair is not None
+    names = [name for at in range(len(had.layers)) for name in assembly.weights(at)]
+    return frozenset((*assembly.end_weights(table, ends.exit is not None), *names))
+
+
 def _chain(source: WeightSource, recipe: Recipe, shares: Sequence[Share]) -> StageChain:
     kernels = SharedKernels()
     parts: list[LayeredPart] = []
