@@ -1,7 +1,7 @@
 // The node's page: its models, how each lies on the devices, and what happened to them, once a second. Text is set as
 // text, never as markup. The API key lives in this tab's session storage and travels as a header.
 
-import { count, drawRows, keep, make, rowsOf, size, whole, write } from "./bars.js";
+import { HAPPENED, count, drawRows, keep, make, rowsOf, size, whole, write } from "./bars.js";
 
 const EVERY_MS = 1000;
 const SHOWN_EVENTS = 50;
@@ -187,10 +187,6 @@ function leaseText(lease) {
 // devices and what happened to them
 
 const DEVICE_LOOKS = { present: "good", lost: "bad", leaving: "busy", gone: "idle" };
-const WHAT = {
-  listed: "is listed", joined: "joined", lost: "was lost", leaving: "is leaving", left: "left",
-  resized: "has another size", refused: "was refused", planned: "a new plan", switched: "the new plan took over",
-};
 
 function buildDevice(device) {
   const item = make("li", "device");
@@ -220,7 +216,7 @@ function buildEvent(event) {
   const time = make("time", "", when.toLocaleTimeString());
   time.dateTime = when.toISOString();
   time.title = when.toLocaleString();
-  top.append(make("span", "name", event.device), make("span", "", WHAT[event.what] ?? event.what), time);
+  top.append(make("span", "name", event.device), make("span", "", HAPPENED[event.what] ?? event.what), time);
   item.append(top);
   if (event.detail) item.append(make("div", "facts", event.detail));
   return item;

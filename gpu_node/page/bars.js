@@ -14,6 +14,11 @@ export const PARTS = [
 const LOOKS = { starting: "busy", loading: "busy", ready: "good", running: "good", lost: "bad", stopping: "idle" };
 const DEVICE_LOOKS = { present: "good", lost: "bad", leaving: "busy", gone: "idle" };
 const DEVICE_WORDS = { present: "no layers here", lost: "lost", leaving: "leaving", gone: "gone" };
+/** What happened to a device, behind its name. */
+export const HAPPENED = {
+  listed: "is listed", joined: "joined", lost: "was lost", leaving: "is leaving", left: "left",
+  resized: "has another size", refused: "was refused", planned: "a new plan", switched: "the new plan took over",
+};
 
 // small words
 
