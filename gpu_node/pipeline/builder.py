@@ -27,6 +27,7 @@ from gpu_node.pipeline.orders import AnyPlace, Failed, Load, Loaded, LoadWords, 
 from gpu_node.pipeline.process import torch_device
 from gpu_node.pipeline.ring import Ring
 from gpu_node.pipeline.split_model import SplitModel, SplitOptions
+from gpu_node.pipeline.step_frames import RING_SETTINGS
 from gpu_node.plan_picture import Picture
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # A wait on something that wakes nobody up looks so often whether it is still worth it.
 LOOK_SECONDS = 0.2
+AGAIN_SECONDS = 0.02
 log = logging.getLogger("gpu_node.pipeline")
 
 ChangedMind = Callable[[], bool]
@@ -89,8 +91,8 @@ class Builder:
         drop_current: bool = False,
         occupied: Collection[str] = (),
     ) -> LineUp:
-        """All parts loaded; without `drop_current` those seats are `short` whose part does not fit beside what runs, and
-        those on `occupied` devices.
+        """All parts loaded; without `drop_current` those seats are `short` whose part does not fit beside what runs,
+        and those on `occupied` devices.
 
         Raises `MindChanged`, `HandLost` and `ModelError`."""
         named = {device.name: device for device in devices}
@@ -206,7 +208,7 @@ class Builder:
         ends, deadline = LinkEnds(HEAD, 0, lineup.epoch), self._clock() + self._options.take_seconds
         while True:
             try:
-                return connect_link(hello.place, ends, self._crew.token, self._crew.ring_settings, LOOK_SECONDS * 5)
+                return connect_link(hello.place, ends, self._crew.token, RING_SETTINGS, LOOK_SECONDS * 5)
             except LinkError as error:
                 self._go_on(lineup, orders, deadline, error)
 
@@ -226,8 +228,8 @@ class Builder:
             self._check_taken(lineup, orders)
             if self._clock() > deadline:
                 raise LinksFailed(f"the stages cannot be linked: {error}") from error
-            if not isinstance(error, LinkSilent):  # it hung up: why is told soon
-                self._changed.wait(LOOK_SECONDS)
+            if not isinstance(error, LinkSilent):  # it hung up, or is still in another epoch: more is told soon
+                self._changed.wait(AGAIN_SECONDS)
 
     def _all_taken(self, lineup: LineUp, orders: Sequence[int]) -> bool:
         self._check_taken(lineup, orders)

@@ -12,7 +12,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from gpu_node.devices import Device
 from gpu_node.errors import NodeError
 from gpu_node.pipeline.control import CONTROL_SETTINGS
+from gpu_node.pipeline.ends import LinkEnds
 from gpu_node.pipeline.errors import LinkError
 from gpu_node.pipeline.gate import Gate
 from gpu_node.pipeline.hand import Hand
@@ -54,9 +55,9 @@ class Crew:
         self.token = secrets.token_hex(16)
         control = replace(CONTROL_SETTINGS, silence_seconds=PATIENT_SECONDS)
         self._gate = Gate(str(Path(self._folder.name) / "head"), self.token, control)
-        self.ring_settings = replace(RING_SETTINGS, silence_seconds=PATIENT_SECONDS)
-        self.ring_gate = Gate(str(Path(self._folder.name) / "ring"), self.token, self.ring_settings)
+        self.ring_gate = Gate(str(Path(self._folder.name) / "ring"), self.token, RING_SETTINGS)
         self.hands: dict[str, Hand] = {}
+        self._past_steps = 0
         self._worker_numbers, self._order_numbers = count(), count(1)
         self._ending = threading.Event()
         self._heart = Heart(clock=clock)
@@ -76,13 +77,12 @@ class Crew:
         if found is not None:
             self._end([found])
         number = next(self._worker_numbers) % (WORKER_MOST + 1)
-        try:
-            process = self._start(WorkerWords(self._gate.place, number, device, self.token))
-        except OSError as error:
-            raise NodeError(f"no worker can be started for {device.name}: {error.strerror or error}") from error
-        hand = Hand(device, number, process, self.changed, self._clock)
-        with self.changed:
-            self.hands[device.name] = hand
+        with self.changed:  # it may knock at the gate before this is over
+            try:
+                process = self._start(WorkerWords(self._gate.place, number, device, self.token))
+            except OSError as error:
+                raise NodeError(f"no worker can be started for {device.name}: {error.strerror or error}") from error
+            hand = self.hands[device.name] = Hand(device, number, process, self.changed, self._clock)
             self.changed.notify_all()
         return hand
 
@@ -102,6 +102,11 @@ class Crew:
     def unwatch(self, links: Iterable[Link]) -> None:
         for link in links:
             self._heart.remove(link)
+
+    @property
+    def steps(self) -> int:
+        """Messages that all workers have received on the ring, as far as they have told; also of those that ended."""
+        return self._past_steps + sum(hand.steps for hand in list(self.hands.values()))
 
     def lost(self) -> list[Hand]:
         """Those that are gone and were not told to go."""
@@ -138,6 +143,7 @@ class Crew:
             with self.changed:
                 if self.hands.get(hand.name) is hand:
                     del self.hands[hand.name]
+                    self._past_steps += hand.steps
 
     def _admit(self) -> None:
         while True:
@@ -145,16 +151,21 @@ class Crew:
                 self.changed.wait_for(lambda: self._ending.is_set() or self._awaited())
                 if self._ending.is_set():
                     return
-                awaited = {control_ends(hand.number): hand for hand in self._awaited()}
             try:
-                link = self._gate.admit(awaited, ADMIT_SECONDS)
+                link = self._gate.admit(_Expected(self._awaited), ADMIT_SECONDS)
             except LinkError:  # nobody came yet
                 continue
-            awaited[link.ends].admit(link)
+            hand = self._awaited().get(link.ends)
+            if hand is None:  # given up meanwhile
+                link.close()
+                continue
+            hand.admit(link)
             self._heart.add(link)
 
-    def _awaited(self) -> list[Hand]:
-        return [hand for hand in self.hands.values() if hand.link is None and not hand.gone]
+    def _awaited(self) -> dict[LinkEnds, Hand]:
+        with self.changed:
+            hands = list(self.hands.values())
+        return {control_ends(hand.number): hand for hand in hands if hand.link is None and not hand.gone}
 
     def _beat(self) -> None:
         last, even = self._clock(), False
@@ -182,3 +193,19 @@ class Crew:
         if hand.gone and not hand.process.ending:
             log.warning("The worker of %s is ended: %s", hand.name, hand.gone)
             hand.process.kill()
+
+
+class _Expected(Collection[LinkEnds]):
+    """Who is awaited at the moment of asking: workers are hired while the gate is waited at."""
+
+    def __init__(self, look: Callable[[], dict[LinkEnds, Hand]]) -> None:
+        self._look = look
+
+    def __contains__(self, ends: object) -> bool:
+        return ends in self._look()
+
+    def __iter__(self) -> Iterator[LinkEnds]:
+        return iter(self._look())
+
+    def __len__(self) -> int:
+        return len(self._look())

@@ -21,6 +21,8 @@ BATCHES = (8, 32)
 # All together. A few steps of each kind are enough to tell 5 %.
 MEASURE_SECONDS = 0.6
 MOST_ROUNDS = 6
+# Of a group in one round: a pipeline has to fill before it shows what it can do.
+ROUND_STEPS = 3
 GREEDY = SamplingOptions(temperature=0, repeat_penalty=1.0)
 
 
@@ -98,10 +100,6 @@ def measure(
     return found
 
 
-# A pipeline has to fill before it shows what it can do.
-ROUND_STEPS = 3
-
-
 def _round(steps: Steps, groups: Sequence[tuple[Step, Sequence[Pick]]], depth: int) -> None:
     """Every group takes its steps, each after its own last one came back, as decoding does."""
     order = [group for _ in range(ROUND_STEPS) for group in groups]
@@ -115,8 +113,7 @@ def _round(steps: Steps, groups: Sequence[tuple[Step, Sequence[Pick]]], depth: i
 
 def _groups(rows: int, depth: int) -> list[tuple[Step, Sequence[Pick]]]:
     """Each row has a block of its own."""
-    size = -(-rows // depth)
-    spans = [range(first, min(first + size, rows)) for first in range(0, rows, size)]
+    spans = [range(number * rows // depth, (number + 1) * rows // depth) for number in range(depth)]
     return [
         (
             Step(tuple(Row(block, (1,), 0, (block,), "logits", 1) for block in span)),

@@ -65,6 +65,11 @@ class Hand:
     def link(self) -> Link | None:
         return None if self._control is None else self._control.link
 
+    @property
+    def steps(self) -> int:
+        """That it has computed, as it told last."""
+        return 0 if self.report is None else self.report.steps
+
     def admit(self, link: Link) -> None:
         """Its control link is made."""
         self._control = ControlLink(link)

@@ -54,6 +54,10 @@ class LineUp:
     block_count: int = 0
     cache_bytes: dict[str, int] = field(default_factory=dict)  # by device
 
+    def again(self) -> LineUp:
+        """The same, to take another epoch."""
+        return LineUp(self.picture, self.seats)
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(seat.device.name for seat in self.seats)

@@ -24,11 +24,12 @@ PlanDevices = Callable[[Sequence[Device]], Picture]
 
 @dataclass(frozen=True, slots=True)
 class SplitModel:
-    """`folder` as for `model_files`."""
+    """`folder` as for `model_files`. `paces_measured`: seconds of plans are seconds, not only in proportion."""
 
     folder: Path
     shape: ModelShape
     options: LoadOptions
+    paces_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,10 +48,11 @@ def blocks_for(rooms: Sequence[StageRoom], cache: CacheOptions, demand: Demand, 
     found = wanted if least is None else min(wanted, least)
     if found < 1 or (exact and found < wanted):
         short = next(room for room, count in zip(rooms, counts, strict=True) if count == least)
+        need = max(wanted, 1)
         raise DeviceOutOfMemory(
-            f"{short.device} has {size_text(short.cache_bytes)} left for the cache beside "
-            f"{size_text(short.weights_bytes)} of weights and {size_text(short.step_bytes)} for a step, and {max(wanted, 1):,} blocks take "
-            f"{size_text(max(wanted, 1) * short.token_bytes * cache.block_tokens)}"
+            f"{short.device} has {size_text(short.cache_bytes)} left for the cache, beside "
+            f"{size_text(short.weights_bytes)} of weights and {size_text(short.step_bytes)} for a step, and "
+            f"{need:,} blocks take {size_text(need * short.token_bytes * cache.block_tokens)}"
         )
     return found
 
