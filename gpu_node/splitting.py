@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # their modules are torch's
     from gpu_node.engine.step import ModelRunner
 
 # As the engine reads prompts where nothing is said: so many tokens a step on a CPU, and on a GPU.
-STEP_TOKENS = {"cpu": 512}
+CPU_STEP_TOKENS = 512
 GPU_STEP_TOKENS = 4096
 
 log = logging.getLogger("gpu_node")
@@ -91,11 +91,15 @@ class Surroundings:
         return replace(device, free_bytes=max(device.free_bytes - self.held_by_others.get(device.name, 0), 0))
 
 
+def step_tokens_over(devices: Sequence[Device]) -> int:
+    """Of the largest step, where nobody says it."""
+    return GPU_STEP_TOKENS if any(device.kind != "cpu" for device in devices) else CPU_STEP_TOKENS
+
+
 def demand_of(wanted: Wanted, shape: ModelShape, devices: Sequence[Device]) -> Demand:
     """A cache that is told exactly is promised exactly; else as many contexts as an unsplit model would get."""
     wish, block = wanted.wish, wanted.wish.block_tokens
-    on_gpu = any(device.kind != "cpu" for device in devices)
-    step = wish.step_tokens or (GPU_STEP_TOKENS if on_gpu else STEP_TOKENS["cpu"])
+    step = wish.step_tokens or step_tokens_over(devices)
     token = sum(layer.cache_token_bytes for layer in shape.layers)
     blocks = wish.kv_blocks or (wish.kv_bytes // (block * token) if wish.kv_bytes and token else 0)
     if blocks or wish.kv_bytes:
