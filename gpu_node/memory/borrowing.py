@@ -135,9 +135,7 @@ class BorrowedCache:
             lender.copy([(source, target)])
 
     def far_rows(self, batch: Batch) -> tuple[int, ...]:
-        """Rows of which some block is not near."""
-        if not self._leases:
-            return ()
+        """Rows of which some block is not near, also where it lies nowhere: `opened` refuses those."""
         used = -(-numpy.array(batch.lengths) // batch.block_tokens)
         tables = batch.tables.cpu().numpy()
         far = (tables >= self.near_count) & (numpy.arange(tables.shape[1]) < used[:, None])

@@ -29,7 +29,7 @@ from wire.errors import BadPayload
 _HEAD = struct.Struct("<BxHIIxxxxdd")
 HEAD_SIZE = _HEAD.size
 HEADS_MOST = 4096
-MESSAGE_BYTES = 1 << 30  # the largest that anybody sends or takes
+MESSAGE_BYTES = 1 << 28  # the largest that anybody sends or takes
 FAILURE_LETTERS = 2000
 NUMBER = 4
 

@@ -50,7 +50,7 @@ class Lender:
 
     def __init__(self, device: torch.device | str, spare: Callable[[], int | None] = lambda: None) -> None:
         """`spare`: bytes that may still be lent, asked before each; None: whatever the device has."""
-        self._device, self._spare = torch.device(device), spare
+        self.device, self._spare = torch.device(device), spare
         self._holders: dict[int, _Holder] = {}
         self._lock = threading.Lock()
         self.served = 0  # messages that were answered
@@ -72,7 +72,7 @@ class Lender:
         if spare is not None and size > spare:
             raise MemoryError(f"{size:,} bytes are asked for, and {spare:,} may still be lent")
         with self._lock:
-            found = self._holders.setdefault(holder, _Holder(HeldBlocks(form, self._device)))
+            found = self._holders.setdefault(holder, _Holder(HeldBlocks(form, self.device)))
         with found.lock:
             if lease in found.leases or found.blocks.form != form:
                 raise LeaseFault(f"lease {lease} is of another cache, or there already")

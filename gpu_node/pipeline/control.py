@@ -8,7 +8,7 @@ from gpu_node.pipeline.ends import LinkSettings
 from gpu_node.pipeline.errors import LinkFault
 from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.order_codec import MESSAGE_BYTES, OrderCodec
-from gpu_node.pipeline.orders import CODEC
+from gpu_node.pipeline.orders_lending import CODEC
 from wire.errors import BadPayload
 from wire.tensors import DType, TensorFlags, TensorHeader
 

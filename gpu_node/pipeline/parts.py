@@ -7,6 +7,7 @@ a part is closed once nobody computes with it. From any thread. Must not know li
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from gpu_node.errors import DeviceOutOfMemory
 from gpu_node.pipeline.orders import Load
@@ -24,6 +25,15 @@ class Parts:
         self._next: LoadedPart | None = None
         self._leaving: list[LoadedPart] = []
         self._rest: Earlier | None = None
+        self.beside: Callable[[], int] = lambda: 0  # bytes that are lent to others, of the same budget
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """What the budget of the current part leaves; None: nothing was stated."""
+        current = self._current
+        if current is None or current.order.budget_bytes is None:
+            return None
+        return max(current.order.budget_bytes - self.weights_bytes - self.cache_bytes - self.beside(), 0)
 
     @property
     def current(self) -> LoadedPart | None:
@@ -99,7 +109,8 @@ class Parts:
     def check_load(self, order: Load, more_bytes: int) -> None:
         """Raises `NoRoomBeside` or `DeviceOutOfMemory` where so much more is beyond the budget."""
         with self._lock:
-            held, cache = sum(self._tables().values()), sum(each.part.cache_bytes for each in self._alive())
+            held = sum(self._tables().values()) + self.beside()
+            cache = sum(each.part.cache_bytes for each in self._alive())
             beside = self._current is not None
         total = held + cache + more_bytes
         if order.budget_bytes is None or total <= order.budget_bytes:
@@ -113,7 +124,7 @@ class Parts:
     def check_cache(self, chosen: LoadedPart, cache_bytes: int) -> None:
         """Raises as `check_load` where a cache of this size is beyond the budget of the part that gets it."""
         with self._lock:
-            held = sum(self._tables().values())
+            held = sum(self._tables().values()) + self.beside()
             beside = self._next is not None
         budget = chosen.order.budget_bytes
         if budget is None or held + cache_bytes <= budget:

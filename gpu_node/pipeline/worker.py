@@ -27,9 +27,9 @@ from gpu_node.pipeline.epoch import Epoch
 from gpu_node.pipeline.errors import LinkClosed, LinkError, LinkFault
 from gpu_node.pipeline.gate import Gate, connect_link
 from gpu_node.pipeline.heart import Heart
+from gpu_node.pipeline.lending_worker import WorkerLending
 from gpu_node.pipeline.order_codec import OrderCodec
 from gpu_node.pipeline.orders import (
-    CODEC,
     Done,
     Failed,
     FailureKind,
@@ -43,12 +43,13 @@ from gpu_node.pipeline.orders import (
     control_ends,
     place_of,
 )
+from gpu_node.pipeline.orders_lending import CODEC, Borrow, Lend, MoveToHost, Repay, TakeBack
 from gpu_node.pipeline.part_loading import LoadedPart, set_threads
 from gpu_node.pipeline.parts import NoRoomBeside, Parts
 from gpu_node.pipeline.preparing import Preparing
 from gpu_node.pipeline.shortage import give_back, is_shortage
 from gpu_node.pipeline.slow_down import Pace
-from gpu_node.pipeline.stage_loop import NearPart, Seat, StageLoop, StagePart, Tally
+from gpu_node.pipeline.stage_loop import Seat, StageLoop, StagePart, Tally
 from gpu_node.pipeline.step_frames import RING_SETTINGS
 from gpu_node.pipeline.step_message import StepBounds
 from gpu_node.pipeline.surroundings import WorkerPlace, device_bytes, process_seconds, resident_bytes
@@ -77,7 +78,17 @@ class Worker:
             Release: self._release,
             Stop: self._stop,
         }
-        self.seating: Seating = near_part
+        self.lending = WorkerLending(self)
+        self.handlers |= {
+            Lend: self.lending.lend,
+            Borrow: self.lending.borrow,
+            MoveToHost: self.lending.move,
+            Repay: self.lending.repay,
+            TakeBack: self.lending.take_back,
+        }
+        self.parts.beside = lambda: self.lending.lent_bytes
+        self.seating: Seating = self.lending.seat
+        self._gate: Gate | None = None
         self._preparing = Preparing(self, self.parts)
         self._control: ControlLink | None = None
         self._stopped, self._news, self._idle = threading.Event(), threading.Event(), threading.Event()
@@ -91,6 +102,19 @@ class Worker:
     def place(self) -> WorkerPlace:
         return self._place
 
+    @property
+    def token(self) -> str:
+        return self._place.token
+
+    @property
+    def gate(self) -> Gate:
+        assert self._gate is not None, "nobody is admitted before the worker runs"
+        return self._gate
+
+    def spare_bytes(self) -> int | None:
+        """What the budget of the current part leaves; None: nothing was stated."""
+        return self.parts.spare_bytes
+
     def run(self) -> None:
         """Until it is told to stop, or the head is gone. Raises `LinkError` where the head is not to be had."""
         place = self._place
@@ -100,7 +124,7 @@ class Worker:
             threading.Thread(target=work, name=f"{name} of worker {place.number}") for name, work in works.items()
         ]
         with link, Gate(place.own_gate(), place.token, RING_SETTINGS) as gate:
-            self._control = ControlLink(link, self._codec)
+            self._control, self._gate = ControlLink(link, self._codec), gate
             self.heart.add(link)
             self.heart.start()
             try:
@@ -133,6 +157,8 @@ class Worker:
         kind = _kind_of(error)
         if not isinstance(error, NodeError):
             log.error("An order has failed", exc_info=error)
+        else:
+            log.info("Order %d has failed: %s", number, error)
         text = str(error) if isinstance(error, NodeError) else f"{type(error).__name__}: {error}"
         self.say(Failed(number, kind, text[:LONGEST_MESSAGE].replace("\0", " ")))
 
@@ -264,13 +290,6 @@ class Worker:
         self.heart.stop()
         self.parts.close()
         self._preparing.close()
-
-
-def near_part(take: Take, loaded: LoadedPart) -> StagePart:
-    """All blocks lie in the part's own pool. Raises `ModelError` where some are said to lie elsewhere."""
-    if take.near_count != take.block_count:
-        raise ModelError(f"{take.block_count - take.near_count} blocks lie elsewhere, and this worker borrows nothing")
-    return NearPart(loaded.part, take.block_tokens)
 
 
 def bounds_of(take: Take, loaded: LoadedPart) -> StepBounds:

@@ -96,7 +96,7 @@ def _zeros() -> KvPool:
 
 def test_rows_with_far_blocks_are_told_apart_and_what_fills_a_table_up_counts_not() -> None:
     with borrowing(near_pool(), BLOCKS) as borrowed:
-        assert borrowed.cache.far_rows(batch_over([(0, 100)], BLOCKS)) == (), "nothing is borrowed"
+        assert borrowed.cache.far_rows(batch_over([(0, 100)], BLOCKS)) == (0,), "nobody computes with what is nowhere"
         borrowed.borrow(1, NEAR, BLOCKS)
         batch = batch_over([(0, 60), (0, 1), (0, 3), (0, 40)], BLOCKS, 5)
         expected = tuple(
