@@ -34,6 +34,7 @@ from gpu_node.vram import Account, Claim, ModelSize, needed
 
 if TYPE_CHECKING:
     from gpu_node.engine.stats import EngineStats
+    from gpu_node.pipeline_status import PipelineStatus
 
 # Unless the settings say otherwise: the cache of a longer conversation may not fit beside the weights.
 LARGEST_DEFAULT_CONTEXT = 8192
@@ -158,6 +159,12 @@ class ModelHost:
     @property
     def failure(self) -> str:
         return self.error or self.engine.error
+
+    @property
+    def pipeline(self) -> PipelineStatus | None:
+        """Under this host's name; None for a model that is not split, or not in memory."""
+        told = self.engine.runner.pipeline if self.engine.runner is not None else None
+        return None if told is None else replace(told, model=self.name)
 
     @property
     def context_tokens(self) -> int:

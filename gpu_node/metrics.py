@@ -113,9 +113,8 @@ class NodeMetrics:
                 family.add_metric([model], buckets_of(histogram), histogram.total)
             yield family
         yield from self._memory()
-        runners = [host.engine.runner for host in self._hosts()]
-        pipelines = [one.pipeline for one in runners if one is not None and one.pipeline is not None]
-        yield from pipeline_families(pipelines, self._device_events())
+        split = [told for host in self._hosts() if (told := host.pipeline) is not None]
+        yield from pipeline_families(split, self._device_events())
         yield from relay_families(self._relay())
         loaded = GaugeMetricFamily(f"{PREFIX}model_loaded", "1 while the model is in memory", labels=LABELS)
         for host in self._hosts():

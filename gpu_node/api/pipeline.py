@@ -48,7 +48,7 @@ def model_record(host: ModelHost, accounts: Sequence[Account]) -> Record:
     status = status_of(host, accounts) or PipelineStatus(host.name, 0, "running")
     return {
         "state": host.state,
-        "split": runner is not None and runner.pipeline is not None,
+        "split": host.pipeline is not None,
         "pipeline": status.state if runner is not None else None,
         "error": status.error or host.failure or None,
         "activity": host.activity or None,
@@ -69,8 +69,7 @@ def status_of(host: ModelHost, accounts: Sequence[Account]) -> PipelineStatus | 
     runner = host.engine.runner
     if runner is None:
         return None
-    told = runner.pipeline
-    return told if told is not None else single_stage(host, runner, accounts)
+    return host.pipeline or single_stage(host, runner, accounts)
 
 
 def single_stage(host: ModelHost, runner: ModelRunner, accounts: Sequence[Account]) -> PipelineStatus:

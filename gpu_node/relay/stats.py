@@ -55,8 +55,7 @@ class StatsRequests:
     async def handle(self, call: RelayCall) -> None:
         asked = call.message(Stats)
         entries = await asyncio.to_thread(self._catalog.entries)
-        runners = [host.engine.runner for host in self._residents.loaded]
-        split = [one.pipeline for one in runners if one is not None and one.pipeline is not None]
+        split = [told for host in self._residents.loaded if (told := host.pipeline) is not None]
         stats = Stats(
             self._values() + self._description(asked, entries),
             self._models(entries),
