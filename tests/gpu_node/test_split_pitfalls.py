@@ -55,7 +55,6 @@ GUARDS: dict[int, tuple[str, tuple[str, ...]]] = {
     )),
     4: ("layers by size alone, so that one stage's cache is the least of all (vLLM #6920, #25164)", (
         "gpu_node/test_split.py::test_the_fuller_cache_wins_over_one_tight_device",
-        "gpu_node/test_split.py::test_profiled_is_the_quickest_of_those_with_the_most_room",
     )),
     5: ("access from card to card taken for granted: links go through main memory, and are measured", (
         "gpu_node/test_split.py::test_a_slow_link_keeps_everything_on_one_device",
