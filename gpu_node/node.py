@@ -36,12 +36,12 @@ from gpu_node.load_wish import LoadWish
 from gpu_node.model_source import HubSource, KnownSource, ModelSource, names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
-from gpu_node.probing import FILE_NAME, Probing
+from gpu_node.probing import FILE_NAME, ProbeRun, Probing
 from gpu_node.provision import Provision
 from gpu_node.relay_side import Models, RelaySide
 from gpu_node.residents import Residents, Start
 from gpu_node.settings import NodeSettings
-from gpu_node.splitting import SplitRules, Splitting
+from gpu_node.splitting import SplitRules, Splitting, stage_threads
 from gpu_node.vram import USABLE_SHARE, Account
 
 log = logging.getLogger("gpu_node")
@@ -242,7 +242,7 @@ def devices_of(settings: NodeSettings, found: Sequence[Gpu], torch: str) -> tupl
 
 def splitting_of(settings: NodeSettings, devices: Sequence[Device]) -> Splitting:
     fleet = DeviceFleet(devices, joins=not settings.listed_devices)
-    probing = Probing(settings.cache / FILE_NAME)
+    probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
     return Splitting(fleet, SplitRules(settings.split_wish), probing.findings)
 
 

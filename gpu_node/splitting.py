@@ -96,6 +96,16 @@ def step_tokens_over(devices: Sequence[Device]) -> int:
     return GPU_STEP_TOKENS if any(device.kind != "cpu" for device in devices) else CPU_STEP_TOKENS
 
 
+def stage_threads(devices: Sequence[Device], told: int = 0) -> int:
+    """Of each stage on the CPU, which they share. `told`: of all together, 0: as many as there are processors. 0 where
+    nothing is to be shared: torch decides."""
+    stages = sum(device.kind == "cpu" for device in devices)
+    if stages < 2:
+        return told
+    usable = machine().usable_cores
+    return max((told or min(usable, granted_processors() or usable)) // stages, 1)
+
+
 def demand_of(wanted: Wanted, shape: ModelShape, devices: Sequence[Device]) -> Demand:
     """A cache that is told exactly is promised exactly; else as many contexts as an unsplit model would get."""
     wish, block = wanted.wish, wanted.wish.block_tokens
@@ -159,12 +169,7 @@ class Splitting:
         return unknown or self._rules.wish.strategy == "profiled"
 
     def threads(self, told: int) -> int:
-        """Of each stage on the CPU, which they share; `told`: of all together, 0: as many as there are processors."""
-        stages = sum(device.kind == "cpu" for device in self.fleet.present())
-        if stages < 2:
-            return told
-        usable = machine().usable_cores
-        return max((told or min(usable, granted_processors() or usable)) // stages, 1)
+        return stage_threads(self.fleet.present(), told)
 
     def planner(self, wanted: Wanted) -> PlanDevices:
         shape = wanted.shape
@@ -197,7 +202,8 @@ class Splitting:
         plan = self.planner(wanted)
         try:
             plan(self.fleet.present())  # before anything heavy is imported
-            return _runner(SplitModel(folder, wanted.shape, options), self.fleet, plan, self._rules.options)
+            model = SplitModel(folder, wanted.shape, options, self._paces_measured())
+            return _runner(model, self.fleet, plan, self._rules.options)
         except DoesNotFit as error:
             if any(self._around(wanted.name, self.fleet.present()).held_by_others.values()):
                 raise DeviceOutOfMemory(str(error)) from error
@@ -221,6 +227,11 @@ class Splitting:
     @property
     def account(self) -> Account:
         return self.sized(Account(POOL, 0))
+
+    def _paces_measured(self) -> bool:
+        """Seconds of plans are seconds: of every device something was measured."""
+        profiles = self._findings.profiles
+        return all(device.card in profiles for device in self.fleet.present())
 
     def _around(self, model: str, devices: Sequence[Device]) -> Surroundings:
         others: dict[str, int] = {}

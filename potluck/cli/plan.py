@@ -172,12 +172,14 @@ def _findings(devices: Sequence[Device], wish: SplitWish) -> Findings:
     """Of the probe, which takes seconds: only where speeds are wanted that nobody stated."""
     from gpu_node.device_profiles import Findings
     from gpu_node.model_store import default_cache
-    from gpu_node.probing import FILE_NAME, Probing
+    from gpu_node.probing import FILE_NAME, ProbeRun, Probing
+    from gpu_node.splitting import stage_threads
 
     if wish.strategy != "profiled" or all(device.speed for device in devices):
         return Findings()
     told = os.environ.get("POTLUCK_NODE_CACHE")
-    found = Probing((Path(told).expanduser() if told else default_cache(os.environ)) / FILE_NAME).findings()
+    folder = Path(told).expanduser() if told else default_cache(os.environ)
+    found = Probing(folder / FILE_NAME, ProbeRun(threads=stage_threads(devices))).findings()
     for device in devices:
         if device.card not in found.profiles and not device.speed:
             why = "".join(f" ({one.why})" for one in found.left_out if one.what in (device.card, device.kind, "torch"))

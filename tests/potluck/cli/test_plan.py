@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gpu_node.device_profiles import Findings, FoundDevice, kept_text
+from gpu_node.devices import parse_devices
 from gpu_node.probing import FILE_NAME, key_of
+from gpu_node.splitting import stage_threads
 from potluck.cli import app
 from potluck.cli.plan import counts_of, fetch_command
 from potluck.errors import Misuse
@@ -63,12 +65,13 @@ def test_speeds_give_a_plan_by_speed(folder: Path, tmp_path: Path) -> None:
     assert found["latency_seconds"] is None  # nothing was measured
     # What a probe found before is used; a GPU that it did not find has no speed.
     cpu = FoundDevice("cpu", 0, "a processor", "", "", "", 1 << 30, 1 << 30, 1e10, 1e10, 1e-6, 1)
-    (tmp_path / FILE_NAME).write_text(kept_text(Findings((cpu,)), key_of(0), time.time()))
+    threads = stage_threads(parse_devices("cpu:1GiB,cpu:1GiB"))
+    (tmp_path / FILE_NAME).write_text(kept_text(Findings((cpu,)), key_of(threads), time.time()))
     asked = ("-m", str(folder), "--strategy", "profiled", "--json", "-d")
     measured = plan(*asked, "cpu:64MiB@0.5,cpu:64MiB", cache=tmp_path)
     assert (measured.exit_code, measured.stderr) == (0, "")
     assert 0 < json.loads(measured.stdout)["latency_seconds"] < 1
-    without = plan(*asked, "cpu:64MiB,xpu:0:1GiB", cache=tmp_path)
+    without = plan(*asked, "cpu:64MiB,cpu:64MiB,xpu:0:1GiB", cache=tmp_path)
     assert without.exit_code == 2
     assert "the speed of xpu:0, which could not be measured: state it, as in cpu:2GiB@1.0" in without.stderr
 
