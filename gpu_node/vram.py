@@ -22,6 +22,8 @@ CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}
 POOL = "devices"
 # Everything else that a description calls its quantisation is one, and computes as it is stored.
 PLAIN_DTYPES = frozenset({"", "UNKNOWN", "F64", "F32", "F16", "BF16", "FLOAT32", "FLOAT16", "BFLOAT16"})
+# Bytes that a weight takes of a GGUF file's types that products hold in wider codes or with wider scales than the file.
+WIDENED_BYTES = {"Q2_K": 1.07, "Q3_K": 1.07, "Q4_K": 0.75, "Q5_0": 1.07, "Q5_1": 1.13, "Q5_K": 1.25, "Q6_K": 1.07}
 BITS_OF_WEIGHTS = {"int8": 8.5, "int4": 4.75}  # with their scales
 
 

@@ -43,6 +43,7 @@ from gpu_node.engine.weights.safetensors_source import SafetensorsSource
 from gpu_node.engine.weights.views import Progress, SourceView
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError
 from gpu_node.model_folder import ModelFiles, model_files
+from gpu_node.vram import WIDENED_BYTES
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -52,8 +53,6 @@ Source = GgufSource | SafetensorsSource
 
 # Bytes that a weight takes with its scales.
 HELD_BYTES = {"int8": 1.05, "int4": 0.65}
-# The same of a GGUF file's types that products hold in wider codes or with wider scales than the file does.
-WIDENED_BYTES = {"Q2_K": 1.07, "Q3_K": 1.07, "Q4_K": 0.75, "Q5_0": 1.07, "Q5_1": 1.13, "Q5_K": 1.25, "Q6_K": 1.07}
 log = logging.getLogger("gpu_node.engine")
 
 
