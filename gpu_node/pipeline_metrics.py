@@ -40,8 +40,8 @@ _GAUGES: tuple[tuple[str, str, Callable[[PipelineStatus], float | None]], ...] =
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[PipelineStatus], float]], ...] = (
     ("pipeline_steps", "Steps of split models", lambda p: p.steps),
-    ("pipeline_hops", "Round trips of links: one a stage and step", lambda p: p.hops),
-    ("pipeline_replans", "Plans that took over from another", lambda p: p.replans),
+    ("pipeline_hops", "Messages on the links of the ring: n + 1 a step of n stages", lambda p: p.hops),
+    ("pipeline_replans", "How often a plan was thought over, the first time included", lambda p: p.replans),
 )
 _LENDING_GAUGES: tuple[tuple[str, str, Callable[[LendingStatus], float]], ...] = (
     ("leases", "Leases of cache blocks between devices", lambda one: len(one.leases)),

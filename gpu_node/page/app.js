@@ -66,7 +66,6 @@ function factsOf(model) {
   facts.push(model.stages.length > 1 ? count(model.stages.length, "stage") : "one device");
   if (model.split) {
     facts.push(`plan ${model.epoch}`, `${count(model.depth, "step")} at once`);
-    if (model.replans) facts.push(`${count(model.replans, "new plan")}`);
     if (model.measured_step_seconds) facts.push(stepText(model));
   }
   facts.push(`${model.tokens_per_second.toFixed(1)} tokens/s`, `${model.running} of ${model.max_running} running`);
