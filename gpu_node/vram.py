@@ -53,6 +53,11 @@ class Account:
         return self.device == POOL
 
     @property
+    def has(self) -> str:
+        """For sentences."""
+        return "the devices have" if self.is_pool else f"{self.device} has"
+
+    @property
     def has_gpu(self) -> bool:
         return self.gpus > 0 or self.device.startswith("cuda")
 
