@@ -81,6 +81,15 @@ class LendingDesk:
         """There are blocks that a grant could open."""
         return self.promised + len(self._open) < self.block_count
 
+    def has(self, lease: int) -> bool:
+        """It is in the book still."""
+        return any(each.number == lease for each in self.book)
+
+    def is_due(self, now_at: Sequence[StageNow], now: float) -> bool:
+        """`decide` would ask or give something back, without any shortage."""
+        needs = (due_bytes(self._lender(stage, state), self.policy) for stage, state in enumerate(now_at))
+        return any(needs) or bool(idle_leases(self.book, now, self.policy))
+
     def decide(self, shortage: int, now_at: Sequence[StageNow], now: float, urgent: bool = False) -> Moves:
         """`now_at`: by stage. `shortage`: blocks that the engine would use at once; `urgent`: or somebody who runs
         gives way. Reclaims come first: who is in need itself lends nothing."""

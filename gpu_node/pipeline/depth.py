@@ -65,7 +65,7 @@ def choose(measured: Mapping[Trial, float]) -> tuple[int, dict[int, float]]:
 
 def trials(stages: int, cache: CacheShape) -> tuple[Trial, ...]:
     """Up to one group more than there are stages: while one is with the head, every stage has one."""
-    batches = [rows for rows in BATCHES if rows <= cache.block_count] or [min(BATCHES[0], cache.block_count)]
+    batches = [rows for rows in BATCHES if rows <= cache.promised_count] or [min(BATCHES[0], cache.promised_count)]
     return tuple(Trial(rows, depth) for rows in batches for depth in range(1, stages + 2) if depth <= rows)
 
 

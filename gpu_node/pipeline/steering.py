@@ -56,7 +56,7 @@ class Steering:
         """`measure` is called in the pipeline's thread."""
         self._model, self._fleet, self._options, self._start, self._clock = model, fleet, options, start, clock
         self._planning = Planning(model.shape.name, fleet, plan)
-        self._switching = Switching(model, measure, self.poke)
+        self._switching = Switching(model, measure, self.poke, options.lending)
         self.changed = threading.Condition()
         self.course = Course()
         self.crew: Crew | None = None
