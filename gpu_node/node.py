@@ -33,9 +33,11 @@ from gpu_node.hot_plug import HotPlug
 from gpu_node.inventory import Gpu, gpus, machine, within
 from gpu_node.listening import Server
 from gpu_node.load_wish import LoadWish
+from gpu_node.memory.lending_policy import LendingPolicy
 from gpu_node.model_source import HubSource, KnownSource, ModelSource, names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
+from gpu_node.pipeline.split_model import SplitOptions
 from gpu_node.probing import FILE_NAME, ProbeRun, Probing
 from gpu_node.provision import Provision
 from gpu_node.relay_side import Models, RelaySide
@@ -243,7 +245,12 @@ def devices_of(settings: NodeSettings, found: Sequence[Gpu], torch: str) -> tupl
 def splitting_of(settings: NodeSettings, devices: Sequence[Device]) -> Splitting:
     fleet = DeviceFleet(devices, joins=not settings.listed_devices)
     probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
-    return Splitting(fleet, SplitRules(settings.split_wish), probing.findings)
+    return Splitting(fleet, rules_of_splits(settings), probing.findings)
+
+
+def rules_of_splits(settings: NodeSettings) -> SplitRules:
+    lending = LendingPolicy(ratio=settings.lend_ratio, threshold=settings.reclaim_threshold)
+    return SplitRules(settings.split_wish, SplitOptions(lending=lending if settings.lend_ratio else None))
 
 
 def beside(devices: Sequence[Device], available_bytes: int) -> Account:

@@ -14,8 +14,9 @@ from gpu_node.devices import parse_devices
 from gpu_node.errors import DeviceOutOfMemory, ModelError, UsageError
 from gpu_node.inventory import Gpu
 from gpu_node.load_wish import LoadWish
+from gpu_node.memory.lending_policy import LendingPolicy
 from gpu_node.model_folder import Tensor
-from gpu_node.node import beside, devices_of
+from gpu_node.node import beside, devices_of, rules_of_splits
 from gpu_node.settings import read_settings
 from gpu_node.split import SplitWish
 from gpu_node.split_plan import DoesNotFit
@@ -238,6 +239,13 @@ def test_what_models_are_split_over(
     flags: dict[str, str], found: tuple[Gpu, ...], torch: str, names: list[str]
 ) -> None:
     assert [one.name for one in devices_of(settings(**flags), found, torch)] == names
+
+
+def test_lending_is_as_the_settings_say() -> None:
+    rules = rules_of_splits(read_settings({"VRM_LEND_RATIO": "0.5"}, {"reclaim_threshold": "0.9", "split": "vram"}))
+    assert rules.options.lending == LendingPolicy(ratio=0.5, threshold=0.9)
+    assert rules.wish == SplitWish("vram")
+    assert rules_of_splits(settings(lend_ratio="0")).options.lending is None
 
 
 def test_a_listed_device_that_cannot_be_is_told() -> None:
