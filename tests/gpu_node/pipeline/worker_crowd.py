@@ -190,10 +190,12 @@ def ring_of(
     blocks: int = BLOCKS,
     order: Sequence[int] = (),
     near: Sequence[int] = (),
+    ignoring: int = 0,
+    taken: list[Any] | None = None,
     **more: Any,
 ) -> Iterator[Ring]:
     """The workers' parts (numbers of their Loads) as one epoch; `order`: which worker is which stage; `near`: how many
-    blocks each has of its own."""
+    blocks each has of its own; `ignoring`: so many failures of orders before; `taken`: where answers go."""
     order = order or range(len(parts))
     stages = [crowd.known[at] for at in order]
     assert isinstance(crowd.gate.place, str)
@@ -209,7 +211,13 @@ def ring_of(
         last = gate.admit([LinkEnds(len(parts) - 1, HEAD, epoch)], PATIENCE_SECONDS)
         stack.callback(last.close)
         for known in stages:
-            assert isinstance(known.awaited(Taken, Failed), Taken)
+            answer = known.awaited(Taken, Failed)
+            while isinstance(answer, Failed) and ignoring:
+                known.other.append(answer)
+                answer, ignoring = known.awaited(Taken, Failed), ignoring - 1
+            assert isinstance(answer, Taken), answer
+            if taken is not None:
+                taken.append(answer)
         ring = Ring(first, last, crowd.heart)
         stack.callback(ring.close)
         yield ring
