@@ -66,7 +66,8 @@ class Node:
         found: tuple[Gpu, ...] = within(DRIVER_SECONDS, lambda: gpus(visible), NO_GPUS)
         available = machine().available_bytes
         devices = devices_of(settings, found, _torch_version())
-        self._splitting = splitting_of(settings, devices) if devices else None
+        probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
+        self._splitting = splitting_of(settings, devices, probing) if devices else None
         accounts = accounts_of(settings, found, available, _torch_version())
         start = Start(source, settings.wish)
         if self._splitting is None:
@@ -88,6 +89,7 @@ class Node:
             settings.max_body_bytes,
             gpus=lambda: gpus(visible),
             relay=lambda: self._relay.server,
+            probing=probing,
             fleet=fleet,
         )
         self.app = build_app(service, rules)
@@ -242,9 +244,8 @@ def devices_of(settings: NodeSettings, found: Sequence[Gpu], torch: str) -> tupl
     return tuple(Device(f"cuda:{number}", "cuda", number) for number in range(len(found)))
 
 
-def splitting_of(settings: NodeSettings, devices: Sequence[Device]) -> Splitting:
+def splitting_of(settings: NodeSettings, devices: Sequence[Device], probing: Probing) -> Splitting:
     fleet = DeviceFleet(devices, joins=not settings.listed_devices)
-    probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
     return Splitting(fleet, rules_of_splits(settings), probing.findings)
 
 
