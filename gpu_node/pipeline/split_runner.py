@@ -80,9 +80,7 @@ class SplitRunner:
 
     def _start(self) -> None:
         devices = self._fleet.present()
-        picture = self._planning.found(devices)
-        if isinstance(picture, DoesNotFit):
-            raise picture
+        picture = self._planning.made(devices)
         if len(picture.plan.stages) > 1:
             self._steering.start()
             switch = self._steering.meet()

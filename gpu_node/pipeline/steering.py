@@ -187,6 +187,7 @@ class Steering:
         elif self._met and self._shrinking and course.lineup is not None:
             self._take_over(course.lineup.again())
         elif self._met and course.next is not None:
+            course.most_blocks = None  # that was another division's
             self._take_over(course.next)
 
     # Losses
