@@ -27,8 +27,8 @@ from gpu_node.pipeline.epoch import Epoch
 from gpu_node.pipeline.errors import LinkClosed, LinkError, LinkFault
 from gpu_node.pipeline.gate import Gate, connect_link
 from gpu_node.pipeline.heart import Heart
-from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.lending_worker import WorkerLending
+from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.order_codec import OrderCodec
 from gpu_node.pipeline.orders import (
     Busy,
@@ -328,10 +328,6 @@ def _kind_of(error: BaseException) -> FailureKind:
 
 def main(arguments: Sequence[str], lines: Callable[[], str] = sys.stdin.readline) -> int:
     """A whole process. Raises nothing: its last words go to the log, and the code says that something was wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # What was imported lives as long as the process: no collection looks through it again.
-    gc.collect()
-    gc.freeze()
     try:
         if len(arguments) not in (2, 3) or not arguments[1].isdecimal():
             raise UsageError("a worker is told PLACE NUMBER [DEVICE]")
@@ -348,4 +344,8 @@ def main(arguments: Sequence[str], lines: Callable[[], str] = sys.stdin.readline
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # What was imported lives as long as the process: no collection, half a second long, looks through it again.
+    gc.collect()
+    gc.freeze()
     sys.exit(main(sys.argv[1:]))
