@@ -22,7 +22,8 @@ from gpu_node.api.app import build_app
 from gpu_node.api.service import Service
 from gpu_node.catalog import Catalog
 from gpu_node.device_fleet import DeviceFleet
-from gpu_node.devices import Device
+from gpu_node.device_profiles import Findings
+from gpu_node.devices import Device, Kind
 from gpu_node.durations import FOREVER
 from gpu_node.engine.engine import Engine, EngineOptions
 from gpu_node.engine.guide import guides_of
@@ -53,6 +54,8 @@ WORKER_SECONDS = 1.0
 # A driver that has not answered by then at the start is broken.
 DRIVER_SECONDS = 10.0
 NO_GPUS: tuple[Gpu, ...] = ()
+# Of torch's builds those whose cards the quick look does not see.
+PROBED_KINDS: tuple[Kind, ...] = ("rocm", "xpu")
 
 
 class Node:
@@ -65,8 +68,9 @@ class Node:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         found: tuple[Gpu, ...] = within(DRIVER_SECONDS, lambda: gpus(visible), NO_GPUS)
         available = machine().available_bytes
-        devices = devices_of(settings, found, _torch_version())
-        probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
+        threads = stage_threads(settings.listed_devices, settings.threads)
+        probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=threads))
+        devices = devices_of(settings, found, _torch_version(), probing.findings)
         self._splitting = splitting_of(settings, devices, probing) if devices else None
         accounts = accounts_of(settings, found, available, _torch_version())
         start = Start(source, settings.wish)
@@ -227,10 +231,13 @@ def accounts_of(settings: NodeSettings, found: tuple[Gpu, ...], available_bytes:
     return [gpu, own]
 
 
-def devices_of(settings: NodeSettings, found: Sequence[Gpu], torch: str) -> tuple[Device, ...]:
+def devices_of(
+    settings: NodeSettings, found: Sequence[Gpu], torch: str, probed: Callable[[], Findings]
+) -> tuple[Device, ...]:
     """What models are split over: what is listed, else all GPUs where there are several; none: one device holds all.
 
-    Raises `UsageError` for a listed device that this machine cannot have."""
+    `torch` is its version: builds for AMD and Intel name their makers, and only `probed` knows those cards. Raises
+    `UsageError` for a listed device that this machine cannot have."""
     on_cpu = not torch or torch.endswith("+cpu")
     for device in settings.listed_devices:
         if device.kind != "cpu" and on_cpu:
@@ -239,9 +246,14 @@ def devices_of(settings: NodeSettings, found: Sequence[Gpu], torch: str) -> tupl
             here = ", ".join(f"cuda:{number}" for number in range(len(found)))
             raise UsageError(f"there is no {device.name} in this machine; there is {here}")
     chosen_by_hand = settings.device != "auto" or settings.memory
-    if settings.listed_devices or on_cpu or chosen_by_hand or len(found) < 2:
+    if settings.listed_devices or on_cpu or chosen_by_hand:
         return settings.listed_devices
-    return tuple(Device(f"cuda:{number}", "cuda", number) for number in range(len(found)))
+    kind = next((kind for kind in PROBED_KINDS if f"+{kind}" in torch), None)
+    if kind is None:
+        cards = tuple(Device(f"cuda:{number}", "cuda", number) for number in range(len(found)))
+    else:
+        cards = tuple(Device(one.card, one.kind, one.number) for one in probed().devices if one.kind == kind)
+    return cards if len(cards) > 1 else ()
 
 
 def splitting_of(settings: NodeSettings, devices: Sequence[Device], probing: Probing) -> Splitting:

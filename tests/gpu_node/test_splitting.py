@@ -257,12 +257,16 @@ GPUS = tuple(Gpu(at, f"GPU-{at}", "a GPU", 8 << 30, 8 << 30) for at in range(2))
         ({"memory": "1GB"}, GPUS, "2.13.0", []),
         ({"devices": "cpu:1GB,cpu:2GB"}, GPUS, "2.13.0+cpu", ["cpu:0", "cpu:1"]),
         ({"devices": "cuda:1"}, GPUS, "2.13.0", ["cuda:1"]),
+        ({}, (), "2.13.0+xpu", ["xpu:0", "xpu:1"]),
+        ({}, GPUS, "2.13.0+rocm7.0", []),
     ],
 )
 def test_what_models_are_split_over(
     flags: dict[str, str], found: tuple[Gpu, ...], torch: str, names: list[str]
 ) -> None:
-    assert [one.name for one in devices_of(settings(**flags), found, torch)] == names
+    asked = Asked(*(replace(found_device("xpu", 1e9), number=at) for at in range(2)))
+    assert [one.name for one in devices_of(settings(**flags), found, torch, asked)] == names
+    assert asked.times == ("+xpu" in torch or "+rocm" in torch)
 
 
 def test_lending_is_as_the_settings_say() -> None:
@@ -274,9 +278,9 @@ def test_lending_is_as_the_settings_say() -> None:
 
 def test_a_listed_device_that_cannot_be_is_told() -> None:
     with pytest.raises(UsageError, match=r"cuda:0 cannot be used: torch 2\.13\.0\+cpu was built for CPUs only"):
-        devices_of(settings(devices="cuda:0"), GPUS, "2.13.0+cpu")
+        devices_of(settings(devices="cuda:0"), GPUS, "2.13.0+cpu", Findings)
     with pytest.raises(UsageError, match="there is no cuda:2 in this machine; there is cuda:0, cuda:1"):
-        devices_of(settings(devices="cuda:2"), GPUS, "2.13.0")
+        devices_of(settings(devices="cuda:2"), GPUS, "2.13.0", Findings)
 
 
 def test_what_is_not_split_has_the_memory_beside_the_budgets() -> None:
