@@ -20,6 +20,8 @@ MARGIN = 1.05
 BATCHES = (8, 32)
 # All together; a model whose steps take longer is not measured, and has one under way.
 MEASURE_SECONDS = 1.0
+# The same while requests wait for it.
+HASTY_SECONDS = 0.25
 # Of each group: a pipeline has to fill before it shows what it can do, and enough is enough.
 LEAST_STEPS, MOST_STEPS = 2, 12
 GREEDY = SamplingOptions(temperature=0, repeat_penalty=1.0)

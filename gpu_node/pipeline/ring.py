@@ -95,6 +95,8 @@ class Ring:
 
     def begin(self, step: Step) -> None:
         """Raises `StageLost`; the step is not under way then. What no message can hold is told by `finish`."""
+        if self.over:
+            raise _lost(self.over)
         shares = StepShare.of(step.rows)
         awaited, messages = [], []
         try:
@@ -119,7 +121,7 @@ class Ring:
         except LinkError as error:
             self._flying.pop()
             self._back.fail(error)  # whatever is still awaited does not come
-            raise StageLost(f"a device that holds a part of the model is gone: {error}") from error
+            raise _lost(str(error)) from error
 
     def finish(self) -> Answered:
         """The oldest step under way. Raises `StageLost`, and what a stage said of the step."""
@@ -167,7 +169,7 @@ class Ring:
         found = self._outcomes.get()
         if isinstance(found, LinkError):
             self._outcomes.put(found)  # for whoever comes next
-            raise StageLost(f"a device that holds a part of the model is gone: {found}")
+            raise _lost(str(found))
         return found
 
     def _read(self) -> None:
@@ -180,6 +182,10 @@ class Ring:
             self._outcomes.put(error)
             if not self._closing:
                 self._on_end(error)
+
+
+def _lost(why: str) -> StageLost:
+    return StageLost(f"a device that holds a part of the model is gone: {why}")
 
 
 def _error_of(failure: StepFailure) -> NodeError:

@@ -26,13 +26,14 @@ from gpu_node.engine.step_shares import unpicked
 from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import StageLost
 from gpu_node.pipeline.course import Switch
-from gpu_node.pipeline.depth import choose, measure
+from gpu_node.pipeline.depth import HASTY_SECONDS, MEASURE_SECONDS, choose, measure
 from gpu_node.pipeline.head_lending import HeadLending, status_with
 from gpu_node.pipeline.head_status import Measures, status_of
 from gpu_node.pipeline.lineup import LineUp
 from gpu_node.pipeline.one_device import load_inside
 from gpu_node.pipeline.planning import Planning
 from gpu_node.pipeline.process import StartWorker, start_process
+from gpu_node.pipeline.replan import spans
 from gpu_node.pipeline.ring import Answered, Ring
 from gpu_node.pipeline.slow_down import Pace
 from gpu_node.pipeline.split_model import USUAL_SPLIT, PlanDevices, SplitModel, SplitOptions
@@ -66,6 +67,7 @@ class SplitRunner:
         self._seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._begins: deque[tuple[float, bool]] = deque()  # when, and whether it decodes
         self._pace = Pace(1.0, time.sleep)
+        self._depths: dict[tuple[tuple[str, int, int], ...], tuple[int, Mapping[int, float]]] = {}
         self._steps = self._answered = 0
         self._recovery_seconds: float | None = None
         self._closed = False
@@ -166,8 +168,12 @@ class SplitRunner:
             self._steering.wake()
 
     @property
+    def _over(self) -> bool:
+        return self._switch is not None and bool(self._switch.ring.over)
+
+    @property
     def restless(self) -> bool:
-        return self._steering.restless or (self._lending is not None and self._lending.restless)
+        return self._over or self._steering.restless or (self._lending is not None and self._lending.restless)
 
     @property
     def lends(self) -> bool:
@@ -223,6 +229,8 @@ class SplitRunner:
             wake()
 
     def tend(self, shortage: int) -> CacheChange | None:
+        if self._over:  # noticed here first: `meet` waits until it is known who is to blame
+            self._steering.restless = True
         if not self._steering.restless:
             return self._lent(shortage)
         if self._inside is not None:
@@ -312,10 +320,15 @@ class SplitRunner:
         return StepResult(choices, arrays)
 
     def _depth_of(self, ring: Ring, lineup: LineUp, shape: CacheShape) -> tuple[int, Mapping[int, float]]:
-        """In the pipeline's thread."""
+        """In the pipeline's thread. A division that was measured before is not measured again."""
         if self._options.depth:
             return self._options.depth, {}
-        return choose(measure(_Measured(ring, self._drawn), shape, len(lineup.seats), time.perf_counter))
+        division = spans(lineup.picture.plan)
+        if division not in self._depths:
+            seconds = HASTY_SECONDS if self._depths else MEASURE_SECONDS
+            steps = _Measured(ring, self._drawn)
+            self._depths[division] = choose(measure(steps, shape, len(lineup.seats), time.perf_counter, seconds))
+        return self._depths[division]
 
 
 class _Measured:

@@ -121,7 +121,7 @@ class Steering:
     def poke(self) -> None:
         """From any thread: look whether there is something to do."""
         with self.changed:
-            self.changed.notify_all()
+            self._settle()
 
     def close(self) -> None:
         """Everything is ended, and nothing left behind."""
@@ -379,7 +379,9 @@ class Steering:
     def _settle(self) -> None:
         """Under the condition: whether there is anything left for a meeting."""
         course = self.course
-        self.restless = bool(course.broken or course.next is not None or self.verdict is not None or self._shrinking)
+        over = course.ring is not None and bool(course.ring.over)
+        waits = course.next is not None or self.verdict is not None or self._shrinking
+        self.restless = bool(course.broken) or over or waits
         self.changed.notify_all()
 
     def _rings(self) -> set[Ring]:
