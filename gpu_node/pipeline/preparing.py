@@ -11,11 +11,9 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
-import torch
-
 from gpu_node.errors import NodeError
 from gpu_node.pipeline.orders import Load, Progress
-from gpu_node.pipeline.part_loading import PartLoader
+from gpu_node.pipeline.part_loading import LoadedPart, PartLoader
 from gpu_node.pipeline.parts import Parts
 from gpu_node.pipeline.shortage import give_back
 
@@ -63,7 +61,8 @@ class Preparing:
     def run(self) -> None:
         """In a thread of its own, until `end`."""
         while (job := self._orders.get()) is not None:
-            self._prepare(job)
+            if not self._prepared(job):  # what it had read is let go by now
+                give_back("cuda" if job.order.load.device.startswith("cuda") else "cpu")
 
     def end(self) -> None:
         self.call_off()
@@ -73,7 +72,7 @@ class Preparing:
         """After the thread has ended, and all parts are closed."""
         self._loader.close()
 
-    def _prepare(self, job: _Job) -> None:
+    def _prepared(self, job: _Job) -> bool:
         order, worker, parts = job.order, self._worker, self._parts
         try:
             job.check()
@@ -81,19 +80,24 @@ class Preparing:
             if order.drop_current:
                 worker.stand_still("the part is let go")
                 parts.shrink(order)
-                give_back(torch.device(order.load.device))
+                give_back(order.load.device)
             told = _Told(job, worker, self._clock)
             loaded = self._loader.load(order, parts.earlier, told, lambda more: _allow(job, parts, more))
-            with self._lock:
-                if not job.is_off:
-                    parts.ready(loaded)
-            if job.is_off:
+            if not self._is_ready(job, loaded):
                 loaded.part.close()
                 raise CalledOff
-            worker.say(loaded.answer)
         except Exception as error:  # whatever it is, the head is told
             worker.fail(order.number, error)
-            give_back(torch.device("cpu"))
+            return False
+        worker.say(loaded.answer)
+        return True
+
+    def _is_ready(self, job: _Job, loaded: LoadedPart) -> bool:
+        """Unless it was called off."""
+        with self._lock:
+            if not job.is_off:
+                self._parts.ready(loaded)
+            return not job.is_off
 
 
 class _Job:

@@ -17,10 +17,10 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY_TEXTS)
 
 
-def give_back(device: torch.device) -> None:
+def give_back(device: torch.device | str) -> None:
     """What nobody holds any more. Weights and caches lie in no circles, so that nothing has to be looked for: that
     would take a third of a second, in which nobody else runs."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
         return
     try:
