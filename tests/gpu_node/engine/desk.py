@@ -158,7 +158,7 @@ class Desk:
         """Nobody is left, and every block is back."""
         stats = self.stats
         assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
-        assert not self.core._jobs and not self.core._samples and not self.core._readings and not self.core._fresh
+        assert self.core._jobs.empty
         assert not self.core._scheduler.busy
 
 
