@@ -64,7 +64,7 @@ class BlockTables:
         """Its order has been carried out."""
         if state.copy is not None:
             self.pool.release((state.copy.source,))
-            state.copy, state.copying = None, False
+            state.copy = None
 
     def publish(self, state: SequenceState, certain: int) -> list[BlockKey]:
         """Let the full blocks of its first `certain` computed tokens be found; the keys of the new ones."""

@@ -132,7 +132,7 @@ class Scheduler:
                 state = self._people.states.get(row.sequence)
                 if state is not None and state.life == life:
                     state.planned -= len(row.tokens) - len(state.drafted.drafts)
-                    state.drafted, state.copying = NOTHING, False
+                    state.drafted = NOTHING
 
     def rebase(self, sequence: int, ids: Sequence[int]) -> None:
         """Its tokens are these from now on, and are computed anew where the cache does not have them."""
@@ -223,8 +223,7 @@ class Scheduler:
         """What became of one row: its tokens are computed, drafts judged, samples forked, full blocks published."""
         assert row.start == state.computed, "rows of a sequence end in their order"
         people = self._people
-        if state.copying:
-            people.tables.copied(state)
+        people.tables.copied(state)
         certain = len(row.tokens) - len(state.drafted.drafts)
         base = state.computed + certain
         whole = base == len(state.tokens)

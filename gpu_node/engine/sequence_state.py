@@ -43,7 +43,6 @@ class SequenceState:
     promised: int = 0  # blocks from `published` up to here are expected by others
     reused: int | None = None  # prompt tokens found in the cache at the first admission
     copy: BlockCopy | None = None  # ordered, not yet done; its source is held
-    copying: bool = False  # the order is under way: given twice it would undo what was written since
     planned: int = 0  # certain tokens of all its rows under way; 0: there is none
     drafted: Proposal = NOTHING  # of the last of these rows, which is the only one then
     price: float = 0.0  # at which they were drafted
@@ -94,7 +93,7 @@ class SequenceState:
         """Everything is to be computed again; who held the blocks has released them."""
         self.blocks = []
         self.computed = self.published = self.planned = 0
-        self.answering = self.copying = False
+        self.answering = False
         self.copy = None
         self.drafted = NOTHING
         self.life += 1

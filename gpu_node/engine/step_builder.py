@@ -72,9 +72,10 @@ class StepBuilder:
         for index, share in enumerate(self.shares):
             state = share.state
             rows.append(self._row(share))
-            if state.copy is not None and not state.copying:
+            if state.copy is not None:
+                # Ordered twice it would undo what was written since; but only forks copy, and their first row is alone.
+                assert state.planned == share.tokens
                 copies.append(state.copy)
-                state.copying = True
             if not state.sampled:
                 # A piece of which everything was told before, or of whose end alone something is wanted, gives nothing.
                 if rows[-1].output_tokens:
