@@ -104,6 +104,7 @@ class Desk:
             self.mixed_step_tokens,
             self.max_waiting,
             self.max_drafts,
+            promised=cache.promised,
         )
         self.core = EngineCore(self.runner, limits, self.clock, self.counters)
 
@@ -112,7 +113,7 @@ class Desk:
 
     def ask(self, prompt: str | Sequence[int], request: GenerationRequest = ASK, guides: Sequence = ()) -> Client:
         ids = tuple(prompt.encode() if isinstance(prompt, str) else prompt)
-        capacity = self.runner.cache.block_count * self.runner.cache.block_tokens
+        capacity = self.runner.cache.promised_count * self.runner.cache.block_tokens
         context = min(request.bounds.context_tokens, capacity)
         request = replace(request, bounds=replace(request.bounds, context_tokens=context))
         client = Client(self.outlet)
