@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from gpu_node.engine.core import EngineCore, Job
 from gpu_node.engine.generation import Generation, PreparedGeneration
@@ -83,7 +84,7 @@ class Client(Call):
 
 @dataclass
 class Desk:
-    runner: ScriptedRunner = field(default_factory=ScriptedRunner)
+    runner: Any = field(default_factory=ScriptedRunner)
     now: float = 100.0
     max_running: int = 8
     step_tokens: int = 32

@@ -37,7 +37,10 @@ class Flow(Play):
         self.now += 1.0
         if len(self.flying) >= self.depth:
             return None
+        states = self.scheduler._people.states
+        busy = [(state, state.life) for state in states.values() if state.planned]
         planned = self.scheduler.schedule(self.now, self.depth)
+        assert all(state.life == life for state, life in busy), "who has rows under way has to give way"
         self.check()
         if planned is None:
             return None

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from gpu_node.engine.core import CAREFUL_STEPS
-from gpu_node.engine.sequence import Bounds, SamplingOptions
+from gpu_node.engine.sequence import Bounds, Done, SamplingOptions
 from gpu_node.errors import DeadlineExceeded, DeviceOutOfMemory, GenerationFailed, NodeStopping
 from tests.fakes.pipelined_runner import PipelinedRunner
 from tests.fakes.scripted_runner import ByteVocabulary, mixed
@@ -152,7 +152,7 @@ class Workload:
     def _heard(self, client: Client) -> object:
         tokens = {sample: client.ids_of(sample) for sample in range(4)}
         end = client.end
-        return tokens, (end.reasons, end.output_tokens) if hasattr(end, "reasons") else end
+        return tokens, (end.reasons, end.output_tokens) if isinstance(end, Done) else end
 
 
 def looping(history, draw: int) -> int:
