@@ -97,7 +97,7 @@ def plan_room(account: Account, need: Need, holders: Sequence[Holder], cut: Sequ
         raise _no_room(
             account,
             need,
-            f"{need.name} needs {gigabytes(need.size_bytes)} and {account.device} has "
+            f"{need.name} needs {gigabytes(need.size_bytes)} and {account.has} "
             f"{gigabytes(account.budget_bytes)} to give" + (SMALLER if need.kind == "model" else ""),
         )
     beside = account.release(need.name) if need.kind == "model" else account
@@ -151,7 +151,7 @@ def _no_room(account: Account, need: Need, told: str) -> NoRoom:
 
 def who_holds_what(account: Account, holders: Sequence[Holder]) -> str:
     if not account.claims and not account.buffers:
-        return f"{account.device} has {gigabytes(account.free_bytes)} free"
+        return f"{account.has} {gigabytes(account.free_bytes)} free"
     requests = {holder.name: holder.requests for holder in holders}
     parts = [
         f"{name} holds {gigabytes(claim.total_bytes)}"
@@ -160,7 +160,8 @@ def who_holds_what(account: Account, holders: Sequence[Holder]) -> str:
     ]
     if account.buffers:
         parts.append(f"buffers of clients hold {gigabytes(sum(account.buffers.values()))}")
-    return f"of {gigabytes(account.budget_bytes)} on {account.device} " + ", ".join(parts)
+    where = "all devices" if account.is_pool else account.device
+    return f"of {gigabytes(account.budget_bytes)} on {where} " + ", ".join(parts)
 
 
 def holdings(accounts: Sequence[Account], holders: Sequence[Holder], cut: Sequence[CutSession]) -> list[Holding]:

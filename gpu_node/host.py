@@ -6,6 +6,7 @@ ends a request, the time to stay is counted anew. When it comes and goes is deci
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -33,6 +34,7 @@ from gpu_node.vram import Account, Claim, ModelSize, needed
 
 if TYPE_CHECKING:
     from gpu_node.engine.stats import EngineStats
+    from gpu_node.pipeline_status import PipelineStatus
 
 # Unless the settings say otherwise: the cache of a longer conversation may not fit beside the weights.
 LARGEST_DEFAULT_CONTEXT = 8192
@@ -98,15 +100,24 @@ class Stay:
     clock: Callable[[], float] = time.monotonic
 
 
+# What a model of this description takes where it is split over several devices, which size its cache themselves.
+# Raises `DoesNotFit`. In any thread.
+SplitClaim = Callable[[ModelDescription], Claim]
 MakeEngine = Callable[[Callable[[], ModelRunner], LoadWish], HostedEngine]
 
 
 class ModelHost:
     def __init__(
-        self, names: tuple[str, ...], files: ModelFiles, make_engine: MakeEngine, wish: LoadWish, stay: Stay
+        self,
+        names: tuple[str, ...],
+        files: ModelFiles,
+        make_engine: MakeEngine,
+        wish: LoadWish,
+        stay: Stay,
+        split_claim: SplitClaim | None = None,
     ) -> None:
         """The first of `names` is the one that is listed."""
-        self._names, self._files, self._stay = names, files, stay
+        self._names, self._files, self._stay, self._split_claim = names, files, stay, split_claim
         self.wish = wish
         self.before: LoadWish | None = None  # how it was loaded until somebody wanted it otherwise, which is unproven
         self._granted = wish  # as it is loaded: the cache has a size
@@ -150,12 +161,18 @@ class ModelHost:
         return self.error or self.engine.error
 
     @property
+    def pipeline(self) -> PipelineStatus | None:
+        """Under this host's name; None for a model that is not split, or not in memory."""
+        told = self.engine.runner.pipeline if self.engine.runner is not None else None
+        return None if told is None else replace(told, model=self.name)
+
+    @property
     def context_tokens(self) -> int:
         """The longest context that a request may have here."""
         own = (self.description.context_length if self.description else 0) or UNSTATED_CONTEXT
         context = min(self.wish.context or LARGEST_DEFAULT_CONTEXT, own)
         runner = self.engine.runner
-        return context if runner is None else min(context, runner.cache.block_count * runner.cache.block_tokens)
+        return context if runner is None else min(context, runner.cache.promised_count * runner.cache.block_tokens)
 
     def serves(self, name: str) -> bool:
         return any(same_model(name, own) for own in self._names)
@@ -175,10 +192,12 @@ class ModelHost:
     async def prepare(self) -> None:
         self.description = await self._files.prepare()
 
-    def claim(self, account: Account) -> Claim:
+    async def claim(self, account: Account) -> Claim:
         """What loading will take from the account. Call after `prepare`."""
         described = self.description
         assert described is not None, "prepared before"
+        if self._split_claim is not None:
+            return await asyncio.to_thread(self._split_claim, described)  # many splits of many layers are tried
         size = ModelSize(described.parameter_count, described.size_bytes, described.config, described.quantisation)
         return needed(size, self.wish, self.context_tokens, account)
 
@@ -191,7 +210,7 @@ class ModelHost:
 
     async def load(self, granted: Claim) -> None:
         """Raises whatever the engine raises."""
-        given = bool(self.wish.kv_bytes or self.wish.kv_blocks)
+        given = bool(self.wish.kv_bytes or self.wish.kv_blocks) or self._split_claim is not None
         self._granted = self.wish if given else replace(self.wish, kv_bytes=granted.cache_bytes)
         await self.engine.load()
         self.loaded_once, self._dismissed = True, False

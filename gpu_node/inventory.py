@@ -1,7 +1,8 @@
-"""What devices are here: this machine's memory and processor, and its NVIDIA GPUs. The only probe.
+"""What is here and how much of it is free: this machine's memory and processor, and its NVIDIA GPUs. The quick look.
 
 GPUs are asked through the driver's own library (NVML), so that neither torch nor a further package is needed; a machine
-without it has none. Everything is looked at when asked and nothing is kept.
+without it has none. Everything is looked at when asked and nothing is kept; what takes longer to find out (GPUs of
+others, and how quick a device is) is asked by `probing`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 NVML_LIBRARY = "libnvidia-ml.so.1"
 NAME_BYTES = 96
 MEMORY_FILE = Path("/proc/meminfo")
 CONTAINER_LIMITS = Path("/sys/fs/cgroup")
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,8 @@ class Gpu:
     free_bytes: int
     utilisation_percent: int | None = None
     temperature_celsius: int | None = None
+    driver: str = ""
+    vendor: str = "NVIDIA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +98,33 @@ def machine() -> Machine:
     )
 
 
+def free_by_card(visible: str | None = None, library: str = NVML_LIBRARY) -> dict[str, int]:
+    """Free bytes of main memory and of each GPU that is ours, numbered as CUDA numbers them: cheap, for each look."""
+    cards = {f"cuda:{number}": gpu.free_bytes for number, gpu in enumerate(gpus(visible, library))}
+    return {"cpu": machine().available_bytes} | cards
+
+
+def within(seconds: float, ask: Callable[[], Answer], otherwise: Answer) -> Answer:
+    """What `ask` says, or `otherwise` when it has not said it by then: a broken driver may never answer."""
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(ask()), name="ask a driver", daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return otherwise
+
+
 def _all(nvml: ctypes.CDLL) -> list[Gpu]:
     count = ctypes.c_uint()
     if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
         return []
     found = []
+    told = ctypes.create_string_buffer(NAME_BYTES)
+    driver = told.value.decode(errors="replace") if nvml.nvmlSystemGetDriverVersion(told, NAME_BYTES) == 0 else ""
     for index in range(count.value):
         handle = ctypes.c_void_p()
         if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
-            found.append(_described(nvml, index, handle))
+            found.append(replace(_described(nvml, index, handle), driver=driver))
     return found
 
 

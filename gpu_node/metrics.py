@@ -6,7 +6,7 @@ that left and came back counts from zero, as Prometheus expects of counters. `do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
@@ -22,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from gpu_node import __version__
 from gpu_node.engine.stats import EngineStats, Histogram
 from gpu_node.host import ModelHost
+from gpu_node.pipeline_metrics import pipeline_families
 from gpu_node.relay_metrics import RelayView, relay_families
 from gpu_node.vram import Account
 
@@ -72,8 +73,11 @@ class NodeMetrics:
         accounts: Callable[[], Sequence[Account]],
         routes: Container[str],
         relay: Callable[[], RelayView | None] = lambda: None,
+        device_events: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        """`device_events` counts what happened to devices, by its word."""
         self._hosts, self._accounts, self._routes, self._relay = hosts, accounts, routes, relay
+        self._device_events = device_events
         self._registry = CollectorRegistry()
         self._responses = Counter(
             f"{PREFIX}http_responses",
@@ -109,6 +113,8 @@ class NodeMetrics:
                 family.add_metric([model], buckets_of(histogram), histogram.total)
             yield family
         yield from self._memory()
+        split = [told for host in self._hosts() if (told := host.pipeline) is not None]
+        yield from pipeline_families(split, self._device_events())
         yield from relay_families(self._relay())
         loaded = GaugeMetricFamily(f"{PREFIX}model_loaded", "1 while the model is in memory", labels=LABELS)
         for host in self._hosts():

@@ -15,7 +15,7 @@ from gpu_node.gguf_header import BLOCK_TYPES
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription, Tensor
 from gpu_node.split_plan import LayerSize, ModelShape
-from gpu_node.vram import BITS_OF_WEIGHTS, PLAIN_DTYPES, cache_token_bytes
+from gpu_node.vram import BITS_OF_WEIGHTS, PLAIN_DTYPES, WIDENED_BYTES, cache_token_bytes
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk|blocks?)\.(\d+)\.")
 _EMBEDDING = re.compile(
@@ -86,7 +86,7 @@ class Holding:
 
     def bytes_of(self, tensor: Tensor) -> int:
         if self._stored:
-            return stored_bytes(tensor)
+            return max(stored_bytes(tensor), int(tensor.elements * WIDENED_BYTES.get(tensor.dtype, 0)))
         is_product = len(tensor.shape) > 1 and _LAYER.search(tensor.name)
         if self._bits and is_product:
             return int(tensor.elements * self._bits / 8)

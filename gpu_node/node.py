@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,28 +21,36 @@ from gpu_node.api.access import is_loopback, rules_of
 from gpu_node.api.app import build_app
 from gpu_node.api.service import Service
 from gpu_node.catalog import Catalog
+from gpu_node.device_fleet import DeviceFleet
+from gpu_node.devices import Device
 from gpu_node.durations import FOREVER
 from gpu_node.engine.engine import Engine, EngineOptions
 from gpu_node.engine.guide import guides_of
 from gpu_node.engine.step import ModelRunner
-from gpu_node.errors import NodeError, NodeStopping, NoRoom
+from gpu_node.errors import NodeError, NodeStopping, NoRoom, UsageError
 from gpu_node.host import ModelHost, Stay
-from gpu_node.inventory import Gpu, gpus, machine
+from gpu_node.hot_plug import HotPlug
+from gpu_node.inventory import Gpu, gpus, machine, within
 from gpu_node.listening import Server
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_source import HubSource, KnownSource, ModelSource, names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
+from gpu_node.probing import FILE_NAME, ProbeRun, Probing
 from gpu_node.provision import Provision
 from gpu_node.relay_side import Models, RelaySide
 from gpu_node.residents import Residents, Start
 from gpu_node.settings import NodeSettings
+from gpu_node.splitting import SplitRules, Splitting, stage_threads
 from gpu_node.vram import USABLE_SHARE, Account
 
 log = logging.getLogger("gpu_node")
 
 # A load or a forward cannot be interrupted; after this the process ends around it.
 WORKER_SECONDS = 1.0
+# A driver that has not answered by then at the start is broken.
+DRIVER_SECONDS = 10.0
+NO_GPUS: tuple[Gpu, ...] = ()
 
 
 class Node:
@@ -52,17 +61,32 @@ class Node:
         self._main = source
         catalog = Catalog(store, models, source)
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        accounts = accounts_of(settings, gpus(visible), machine().available_bytes, _torch_version())
-        self.residents = Residents(Start(source, settings.wish), catalog, self._build, accounts)
+        found: tuple[Gpu, ...] = within(DRIVER_SECONDS, lambda: gpus(visible), NO_GPUS)
+        available = machine().available_bytes
+        devices = devices_of(settings, found, _torch_version())
+        self._splitting = splitting_of(settings, devices) if devices else None
+        accounts = accounts_of(settings, found, available, _torch_version())
+        start = Start(source, settings.wish)
+        if self._splitting is None:
+            self.residents = Residents(start, catalog, self._build, accounts)
+        else:
+            self._hot_plug = HotPlug(self._splitting.fleet, lambda: gpus(visible), machine)
+            self._splitting.fleet.tick(
+                {"cpu": available} | {f"cuda:{number}": gpu.free_bytes for number, gpu in enumerate(found)}
+            )
+            accounts = [self._splitting.account, beside(devices, available)]
+            self.residents = Residents(start, catalog, self._build, accounts, self._splitting.sized)
         rules = rules_of(settings.api_keys, settings.allowed_hosts, settings.allowed_origins)
         store.pushed.recover()
-        self._relay = RelaySide(settings, Models(self.residents, catalog, store))
+        fleet = self._splitting.fleet if self._splitting is not None else None
+        self._relay = RelaySide(settings, Models(self.residents, catalog, store, fleet))
         service = Service(
             self.residents,
             catalog,
             settings.max_body_bytes,
             gpus=lambda: gpus(visible),
             relay=lambda: self._relay.server,
+            fleet=fleet,
         )
         self.app = build_app(service, rules)
         self._stopping: asyncio.Task[None] | None = None
@@ -77,6 +101,8 @@ class Node:
             watch_parent(loop, lambda: self._stop(server))
         if relay is not None:
             await self._relay.start(relay)
+        if self._splitting is not None:
+            await asyncio.to_thread(self._hot_plug.start)
         first_load = loop.create_task(self._first_load(server), name="first load")
         await server.serve([listener])
         first_load.cancel()
@@ -84,6 +110,8 @@ class Node:
         if self._stopping is not None:
             await asyncio.gather(self._stopping, return_exceptions=True)
         await self._relay.close()
+        if self._splitting is not None:
+            await asyncio.to_thread(self._hot_plug.stop)
         ended = await self.residents.close(WORKER_SECONDS)
         exit_code = code if isinstance(code, int) else 0
         if not ended:
@@ -138,8 +166,9 @@ class Node:
         def engine(load: Callable[[], ModelRunner], wish: LoadWish) -> Engine:
             return Engine(load, options=engine_options(wish, settings.max_queue), guides=guides_of)
 
-        provision = Provision(self._store, source, asked, settings.cache)
-        return ModelHost(names, provision, engine, wish, stay_of(settings, source is self._main))
+        provision = Provision(self._store, source, asked, settings.cache, self._splitting)
+        claim = None if self._splitting is None else partial(provision.claim, wish=wish)
+        return ModelHost(names, provision, engine, wish, stay_of(settings, source is self._main), claim)
 
     def _announce(self, host: str, port: int) -> None:
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
@@ -192,6 +221,35 @@ def accounts_of(settings: NodeSettings, found: tuple[Gpu, ...], available_bytes:
         return [Account("cpu", settings.memory or own.budget_bytes)]
     gpu = Account("cuda", settings.memory or int(found[0].free_bytes * USABLE_SHARE))
     return [gpu, own]
+
+
+def devices_of(settings: NodeSettings, found: Sequence[Gpu], torch: str) -> tuple[Device, ...]:
+    """What models are split over: what is listed, else all GPUs where there are several; none: one device holds all.
+
+    Raises `UsageError` for a listed device that this machine cannot have."""
+    on_cpu = not torch or torch.endswith("+cpu")
+    for device in settings.listed_devices:
+        if device.kind != "cpu" and on_cpu:
+            raise UsageError(f"{device.name} cannot be used: torch {torch} was built for CPUs only")
+        if device.kind == "cuda" and found and device.number >= len(found):
+            here = ", ".join(f"cuda:{number}" for number in range(len(found)))
+            raise UsageError(f"there is no {device.name} in this machine; there is {here}")
+    chosen_by_hand = settings.device != "auto" or settings.memory
+    if settings.listed_devices or on_cpu or chosen_by_hand or len(found) < 2:
+        return settings.listed_devices
+    return tuple(Device(f"cuda:{number}", "cuda", number) for number in range(len(found)))
+
+
+def splitting_of(settings: NodeSettings, devices: Sequence[Device]) -> Splitting:
+    fleet = DeviceFleet(devices, joins=not settings.listed_devices)
+    probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
+    return Splitting(fleet, SplitRules(settings.split_wish), probing.findings)
+
+
+def beside(devices: Sequence[Device], available_bytes: int) -> Account:
+    """Main memory that no budget has, for what is not split: buffers of clients."""
+    budgets = sum(device.budget_bytes or 0 for device in devices if device.kind == "cpu")
+    return Account("cpu", max(int(available_bytes * USABLE_SHARE) - budgets, 0))
 
 
 def _torch_version() -> str:

@@ -98,7 +98,8 @@ class PipelineStatus:
     """A model that runs over several devices.
 
     `plan` is `plan_picture.record_of` and `picture` its `plan_lines`. `error` is the sentence why it is broken.
-    `hops` counts round trips of links: one a stage and step. `depths_measured` is tokens per second by how many steps
+    `hops` counts messages on the links of the ring: n + 1 a step of n stages, one of them the answer. `replans` counts
+    how often a plan was thought over, the first time included. `depths_measured` is tokens per second by how many steps
     were under way.
     """
 

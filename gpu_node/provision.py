@@ -19,12 +19,18 @@ from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription
 from gpu_node.model_source import ModelSource
 from gpu_node.model_store import ModelStore
+from gpu_node.splitting import Splitting, Wanted
+from gpu_node.vram import Claim
 
 
 class Provision:
-    def __init__(self, store: ModelStore, source: ModelSource, asked: str, cache: Path) -> None:
-        """`asked` is what the fetching process is told, `cache` where it puts things."""
+    def __init__(
+        self, store: ModelStore, source: ModelSource, asked: str, cache: Path, splitting: Splitting | None = None
+    ) -> None:
+        """`asked` is what the fetching process is told, `cache` where it puts things. With `splitting` the model may
+        lie on several devices; without it lies on one, in this process."""
         self._store, self._source, self._asked, self._cache = store, source, asked, cache
+        self._splitting = splitting
         self._folder: Path | None = None
 
     async def prepare(self) -> ModelDescription:
@@ -38,7 +44,7 @@ class Provision:
         return await asyncio.to_thread(self._store.describe, self._source, folder)
 
     def load(self, description: ModelDescription, wish: LoadWish, progress: Progress) -> ModelRunner:
-        """In the engine's thread: importing torch takes seconds."""
+        """In the engine's thread: importing torch takes seconds. Raises as `load_runner` and `Splitting.load` do."""
         import_for_good("gpu_node.engine.loader")
         from gpu_node.engine.cache_size import CacheOptions
         from gpu_node.engine.loader import LoadOptions, load_runner
@@ -49,12 +55,12 @@ class Provision:
             block_count=wish.kv_blocks or None,
             size_bytes=wish.kv_bytes or None,
             max_running=wish.max_running,
-            context=min(wish.context or LARGEST_DEFAULT_CONTEXT, description.context_length or UNSTATED_CONTEXT),
+            context=context_of(description, wish),
         )
         options = LoadOptions(
-            device=wish.device,
+            device=wish.device if self._splitting is None else "auto",
             dtype=wish.dtype,
-            threads=wish.threads,
+            threads=wish.threads if self._splitting is None else self._splitting.threads(wish.threads),
             template=description.template,
             weights=wish.weights,
             kernels=wish.kernels,
@@ -62,7 +68,22 @@ class Provision:
             cache=cache,
             progress=progress,
         )
+        if self._splitting is not None:
+            return self._splitting.load(self._wanted(description, wish), self._folder, options)
         return load_runner(self._folder, options)
+
+    def claim(self, description: ModelDescription, wish: LoadWish) -> Claim:
+        """Of a model that is split; raises `DoesNotFit`."""
+        assert self._splitting is not None, "only what is split is sized beforehand"
+        return self._splitting.claim(self._wanted(description, wish))
+
+    def _wanted(self, description: ModelDescription, wish: LoadWish) -> Wanted:
+        return Wanted(self._source.name, description, wish, context_of(description, wish))
+
+
+def context_of(description: ModelDescription, wish: LoadWish) -> int:
+    """The longest of a request, as far as it is known before loading."""
+    return min(wish.context or LARGEST_DEFAULT_CONTEXT, description.context_length or UNSTATED_CONTEXT)
 
 
 def import_for_good(module: str) -> None:

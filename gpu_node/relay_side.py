@@ -15,6 +15,7 @@ from gpu_node.announce import Announcer
 from gpu_node.announcement import RelayPlace, standing_of
 from gpu_node.catalog import Catalog
 from gpu_node.certificates import server_context
+from gpu_node.device_fleet import DeviceFleet
 from gpu_node.errors import ModelError
 from gpu_node.identity import identity_of
 from gpu_node.model_store import ModelStore
@@ -44,6 +45,7 @@ class Models:
     residents: Residents
     catalog: Catalog
     store: ModelStore
+    fleet: DeviceFleet | None = None  # the devices that models are split over
 
 
 class RelaySide:
@@ -81,6 +83,7 @@ class RelaySide:
                 limits=ServerLimits(drain_seconds=DRAIN_SECONDS),
                 tls=self._tls,
                 more={FrameType.PUSH: pushes.handle},
+                fleet=models.fleet,
             )
         )
         self.server.start([listener])

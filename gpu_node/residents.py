@@ -54,10 +54,17 @@ Build = Callable[[ModelSource, LoadWish], ModelHost]
 
 
 class Residents:
-    def __init__(self, start: Start, catalog: ModelCatalog, build: Build, accounts: Sequence[Account]) -> None:
-        """The first account is that of the device that is used where nothing else is said."""
+    def __init__(
+        self,
+        start: Start,
+        catalog: ModelCatalog,
+        build: Build,
+        accounts: Sequence[Account],
+        sized: Callable[[Account], Account] = lambda account: account,
+    ) -> None:
+        """The first account is that of the device that is used where nothing else is said; `sized` as for `Room`."""
         self._start, self._catalog, self._build = start, catalog, build
-        self._room = Room(accounts, lambda: self.loaded, self._leave, self._is_handing_over)
+        self._room = Room(accounts, lambda: self.loaded, self._leave, self._is_handing_over, sized)
         self._hosts = {canonical(start.source.name): build(start.source, start.wish)}
         self._arrivals: dict[tuple[ModelHost, bool], asyncio.Task[None]] = {}
         self._waiting: Counter[asyncio.Task[None]] = Counter()  # how many wait for this arrival
@@ -307,7 +314,7 @@ class Residents:
     async def _bring_in(self, host: ModelHost, patient: bool) -> None:
         host.activity = "waiting for room"
         device = self._device_of(host)
-        claim = host.claim(self._room.account(device))
+        claim = await host.claim(self._room.account(device))
         await self._room.make(Need(host.name, claim.total_bytes), device, patient)
         log.info("loading %s", host.name)
         host.activity, host.error = "loading", ""

@@ -47,14 +47,16 @@ class Room:
         loaded: Callable[[], Sequence[ModelHost]],
         leave: Callable[[ModelHost], Awaitable[None]],
         handing_over: Callable[[], bool] = lambda: False,
+        sized: Callable[[Account], Account] = lambda account: account,
     ) -> None:
         """The first account is that of the usual device. `leave` unloads an idle model and releases its claim. While
-        `handing_over` says so nobody is sent away; `idle` is set when that is over."""
+        `handing_over` says so nobody is sent away; `idle` is set when that is over. `sized` gives an account the budget
+        that it has by now: devices come and go."""
         self.sessions: Yielding = Nobody()
         self.moving = asyncio.Lock()  # held by whoever lets a model come or go; wakes its waiters in order
         self.idle = asyncio.Event()  # set whenever some model may have become idle
         self.loading = ""  # the model that is coming in just now
-        self._loaded, self._leave, self._handing_over = loaded, leave, handing_over
+        self._loaded, self._leave, self._handing_over, self._sized = loaded, leave, handing_over, sized
         self._accounts = {account.device: account for account in accounts}
         self._usual = accounts[0].device
         self._coming: _Coming | None = None
@@ -67,7 +69,7 @@ class Room:
             kept = {name: held.get(name, claim) for name, claim in account.claims.items()}
             gone = {name for name in kept if name not in held and name != self.loading}
             claims = {name: claim for name, claim in kept.items() if name not in gone}
-            self._accounts[device] = replace(account, claims=claims)
+            self._accounts[device] = self._sized(replace(account, claims=claims))
         return tuple(self._accounts.values())
 
     def account(self, device: str) -> Account:
@@ -88,8 +90,10 @@ class Room:
         return holdings(self.accounts, self.holders(), self.sessions.cut())
 
     def device_of(self, told: str) -> str:
-        """Whose account a device that torch calls so has; what nobody knows has the usual one's."""
-        return self._known(told) or self._usual
+        """Whose account a model has on a device that torch calls so; what nobody knows has the usual one's. Where there
+        is a pool, all models are in it."""
+        pool = next((account.device for account in self._accounts.values() if account.is_pool), None)
+        return pool or self._known(told) or self._usual
 
     def claim(self, name: str, device: str, claim: Claim) -> None:
         self.release(name)
@@ -155,10 +159,11 @@ class Room:
         if told:
             known = self._known(told)
             if known is None:
-                here = ", ".join(self._accounts)
+                here = ", ".join(account.device for account in self._accounts.values() if not account.is_pool)
                 raise RequestError(f"there is no device {told} on this node, but {here}", field="device")
             return known
-        return next((device for device in self._accounts if self._has_free(device, size_bytes)), self._usual)
+        own = [account.device for account in self._accounts.values() if not account.is_pool]
+        return next((device for device in own if self._has_free(device, size_bytes)), own[0])
 
     def _has_free(self, device: str, size_bytes: int) -> bool:
         account, coming = self.account(device), self._coming
@@ -169,7 +174,8 @@ class Room:
 
     def _known(self, told: str) -> str | None:
         kind = told.partition(":")[0]
-        return next((device for device in self._accounts if device.partition(":")[0] == kind), None)
+        own = [device for device, account in self._accounts.items() if not account.is_pool]
+        return next((device for device in own if device.partition(":")[0] == kind), None)
 
     def _refuse(self, account: Account, need: Need, holders: Sequence[Holder]) -> None:
         told = f"there is no room for {need.name}: {who_holds_what(account, holders)}"

@@ -1,8 +1,8 @@
 """The node's settings: one frozen value, read once at start. Nobody else reads the environment.
 
-Sources, strongest first: command line, environment (`POTLUCK_NODE_…`, and `POTLUCK_API_KEYS` and `VRM_API_TOKEN`, which
-node and gateway share), defaults. Other `POTLUCK_` names belong to the gateway. A wrong or unknown one stops the start
-with its name. No secret is a flag, since everybody on a machine sees the flags of its processes.
+Sources, strongest first: command line, environment (`POTLUCK_NODE_…`, what node and gateway share: `POTLUCK_API_KEYS`
+and `VRM_API_TOKEN`, and `BARE_NAMES`), defaults. Other `POTLUCK_` names belong to the gateway. A wrong or unknown one
+stops the start with its name. No secret is a flag, since everybody on a machine sees the flags of its processes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gpu_node.devices import Device, parse_devices
 from gpu_node.durations import parse_duration
 from gpu_node.errors import UsageError
 from gpu_node.load_wish import (
@@ -28,10 +29,13 @@ from gpu_node.load_wish import (
     parse_bytes,
 )
 from gpu_node.model_store import default_cache
+from gpu_node.split import Goal, SplitWish, Strategy
 
 PREFIX = "POTLUCK_NODE_"
 KEYS_NAME = "POTLUCK_API_KEYS"
 TOKEN_NAME = "VRM_API_TOKEN"
+# Known without the prefix, as other programs that lend memory between GPUs call them.
+BARE_NAMES = {"VRM_LEND_RATIO": "lend_ratio", "VRM_RECLAIM_THRESHOLD": "reclaim_threshold"}
 
 # Proofs are made of all its bytes; more than this is a mistake, a file's contents for example.
 LONGEST_TOKEN, LONGEST_NAME = 1024, 63
@@ -55,6 +59,12 @@ class NodeSettings(BaseSettings):
     kernels: KernelsMode = "auto"
     speculation: SpeculationMode = "auto"
     memory: int = 0
+    devices: str = "auto"
+    split: Strategy = "balanced"
+    split_goal: Goal | None = None  # latency, unless something is said
+    split_layers: Annotated[tuple[int, ...], NoDecode] = ()
+    lend_ratio: float = Field(default=0.7, ge=0, le=1)
+    reclaim_threshold: float = Field(default=0.8, ge=0, le=1)
     kv_memory: int = 0
     kv_blocks: int = Field(default=0, ge=0)
     block_tokens: int = 16
@@ -106,6 +116,43 @@ class NodeSettings(BaseSettings):
     @classmethod
     def _size(cls, value: object) -> object:
         return parse_bytes(value) if isinstance(value, str | int) else value
+
+    @field_validator("devices")
+    @classmethod
+    def _listed(cls, value: str, info: ValidationInfo) -> str:
+        if value.strip().lower() in ("", "auto"):
+            return "auto"
+        try:
+            parse_devices(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        if info.data.get("device", "auto") != "auto":
+            raise ValueError("a list of devices leaves nothing to choose: give --device or --devices, not both")
+        if info.data.get("memory"):
+            raise ValueError("each device of a list has a budget of its own, as in cpu:2GiB, so that --memory is none")
+        return value.strip()
+
+    @field_validator("split_goal")
+    @classmethod
+    def _goal_of_what(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("split") != "profiled":
+            raise ValueError("only a profiled split is made for a goal: --split profiled")
+        return value
+
+    @field_validator("split_layers", mode="before")
+    @classmethod
+    def _counts(cls, value: object) -> object:
+        return layer_counts(value) if isinstance(value, str) else value
+
+    @field_validator("split_layers")
+    @classmethod
+    def _by_hand(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        listed = info.data.get("devices", "auto")
+        if value and listed == "auto":
+            raise ValueError("layers are given to devices that are listed: --devices")
+        if value and len(value) > len(parse_devices(listed)):
+            raise ValueError(f"{len(value)} counts of layers are more than the {len(parse_devices(listed))} devices")
+        return value
 
     @field_validator("block_tokens")
     @classmethod
@@ -170,6 +217,15 @@ class NodeSettings(BaseSettings):
         return not self.no_relay and (self.announce == "on" or (self.announce == "auto" and not self.exit_with_parent))
 
     @property
+    def listed_devices(self) -> tuple[Device, ...]:
+        """Empty: nobody listed any."""
+        return () if self.devices == "auto" else parse_devices(self.devices)
+
+    @property
+    def split_wish(self) -> SplitWish:
+        return SplitWish(self.split, self.split_goal or "latency", self.split_layers)
+
+    @property
     def wish(self) -> LoadWish:
         """How models are loaded where a loading does not say."""
         return LoadWish(
@@ -205,6 +261,9 @@ def read_settings(environ: Mapping[str, str], flags: Mapping[str, Any]) -> NodeS
     for name, value in environ.items():
         if name.startswith(PREFIX):
             values[_field_of(name)] = value
+    for name, field in BARE_NAMES.items():
+        if environ.get(name) and field not in values:
+            values[field] = environ[name]
     if environ.get(KEYS_NAME):
         values["api_keys"] = environ[KEYS_NAME]
     if environ.get(TOKEN_NAME) and not values.get("token"):
@@ -219,9 +278,20 @@ def read_settings(environ: Mapping[str, str], flags: Mapping[str, Any]) -> NodeS
         raise UsageError(f"{told}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
+def layer_counts(text: str) -> tuple[int, ...]:
+    """ "12,18". Raises `ValueError`."""
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    if not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
+        raise ValueError(f'"{text}" is no split by hand: write the layers of each device in turn, as in 12,18')
+    return tuple(map(int, words))
+
+
 def _name_of(field: str, environ: Mapping[str, str]) -> str:
     if field == "token" and not environ.get(PREFIX + "TOKEN"):
         return TOKEN_NAME
+    bare = next((name for name, own in BARE_NAMES.items() if own == field), "")
+    if bare and PREFIX + field.upper() not in environ:
+        return bare
     return KEYS_NAME if field == "api_keys" else PREFIX + field.upper()
 
 

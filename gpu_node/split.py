@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise, permutations
 from typing import Literal
 
@@ -31,6 +32,9 @@ Strategy = Literal["vram", "balanced", "profiled"]
 Goal = Literal["latency", "throughput"]
 # So many devices are tried in every order; more only in the orders that are likely to be good.
 TRIED_IN_EVERY_ORDER = 4
+# Of the tokens that some split could keep a profiled one keeps so many, and gives up the others for being quicker:
+# budgets that do not hold all that is wanted would leave it no choice otherwise.
+PROFILED_SHARE = 0.5
 # A split must be so much quicker than one device: paces are measurements.
 WORTH_IT = 0.95
 Counts = tuple[tuple[int, int], ...]  # (number of the device, layers), in the order of the stages
@@ -89,8 +93,8 @@ class Planner:
                 yield plan
 
     def best(self, plans: Sequence[Plan], wish: SplitWish) -> Plan:
-        """Room for what is wanted first, then time where it is known, then the fewest stages, then the most room."""
-        wanted = self._demand.wanted_tokens
+        """Room for what is enough first, then time where it is known, then the fewest stages, then the most room."""
+        wanted = self._enough(wish)
         single = max((plan for plan in plans if len(plan.stages) == 1), key=self._merit(wish), default=None)
         found = max(plans, key=self._merit(wish))
         if single is None or single is found:
@@ -237,7 +241,7 @@ class Planner:
 
     def _quickest(self, order: Sequence[int], goal: Goal) -> Counts:
         """Dynamic programming over (device, first layer): least sum of times, or least longest time, with room."""
-        sizes, least = self._sizes, self._fitting_tokens(order)
+        sizes, least = self._sizes, self._profiled_tokens
         join: Callable[[float, float], float] = (lambda a, b: a + b) if goal == "latency" else max
         # best[first][last device]: the way to have layers below `first` placed, the last of them on that device
         best: list[dict[int, tuple[float, Counts]]] = [{} for _ in range(sizes.layers + 1)]
@@ -258,12 +262,21 @@ class Planner:
         ways = best[sizes.layers].values()
         return min(ways, key=lambda way: way[0])[1] if ways else ()
 
-    def _fitting_tokens(self, order: Sequence[int]) -> int:
-        """What every stage must keep: all that is wanted where some split can, else as much as the widest does."""
-        widest = self._widest(order)
-        if not widest:
-            return self._demand.least_tokens
-        return max(self._plan(widest, "").capacity_tokens, self._demand.least_tokens)
+    def _enough(self, wish: SplitWish) -> int:
+        """More room than that is not worth any time."""
+        return self._profiled_tokens if wish.strategy == "profiled" else self._demand.wanted_tokens
+
+    @cached_property
+    def _profiled_tokens(self) -> int:
+        """What every stage must keep where time counts."""
+        block = self._demand.block_tokens
+        most = max((self._plan(counts, "").capacity_tokens for counts in self._roomy()), default=0)
+        share = int(most * PROFILED_SHARE) // block * block
+        return max(share, self._demand.least_tokens)
+
+    def _roomy(self) -> Iterator[Counts]:
+        yield from (((number, self._sizes.layers),) for number in range(len(self._devices)))
+        yield from (counts for order in orders(self._devices) if (counts := self._widest(order)))
 
     def _plan(self, counts: Counts, strategy: str) -> Plan:
         sizes, stages, first = self._sizes, [], 0
@@ -287,10 +300,12 @@ class Planner:
         return pace.seconds(self._sizes.step_bytes(1))
 
     def _merit(self, wish: SplitWish) -> Callable[[Plan], tuple[float, ...]]:
+        enough = self._enough(wish)
+
         def merit(plan: Plan) -> tuple[float, ...]:
             seconds = _seconds(plan, wish.goal) if wish.strategy == "profiled" else None
             spare = min(stage.capacity_tokens for stage in plan.stages)
-            return plan.capacity_tokens, -(seconds or 0.0), -len(plan.stages), spare
+            return min(plan.capacity_tokens, enough), -(seconds or 0.0), -len(plan.stages), spare
 
         return merit
 

@@ -18,8 +18,12 @@ USABLE_SHARE = 0.9
 CONTEXTS_WANTED = 8
 # Of what is left beside the weights: a CPU's memory is everybody's, a GPU's is there for this.
 CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}
+# What the account of all devices together is called, where models are split over them.
+POOL = "devices"
 # Everything else that a description calls its quantisation is one, and computes as it is stored.
 PLAIN_DTYPES = frozenset({"", "UNKNOWN", "F64", "F32", "F16", "BF16", "FLOAT32", "FLOAT16", "BFLOAT16"})
+# Bytes that a weight takes of a GGUF file's types that products hold in wider codes or with wider scales than the file.
+WIDENED_BYTES = {"Q2_K": 1.07, "Q3_K": 1.07, "Q4_K": 0.75, "Q5_0": 1.07, "Q5_1": 1.13, "Q5_K": 1.25, "Q6_K": 1.07}
 BITS_OF_WEIGHTS = {"int8": 8.5, "int4": 4.75}  # with their scales
 
 
@@ -41,6 +45,21 @@ class Account:
     budget_bytes: int
     claims: Mapping[str, Claim] = field(default_factory=dict)  # by model
     buffers: Mapping[str, int] = field(default_factory=dict)  # bytes by session; nobody with none
+    gpus: int = 0  # of a pool: so many of its devices are GPUs
+
+    @property
+    def is_pool(self) -> bool:
+        """Of several devices, which models are split over; nothing else lies there."""
+        return self.device == POOL
+
+    @property
+    def has(self) -> str:
+        """For sentences."""
+        return "the devices have" if self.is_pool else f"{self.device} has"
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.gpus > 0 or self.device.startswith("cuda")
 
     @property
     def used_bytes(self) -> int:

@@ -12,7 +12,16 @@ from types import MappingProxyType
 from typing import Any
 
 from transport.found import Found
-from wire.messages_stats import DeviceRecord, HolderRecord, ModelRecord, ResidentRecord, Stats
+from wire.messages_stats import (
+    DeviceRecord,
+    EventRecord,
+    HolderRecord,
+    ModelRecord,
+    PipelineRecord,
+    ResidentRecord,
+    StageRecord,
+    Stats,
+)
 from wire.messages_work import Done, Generate, Loaded, Progress, TokenLogprob, Tokens
 
 from .answers import Usage
@@ -143,11 +152,17 @@ class NodeStats:
     residents: tuple[ResidentRecord, ...]
     devices: tuple[DeviceRecord, ...]
     holders: tuple[HolderRecord, ...]
+    pipelines: tuple[PipelineRecord, ...] = ()
+    events: tuple[EventRecord, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
 
     @classmethod
     def of(cls, stats: Stats) -> NodeStats:
         values = MappingProxyType(dict(stats.values))
-        return cls(values, stats.models, stats.residents, stats.devices, stats.holders)
+        return cls(
+            values, stats.models, stats.residents, stats.devices, stats.holders,
+            stats.pipelines, stats.events, stats.stages,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

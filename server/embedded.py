@@ -48,7 +48,7 @@ def has_engine() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedOptions:
-    """`environ` is what the child starts from; `command` the words before the flags."""
+    """`environ` is what the child starts from; `command` the words before the flags. `devices` is for it to read."""
 
     mode: Mode = "auto"
     model: str = "default"
@@ -56,11 +56,13 @@ class EmbeddedOptions:
     command: tuple[str, ...] = (sys.executable, "-m", "gpu_node")
     has_engine: Callable[[], bool] = has_engine
     stop_seconds: float = 10.0  # how long it may take to end before it is killed
+    devices: str = ""
 
     def arguments(self) -> list[str]:
         place = ("--host", "127.0.0.1", "--port", "0", "--relay-port", "0")
         manners = ("--keep-main", "--exit-with-parent", "--announce-port")
-        return [*self.command, "--model", self.model, *place, *manners]
+        split = ("--devices", self.devices) if self.devices else ()
+        return [*self.command, "--model", self.model, *split, *place, *manners]
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ async def running(
             started_at=started_at,
             loop_time=asyncio.get_running_loop().time,
             embedded_status=lambda: {
-                "mode": settings.embedded_node,
+                "mode": settings.embedded_mode,
                 "starting": embedded.starting,
                 "reason": embedded.reason,
             },
@@ -176,7 +176,9 @@ def _embedded(
     async def probe(spec: NodeSpec, timeout_seconds: float) -> ProbeReport:
         return await backends[spec.kind].probe(spec, timeout_seconds)
 
-    options = EmbeddedOptions(settings.embedded_node, settings.embedded_model, environ)
+    options = EmbeddedOptions(
+        settings.embedded_mode, settings.embedded_model, environ, devices=settings.embedded_devices
+    )
     return EmbeddedNode(registry, keys, options, probe)
 
 

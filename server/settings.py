@@ -44,6 +44,7 @@ class Settings(BaseModel):
     phones_file: Path = Path("phones.json")
     embedded_node: EmbeddedMode = "auto"
     embedded_model: str = "default"
+    embedded_devices: str = ""
     model_aliases: dict[str, str] = Field(default_factory=dict)
     discovery: DiscoveryMode = "auto"
     discovery_port: int = Field(8766, ge=1, le=65535)
@@ -123,6 +124,22 @@ class Settings(BaseModel):
         if not value.strip():
             raise ValueError("must not be empty")
         return value.strip()
+
+    @field_validator("embedded_devices")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return value.strip()
+
+    @property
+    def embedded_mode(self) -> EmbeddedMode:
+        """Who lists devices for it wants it, whatever else there is."""
+        return "on" if self.embedded_devices and self.embedded_node == "auto" else self.embedded_node
+
+    @model_validator(mode="after")
+    def _used(self) -> Settings:
+        if self.embedded_devices and self.embedded_node == "off":
+            raise ValueError(f"{PREFIX}EMBEDDED_DEVICES is for the embedded node, and {PREFIX}EMBEDDED_NODE is off")
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> Settings:

@@ -36,6 +36,19 @@ def pytest_configure() -> None:
     # A shell starts what it runs in the background deaf to Ctrl-C, and every child would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already: read before anything imports torch
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled_heap() -> Iterator[None]:
+    """What outlives a module (torch's classes, the collected tests) is not gone through again by any later collection.
+
+    With torch imported a full one takes half a second, and many tests ask for one so that they see what was dropped.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

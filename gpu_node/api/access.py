@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gpu_node.api.pages import PAGE_PREFIX
 from gpu_node.api.replies import error_reply
 from gpu_node.api.terms import ASKER, Asker
 
@@ -41,7 +42,7 @@ class AccessRules:
         if path in OPEN_PATHS:
             return None
         if self.keys:
-            if self._name_of_key(headers) is not None:
+            if self._name_of_key(headers) is not None or is_shell(path, headers):
                 return None
             return Refusal(401, "a valid API key is required: Authorization: Bearer, X-API-Key or X-API-TOKEN")
         if not is_near(client):
@@ -85,6 +86,11 @@ class AccessRules:
         if host and parts.netloc.lower() == host.lower():
             return True  # the page came from this very node
         return parts.hostname in LOCAL_NAMES or is_loopback(parts.hostname)
+
+
+def is_shell(path: str, headers: Mapping[str, str]) -> bool:
+    """The page without its facts: it is where a browser's reader types the key in."""
+    return path.startswith(PAGE_PREFIX) or (path == "/" and "text/html" in headers.get("accept", ""))
 
 
 def rules_of(api_keys: tuple[str, ...], hosts: tuple[str, ...], origins: tuple[str, ...]) -> AccessRules:

@@ -15,11 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpu_node.api.access import AccessControl, AccessRules
 from gpu_node.api.batch import BatchApi
+from gpu_node.api.devices import PREFIX as DEVICE_PATHS
+from gpu_node.api.devices import DevicesApi
 from gpu_node.api.infer import InferApi
 from gpu_node.api.models import ModelsApi
 from gpu_node.api.ollama import OllamaApi
 from gpu_node.api.openai import OpenAiApi
 from gpu_node.api.operations import Operations
+from gpu_node.api.pages import PAGE_PREFIX, PagesApi
+from gpu_node.api.pipeline import PipelineApi
 from gpu_node.api.replies import OPENAI_PATHS, error_reply, status_of, text_reply
 from gpu_node.api.service import Service
 from gpu_node.errors import NodeError, RequestError
@@ -28,8 +32,12 @@ from gpu_node.metrics import NodeMetrics
 Endpoint = Callable[[Request], Awaitable[Response]]
 Table = dict[str, tuple[str, Endpoint]]
 
-# The one path that ends in a name.
-MODEL_PATH = "/v1/models/"
+# Paths that end in a name.
+NAMED_PATHS = {
+    "/v1/models/": "/v1/models/{id}",
+    DEVICE_PATHS: f"{DEVICE_PATHS}{{name}}",
+    PAGE_PREFIX: f"{PAGE_PREFIX}{{file}}",
+}
 CLIENT_LEFT = 499
 
 log = logging.getLogger("gpu_node.api")
@@ -38,11 +46,16 @@ log = logging.getLogger("gpu_node.api")
 def build_app(service: Service, rules: AccessRules) -> ASGIApp:
     ollama, openai = OllamaApi(service), OpenAiApi(service)
     batch, models, infer = BatchApi(service, openai), ModelsApi(service), InferApi(service)
+    devices = DevicesApi(service)
     routes: Table = {}
-    metrics = NodeMetrics(lambda: service.residents.hosts, lambda: service.residents.accounts, routes, service.relay)
-    operations = Operations(service, metrics)
+    residents, fleet = service.residents, service.fleet
+    happened = (lambda: fleet.event_counts) if fleet is not None else dict
+    metrics = NodeMetrics(lambda: residents.hosts, lambda: residents.accounts, routes, service.relay, happened)
+    operations, pages = Operations(service, metrics), PagesApi()
+    pipeline = PipelineApi(service)
     routes |= {
-        "/": ("GET", operations.root),
+        "/": ("GET", pages.root),
+        "/page/{file}": ("GET", pages.asset),
         "/live": ("GET", operations.live),
         "/ready": ("GET", operations.ready),
         "/health": ("GET", operations.health),
@@ -67,19 +80,28 @@ def build_app(service: Service, rules: AccessRules) -> ASGIApp:
         "/api/infer": ("POST", infer.infer),
         "/api/gpu": ("GET", operations.gpu),
         "/api/system": ("GET", operations.system),
+        "/api/devices": ("GET", devices.listed),
+        "/api/devices/{name}": ("DELETE", devices.remove),
         "/api/queue/status": ("GET", operations.queue),
         "/api/batcher/stats": ("GET", operations.batcher),
-        "/api/pipeline/status": ("GET", operations.pipeline),
+        "/api/pipeline/status": ("GET", pipeline.status),
         "/api/sessions": ("GET", operations.sessions),
     }
-    return AccessControl(Routes(routes, metrics.count_response), rules)
+    # Beside what the table has for that path.
+    also: Table = {"/api/devices": ("POST", devices.change)}
+    return AccessControl(Routes(routes, also, metrics.count_response), rules)
 
 
 class Routes:
-    """One method a path; HEAD where there is GET."""
+    """One method a path, and a second one where `also` has it; HEAD where there is GET."""
 
-    def __init__(self, routes: Mapping[str, tuple[str, Endpoint]], count: Callable[[str, int], None]) -> None:
-        self._routes, self._count = routes, count
+    def __init__(
+        self,
+        routes: Mapping[str, tuple[str, Endpoint]],
+        also: Mapping[str, tuple[str, Endpoint]],
+        count: Callable[[str, int], None],
+    ) -> None:
+        self._routes, self._also, self._count = routes, also, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "the server is started without websockets and lifespan"
@@ -115,20 +137,25 @@ class Routes:
 
     async def _reply(self, request: Request) -> Response:
         path = request.url.path
-        route = self._routes.get(_pattern(path))
+        route, second = self._routes.get(_pattern(path)), self._also.get(_pattern(path))
         if route is None:
             if path.startswith(OPENAI_PATHS):
                 return error_reply(f"there is no {path}", 404, path)
             return text_reply("404 page not found", 404)
+        if second is not None and request.method == second[0]:
+            route = second
         method, endpoint = route
         if request.method != method and not (method == "GET" and request.method == "HEAD"):
             if path.startswith(OPENAI_PATHS):
                 reply = error_reply(f"{path} wants {method}", 405, path)
                 reply.headers["Allow"] = method
                 return reply
-            return text_reply("405 method not allowed", 405, {"Allow": method})
+            return text_reply(
+                "405 method not allowed", 405, {"Allow": method if second is None else f"{method}, {second[0]}"}
+            )
         return await endpoint(request)
 
 
 def _pattern(path: str) -> str:
-    return f"{MODEL_PATH}{{id}}" if path.startswith(MODEL_PATH) and len(path) > len(MODEL_PATH) else path
+    below = next((prefix for prefix in NAMED_PATHS if path.startswith(prefix) and len(path) > len(prefix)), None)
+    return path if below is None else NAMED_PATHS[below]

@@ -104,7 +104,7 @@ class ModelsApi:
         return json_reply({"model": host.name, "status": "unloaded" if gone else "unloading", **waits})
 
     def _has_gpu(self) -> bool:
-        return any(account.device.startswith("cuda") for account in self._residents.accounts)
+        return any(account.has_gpu for account in self._residents.accounts)
 
     def _facts(self, host: ModelHost) -> Record:
         runner = host.engine.runner

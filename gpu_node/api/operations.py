@@ -1,4 +1,4 @@
-"""What operators and supervisors ask: alive, ready, healthy, devices, queue, batches, metrics, and a line of text."""
+"""What operators and supervisors ask: alive, ready, healthy, devices, queue, batches, sessions and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gpu_node import __version__
-from gpu_node.api.replies import error_reply, json_reply, text_reply
+from gpu_node.api.replies import error_reply, json_reply
 from gpu_node.api.service import Service
 from gpu_node.engine.stats import EngineStats, Histogram
 from gpu_node.host import ModelHost
@@ -30,9 +30,6 @@ class Operations:
     def __init__(self, service: Service, metrics: NodeMetrics) -> None:
         self._service, self._residents, self._metrics = service, service.residents, metrics
         self._begun = time.monotonic()
-
-    async def root(self, request: Request) -> Response:
-        return text_reply("Potluck GPU node is running")
 
     async def live(self, request: Request) -> Response:
         return json_reply({"status": "alive"})
@@ -60,7 +57,7 @@ class Operations:
                 "context_length": host.context_tokens,
                 "slots": host.slots.running,
                 "in_flight": host.running,
-                "waiting": _waiting(host, stats),
+                "waiting": waiting_of(host, stats),
                 "error": host.failure or None,
                 "engine": {
                     "state": host.engine.state,
@@ -78,7 +75,7 @@ class Operations:
             stats = host.engine.stats()
             queues[host.name] = {
                 "running": stats.running,
-                "waiting": _waiting(host, stats),
+                "waiting": waiting_of(host, stats),
                 "in_flight": host.slots.inside,
                 "slots": host.slots.running,
                 "limit": host.slots.max_waiting,
@@ -124,19 +121,6 @@ class Operations:
                 "machine": asdict(here),
             }
         )
-
-    async def pipeline(self, request: Request) -> Response:
-        """One stage a model: every layer lies on one device."""
-        pipelines = {}
-        for host in self._residents.loaded:
-            runner, described = host.engine.runner, host.description
-            if runner is None:
-                continue
-            layers = described.config.get("num_hidden_layers", described.config.get("n_layer")) if described else None
-            stage = {"stage": 0, "device": runner.device, "dtype": runner.dtype, "layers": layers,
-                     "weights_bytes": runner.memory_bytes, "state": host.engine.state}  # fmt: skip
-            pipelines[host.name] = {"stages": [stage]}
-        return json_reply({"models": pipelines})
 
     async def sessions(self, request: Request) -> Response:
         """Clients of the relay and what they hold. Their names are their own words; their keys are nobody's."""
@@ -211,7 +195,7 @@ def _bound(value: float) -> float | None:
     return None if value == float("inf") else value
 
 
-def _waiting(host: ModelHost, stats: EngineStats) -> int:
+def waiting_of(host: ModelHost, stats: EngineStats) -> int:
     """In the engine's line, or for the model to be there."""
     return stats.waiting + max(host.slots.inside - host.running, 0)
 

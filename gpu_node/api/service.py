@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gpu_node.catalog import Entry
+from gpu_node.device_fleet import DeviceFleet
 from gpu_node.inventory import Gpu, Machine, gpus, machine
 from gpu_node.relay_metrics import RelayView
 from gpu_node.residents import Residents
@@ -28,3 +29,4 @@ class Service:
     machine: Callable[[], Machine] = machine
     gpus: Callable[[], tuple[Gpu, ...]] = gpus
     relay: Callable[[], RelayView | None] = lambda: None  # none while there is none
+    fleet: DeviceFleet | None = None  # the devices that models are split over; none: nothing is split here

@@ -43,6 +43,7 @@ from gpu_node.engine.weights.safetensors_source import SafetensorsSource
 from gpu_node.engine.weights.views import Progress, SourceView
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError
 from gpu_node.model_folder import ModelFiles, model_files
+from gpu_node.vram import WIDENED_BYTES
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -52,8 +53,6 @@ Source = GgufSource | SafetensorsSource
 
 # Bytes that a weight takes with its scales.
 HELD_BYTES = {"int8": 1.05, "int4": 0.65}
-# The same of a GGUF file's types that products hold in wider codes or with wider scales than the file does.
-WIDENED_BYTES = {"Q2_K": 1.07, "Q3_K": 1.07, "Q4_K": 0.75, "Q5_0": 1.07, "Q5_1": 1.13, "Q5_K": 1.25, "Q6_K": 1.07}
 log = logging.getLogger("gpu_node.engine")
 
 
@@ -126,15 +125,12 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
     torch.set_num_threads(options.threads or min(own, granted_processors() or own))
     device = torch.device(choose_device(options.device))
     files = model_files(path)
-    with _quiet_transformers(), _plain_failures(path.name):
-        tokenizer = tokenizer_of(files)
-        tokenizer.chat_template = options.template or tokenizer.chat_template
-        with closing(open_source(files)) as source:
-            choices = choose(options, source, device)
-            check_room(source, choices)
-            loaded = _load(source, choices, options)
-            vocabulary = TokenizerVocabulary(tokenizer, end_ids(tokenizer, source.config, *_generation(files)))
-            summary = _summary(source, choices, loaded, begun)
+    with quiet_transformers(), plain_failures(path.name), closing(open_source(files)) as source:
+        vocabulary = _vocabulary(files, source, options.template)
+        choices = choose(options, source, device)
+        check_room(source, choices)
+        loaded = _load(source, choices, options)
+        summary = _summary(source, choices, loaded, begun)
     log.info("%s", sentence_of(summary))
     # A graph is one device's.
     alike = len({part.device for part in options.parts}) <= 1
@@ -144,6 +140,13 @@ def load_runner(path: Path, options: LoadOptions) -> Runner:
     except BaseException:
         stage.close()  # threads of its kernels would stay
         raise
+
+
+def load_vocabulary(path: Path, template: str = "") -> TokenizerVocabulary:
+    """Of a model whose weights lie elsewhere. Raises `ModelError` with one sentence."""
+    files = model_files(path)
+    with quiet_transformers(), plain_failures(path.name), closing(open_source(files)) as source:
+        return _vocabulary(files, source, template)
 
 
 def attention_for(device: torch.device, wide: bool) -> Attention:
@@ -204,7 +207,7 @@ def computes_halves(dtype: torch.dtype) -> bool:
 
 def check_room(source: Source, choices: Choices) -> None:
     """Raises `DeviceOutOfMemory` before anything is read: Linux would rather kill the process than refuse memory."""
-    needed = sum(_held_bytes(source, name, choices) for name in source.names())
+    needed = sum(held_bytes(source, name, choices) for name in source.names())
     device = choices.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
     if needed > free:
@@ -214,7 +217,7 @@ def check_room(source: Source, choices: Choices) -> None:
         )
 
 
-def _held_bytes(source: Source, name: str, choices: Choices) -> float:
+def held_bytes(source: Source, name: str, choices: Choices) -> float:
     shape = source.shape(name)
     count = math.prod(shape)
     if choices.weights == "stored" and source.is_quantised(name):
@@ -286,6 +289,12 @@ def _load_converted(
     return Loaded(plain.stage, "transformers' (the files name their weights otherwise)", plain.forms, plain.error)
 
 
+def _vocabulary(files: ModelFiles, source: Source, template: str) -> TokenizerVocabulary:
+    tokenizer = tokenizer_of(files)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return TokenizerVocabulary(tokenizer, end_ids(tokenizer, source.config, *_generation(files)))
+
+
 def _generation(files: ModelFiles) -> list[Any]:
     """A second place where folders say which tokens end an answer."""
     if files.is_gguf or not (files.weights / "generation_config.json").exists():
@@ -328,7 +337,7 @@ def _plain_name(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Its progress bars and hints are not ours to show; failures still come as exceptions."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
@@ -343,7 +352,8 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_failures(name: str) -> Iterator[None]:
+def plain_failures(name: str) -> Iterator[None]:
+    """Whatever loading raises becomes `ModelError` or `DeviceOutOfMemory`, in one sentence about `name`."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

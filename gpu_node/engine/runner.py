@@ -11,7 +11,6 @@ import ctypes
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.cache_size import CacheOptions, block_count, cpu_room, cuda_room
 from gpu_node.engine.stage import Stage
-from gpu_node.engine.step import CacheShape, Choice, Output, Pick, Row, Step, StepByStep, StepResult
+from gpu_node.engine.step import CacheShape, Choice, Pick, Step, StepByStep, StepResult
+from gpu_node.engine.step_shares import StepShare, unpicked
 from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import DeviceOutOfMemory
 
@@ -34,22 +34,6 @@ class Chooser(Protocol):
     def sample(self, logits: Tensor, picks: Sequence[Pick], first_rows: Sequence[int]) -> tuple[Choice, ...]:
         """`logits` [rows, vocabulary]; `first_rows[i]`: where the rows of pick i begin."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """Rows of a step that go through one forward together."""
-
-    want: Output
-    indices: tuple[int, ...]
-
-    @staticmethod
-    def of(rows: Sequence[Row]) -> Sequence[_Share]:
-        """Hidden states and logits come from different ends of a model; rows without output go with the latter."""
-        hidden = tuple(at for at, row in enumerate(rows) if row.output == "hidden")
-        others = tuple(at for at, row in enumerate(rows) if row.output != "hidden")
-        want: Output = "logits" if any(rows[at].output == "logits" for at in others) else "nothing"
-        return [share for share in (_Share(want, others), _Share("hidden", hidden)) if share.indices]
 
 
 class Runner(StepByStep):
@@ -116,11 +100,11 @@ class Runner(StepByStep):
             self._stage.copy_blocks(step.copies)
             choices: tuple[Choice, ...] = ()
             arrays: dict[int, Any] = {}
-            for share in _Share.of(step.rows):
+            for share in StepShare.of(step.rows):
                 rows = [step.rows[at] for at in share.indices]
                 found = self._stage.forward(batch_of(rows, self._options.block_tokens, self._device), share.want)
-                places = _places(step.rows, share.indices)
-                arrays.update(_arrays(found, step.rows, places, {pick.row for pick in picks}))
+                places = share.places(step.rows)
+                arrays.update(unpicked(found, step.rows, places, {pick.row for pick in picks}))
                 if share.want == "logits" and picks:
                     choices = self._sampler.sample(found, picks, [places[pick.row] for pick in picks])
             return StepResult(choices, arrays)
@@ -150,24 +134,6 @@ def _room(device: torch.device) -> tuple[int, int]:
         return cpu_room()
     torch.cuda.empty_cache()
     return cuda_room(*torch.cuda.mem_get_info(device))
-
-
-def _places(rows: Sequence[Row], indices: Sequence[int]) -> dict[int, int]:
-    """Row index to the first of its rows in the output."""
-    places, at = {}, 0
-    for index in indices:
-        places[index] = at
-        at += rows[index].output_tokens
-    return places
-
-
-def _arrays(
-    found: Tensor, rows: Sequence[Row], places: Mapping[int, int], picked: set[int]
-) -> Iterator[tuple[int, Any]]:
-    for index, at in places.items():
-        count = rows[index].output_tokens
-        if count and index not in picked:
-            yield index, found[at : at + count].to(device="cpu", dtype=torch.float32).numpy().copy()
 
 
 @contextmanager

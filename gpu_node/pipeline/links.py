@@ -76,6 +76,11 @@ class Link:
         return self._epoch
 
     @property
+    def most_bytes(self) -> int:
+        """Of a frame that the other side takes."""
+        return self._most_sent
+
+    @property
     def end(self) -> LinkError | None:
         """Why it is over; None while it is not."""
         return self._end

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from gpu_node.device_fleet import DeviceFleet
 from gpu_node.relay import memory
 from gpu_node.relay.buffers import BufferSpace, Places
 from gpu_node.relay.call import Handler, Handlers
@@ -43,6 +44,7 @@ class RelayParts:
     clock: Callable[[], float] = time.monotonic  # the engines'
     greeting_seconds: float = 10.0  # for a handshake
     times: Times = field(default_factory=Times)
+    fleet: DeviceFleet | None = None  # the devices that models are split over
 
 
 def relay_of(parts: RelayParts) -> RelayServer:
@@ -59,7 +61,8 @@ def relay_of(parts: RelayParts) -> RelayServer:
         parts.limits,
         parts.tls,
     )
-    handlers[FrameType.STATS] = StatsRequests(residents, parts.catalog, lambda: server.figures, parts.describe).handle
+    stats = StatsRequests(residents, parts.catalog, lambda: server.figures, parts.describe, parts.fleet)
+    handlers[FrameType.STATS] = stats.handle
     return server
 
 

@@ -83,7 +83,7 @@ class Loads:
         return hold.host
 
     def _has_gpu(self) -> bool:
-        return any(account.device.startswith("cuda") for account in self._residents.accounts)
+        return any(account.has_gpu for account in self._residents.accounts)
 
 
 def facts_of(host: ModelHost) -> Table:

@@ -14,11 +14,13 @@ from typing import Protocol
 
 from gpu_node import __version__
 from gpu_node.catalog import Entry
+from gpu_node.device_fleet import DeviceFleet
 from gpu_node.host import ModelHost
 from gpu_node.model_folder import ModelDescription
 from gpu_node.relay.call import RelayCall
 from gpu_node.relay.counters import RelayFigures
 from gpu_node.relay.loads import told_parameters
+from gpu_node.relay.split_stats import events_of, pipeline_of, stages_of
 from gpu_node.residents import Residents
 from gpu_node.vram import Account
 from wire.errors import OutOfBounds
@@ -39,19 +41,30 @@ Describe = Callable[[str, ModelDescription, bool | None], Table]
 
 class StatsRequests:
     def __init__(
-        self, residents: Residents, catalog: Listing, figures: Callable[[], RelayFigures], describe: Describe
+        self,
+        residents: Residents,
+        catalog: Listing,
+        figures: Callable[[], RelayFigures],
+        describe: Describe,
+        fleet: DeviceFleet | None = None,
     ) -> None:
+        """`fleet`: the devices that models are split over, if they are."""
         self._residents, self._catalog, self._figures, self._describe = residents, catalog, figures, describe
+        self._fleet = fleet
 
     async def handle(self, call: RelayCall) -> None:
         asked = call.message(Stats)
         entries = await asyncio.to_thread(self._catalog.entries)
+        split = [told for host in self._residents.loaded if (told := host.pipeline) is not None]
         stats = Stats(
             self._values() + self._description(asked, entries),
             self._models(entries),
             tuple(resident_record(host) for host in self._residents.loaded),
             tuple(map(device_record, self._residents.accounts)),
             tuple(HolderRecord(one.owner, one.what, one.size_bytes, one.state) for one in self._residents.holdings),
+            tuple(map(pipeline_of, split)),
+            events_of(self._fleet.events) if self._fleet is not None else (),
+            stages_of(split, self._fleet.devices if self._fleet is not None else ()),
         )
         await call.stream.send_message(fitting(stats), ends=True)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from potluck.cli import ask, chat, discover, plan, programs, status
+from potluck.cli import ask, chat, devices, discover, plan, programs, status
 from potluck.version import __version__
 
 __all__ = ["app"]
@@ -49,3 +49,4 @@ app.command("chat")(chat.chat)
 app.command("status")(status.status)
 app.command("discover")(discover.discover)
 app.command("plan")(plan.plan)
+app.add_typer(devices.app, name="devices")

@@ -20,6 +20,7 @@ from potluck.cli.safe_text import one_line
 from potluck.errors import Misuse
 
 if TYPE_CHECKING:
+    from gpu_node.device_profiles import Findings
     from gpu_node.devices import Device
     from gpu_node.load_wish import LoadWish
     from gpu_node.model_folder import ModelDescription
@@ -68,8 +69,11 @@ def plan(
         int | None, typer.Option("--context", "-c", min=1, max=1 << 24, help="Tokens of one request.")
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, max=MOST_SEQUENCES, help="Whole contexts that should fit at once.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--concurrency", min=1, max=MOST_SEQUENCES, help="Whole contexts that should fit at once; a node wants 8."
+        ),
+    ] = None,
     strategy: Annotated[StrategyName, typer.Option("--strategy", help="How layers are shared out.")] = (
         StrategyName.BALANCED
     ),
@@ -86,6 +90,7 @@ def plan(
         from gpu_node.devices import parse_devices
         from gpu_node.load_wish import LoadWish
         from gpu_node.split import SplitWish
+        from gpu_node.vram import CONTEXTS_WANTED
 
         wish = LoadWish(weights=weights.value, dtype=dtype.value, context=context or 0)
         how = SplitWish(strategy.value, goal.value, counts_of(layers))
@@ -94,8 +99,9 @@ def plan(
         if description is None:
             _refuse(f"{found.name} is not on this machine yet", f"Fetch it with: {fetch_command(model)}")
         shape, tokens = _shape(found, description, wish)
-        picture = _picture(shape, (tokens, concurrency), listed, how)
-        _show(picture, as_json)
+        findings = _findings(listed, how)
+        picture = _picture(shape, (tokens, concurrency or CONTEXTS_WANTED), listed, how, findings)
+        _show(picture, as_json, measured=bool(findings.devices))
 
 
 def counts_of(layers: str | None) -> tuple[int, ...]:
@@ -145,38 +151,61 @@ def _shape(source: ModelSource, description: ModelDescription, wish: LoadWish) -
     return shape_of(one_line(source.name), description, wish), tokens
 
 
-def _picture(shape: ModelShape, demand: tuple[int, int], devices: Sequence[Device], wish: SplitWish) -> Picture:
+def _picture(
+    shape: ModelShape, demand: tuple[int, int], devices: Sequence[Device], wish: SplitWish, findings: Findings
+) -> Picture:
     """`demand`: tokens of a context, and how many contexts."""
     from gpu_node.devices import local_links, planned_devices
     from gpu_node.plan_picture import Picture
     from gpu_node.split import plan_split
     from gpu_node.split_plan import Demand, Sizes
+    from gpu_node.splitting import step_tokens_over
 
-    if wish.strategy == "profiled" and not all(device.speed for device in devices):
-        raise Misuse("the strategy 'profiled' needs a speed for every device, as in cpu:2GiB@1.0,cpu:1GiB@0.5")
-    planned = planned_devices(devices, _free_bytes(devices), shape)
-    wanted = Demand(*demand)
+    free = {one.card: one.free_bytes for one in findings.devices} | _free_bytes(devices)
+    planned = planned_devices(devices, free, shape, findings.profiles)
+    wanted = Demand(*demand, step_tokens_over(devices))
     found = plan_split(shape, planned, local_links(devices), wanted, wish)
     return Picture(found, Sizes(shape, wanted), planned)
 
 
+def _findings(devices: Sequence[Device], wish: SplitWish) -> Findings:
+    """Of the probe, which takes seconds: only where speeds are wanted that nobody stated."""
+    from gpu_node.device_profiles import Findings
+    from gpu_node.model_store import default_cache
+    from gpu_node.probing import FILE_NAME, ProbeRun, Probing
+    from gpu_node.splitting import stage_threads
+
+    if wish.strategy != "profiled" or all(device.speed for device in devices):
+        return Findings()
+    told = os.environ.get("POTLUCK_NODE_CACHE")
+    folder = Path(told).expanduser() if told else default_cache(os.environ)
+    found = Probing(folder / FILE_NAME, ProbeRun(threads=stage_threads(devices))).findings()
+    for device in devices:
+        if device.card not in found.profiles and not device.speed:
+            why = "".join(f" ({one.why})" for one in found.left_out if one.what in (device.card, device.kind, "torch"))
+            raise Misuse(
+                f"the strategy 'profiled' needs the speed of {device.name}, which could not be measured{why}: "
+                "state it, as in cpu:2GiB@1.0,cpu:1GiB@0.5"
+            )
+    return found
+
+
 def _free_bytes(devices: Sequence[Device]) -> dict[str, int]:
     """By card, of those without a budget; nobody is asked where all have one."""
-    from gpu_node.inventory import gpus, machine
+    from gpu_node.inventory import free_by_card
 
-    asked = {device.kind for device in devices if device.budget_bytes is None}
-    free = {"cpu": machine().available_bytes} if "cpu" in asked else {}
-    if "cuda" in asked:
-        found = gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        free |= {f"cuda:{number}": gpu.free_bytes for number, gpu in enumerate(found)}
-    return free
+    cards = {device.card for device in devices if device.budget_bytes is None}
+    if not cards:
+        return {}
+    found = free_by_card(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return {card: size for card, size in found.items() if card in cards}
 
 
-def _show(picture: Picture, as_json: bool) -> None:
+def _show(picture: Picture, as_json: bool, measured: bool) -> None:
     from gpu_node.plan_picture import plan_lines, record_of
 
     if as_json:
-        typer.echo(json.dumps(record_of(picture, measured=False), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(record_of(picture, measured), ensure_ascii=False, indent=2))
         return
     width = shutil.get_terminal_size((80, 24)).columns
     for line in plan_lines(picture, width, plain=not _has_blocks(sys.stdout.encoding)):

@@ -28,6 +28,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", help='What the model is split over: "cuda:0,cuda:1", "cpu:2GiB@1.0,cpu:1GiB@0.5".'),
+    ] = None,
 ) -> None:
     """Run the gateway here, until Ctrl-C. Other flags go to uvicorn (--log-level, --ssl-keyfile …).
 
@@ -35,14 +39,30 @@ def serve(
     """
     with reporting():
         _must_be_there("server", "uvicorn")
-        flags = {"host": host, "port": port}
+        if devices is not None:
+            _check_devices(devices)
+        flags = {"host": host, "port": port, "embedded_devices": devices}
         host, port = _listening_place({name: value for name, value in flags.items() if value is not None})
         arguments = server_arguments(host, port, context.args)
     # The gateway reads its settings itself, and has to find there what the flags said.
     os.environ.update(POTLUCK_HOST=host, POTLUCK_PORT=str(port))
+    if devices is not None:
+        os.environ.update(POTLUCK_EMBEDDED_DEVICES=devices)
     import uvicorn.main
 
     uvicorn.main.main(args=arguments, prog_name="potluck serve")
+
+
+def _check_devices(devices: str) -> None:
+    """The node would only say so when it is started, in the middle of the gateway's log."""
+    _must_be_there("gpu_node")
+    from gpu_node.devices import parse_devices
+    from gpu_node.errors import UsageError
+
+    try:
+        parse_devices(devices)
+    except UsageError as error:
+        raise Misuse(f"--devices: {error}") from error
 
 
 def _listening_place(flags: dict[str, Any]) -> tuple[str, int]:

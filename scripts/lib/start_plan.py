@@ -1,7 +1,8 @@
 """What `scripts/run` has to know before it starts the server: address, what to print, whether a model is wanted.
 
 `start_plan.py [flags of uvicorn]` prints four words: host, port, the address to tell people (or -), yes or no. Reads
-flags, environment and potluck.toml as the gateway does, and says at once when the port is taken.
+flags, environment and potluck.toml as the gateway does, and says at once when the port is taken, or when a list of
+devices is none, which the gateway itself would learn from the node's end only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from typing import Any
 
 from demo_fleet import is_free
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from gpu_node.devices import parse_devices  # noqa: E402
+from gpu_node.errors import UsageError  # noqa: E402
+
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 
@@ -31,6 +38,7 @@ class StartPlan:
     is_https: bool
     is_plain_tcp: bool
     wants_model: bool
+    devices: str = ""
 
     @property
     def listens(self) -> tuple[str, int] | None:
@@ -59,16 +67,25 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+    problem = problem_of(plan.devices)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
     print(plan.host, plan.port, plan.url, "yes" if plan.wants_model else "no")
     return 0
 
 
 def start_plan(arguments: Sequence[str], environment: Mapping[str, str], file: Mapping[str, Any]) -> StartPlan:
+    written = {key.lower().removeprefix("potluck_"): value for key, value in file.items()}
+
     def setting(name: str, *others: str, default: str) -> str:
         found = (environment.get(key) for key in (name, *others))
-        return next((value for value in found if value), "") or str(file.get(name, default))
+        return next((value for value in found if value), "") or str(
+            written.get(name.lower().removeprefix("potluck_"), default)
+        )
 
     mode = setting("POTLUCK_EMBEDDED_NODE", default="auto").lower()
+    devices = setting("POTLUCK_EMBEDDED_DEVICES", default="").strip()
     listed = phones_listed(Path(setting("POTLUCK_PHONES_FILE", default="phones.json")))
     return StartPlan(
         host=setting("HOST", "UVICORN_HOST", default="127.0.0.1"),
@@ -77,8 +94,20 @@ def start_plan(arguments: Sequence[str], environment: Mapping[str, str], file: M
         flag_port=_flag(arguments, "--port"),
         is_https=_flag(arguments, "--ssl-certfile") is not None,
         is_plain_tcp=_flag(arguments, "--uds") is None and _flag(arguments, "--fd") is None,
-        wants_model=mode == "on" or (mode == "auto" and not listed),
+        wants_model=mode == "on" or (mode == "auto" and (not listed or bool(devices))),
+        devices=devices,
     )
+
+
+def problem_of(devices: str) -> str:
+    """Why that is no list of devices, in one sentence; empty: it is one, or there is none."""
+    if not devices or devices.lower() == "auto":
+        return ""
+    try:
+        parse_devices(devices)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def phones_listed(path: Path) -> bool:

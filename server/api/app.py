@@ -21,6 +21,7 @@ from server.api.openai_chat import OpenAIChatApi
 from server.api.openai_completions import OpenAICompletionsApi
 from server.api.openai_models import OpenAIModelsApi
 from server.api.pages import PagesApi
+from server.api.pipeline import PIPELINE_PATH, PipelineApi
 from server.api.reply import Send
 from server.api.services import Services
 from server.errors import GatewayDraining, GatewayError, InternalError, MethodRefused, PathUnknown
@@ -48,7 +49,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
     )
     many = OpenAIBatchApi(services, chat, completions)
     ollama, listing, held = OllamaApi(services), OllamaModelsApi(services), ModelsApi(services)
-    refuse = listing.refuse
+    refuse, pipeline = listing.refuse, PipelineApi(services)
     return {
         "/": {"GET": pages.root},
         "/dashboard/": {"GET": pages.asset},
@@ -79,6 +80,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/api/models/load": {"POST": held.load},
         "/api/models/unload": {"POST": held.unload},
         "/api/gpu": {"GET": held.gpu},
+        PIPELINE_PATH: {"GET": pipeline.status},
         "/health": {"GET": fleet.health},
         "/live": {"GET": fleet.live},
         "/ready": {"GET": fleet.ready},

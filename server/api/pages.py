@@ -16,7 +16,10 @@ _FOLDER = Path(__file__).parent.parent / "dashboard"
 _TYPES = {
     "index.html": b"text/html; charset=utf-8",
     "app.js": b"text/javascript; charset=utf-8",
+    "splits.js": b"text/javascript; charset=utf-8",
+    "bars.js": b"text/javascript; charset=utf-8",
     "style.css": b"text/css; charset=utf-8",
+    "bars.css": b"text/css; charset=utf-8",
 }
 # Everything from here, nothing from elsewhere, no inline script: a node's name or a model's answer can run nothing.
 _HEADERS: list[Header] = [

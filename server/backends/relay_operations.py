@@ -18,6 +18,7 @@ from server.backends.relay_answer import cause_of, error_of, stalled, too_large,
 from server.backends.relay_links import Line, RelayLinks
 from server.backends.relay_listing import gpu_record, loaded_record, models_record, progress_record
 from server.backends.relay_request import loading_of
+from server.backends.relay_split import split_record
 from server.backends.relay_watch import Watch
 from server.errors import NodeBroken, NodeIncapable
 from server.nodes import NodeSpec, model_key
@@ -26,8 +27,13 @@ from wire.errors import LocalError
 from wire.messages_stats import Stats
 from wire.messages_work import Load, Loaded, Phase, Progress, Unload
 
-MODELS_PATH, GPU_PATH = "/api/models", "/api/gpu"
+MODELS_PATH, GPU_PATH, PIPELINE_PATH = "/api/models", "/api/gpu", "/api/pipeline/status"
 LOAD_PATH, UNLOAD_PATH = "/api/models/load", "/api/models/unload"
+RECORDS: Mapping[str, Callable[[Stats], Record]] = {
+    MODELS_PATH: models_record,
+    GPU_PATH: gpu_record,
+    PIPELINE_PATH: split_record,
+}
 QUIET_SECONDS = 0.4  # a node tells at once that a loading waits, and again after half a second
 
 
@@ -36,11 +42,10 @@ class RelayOperations:
         self._links = links
 
     async def ask(self, spec: NodeSpec, path: str, timeout_seconds: float) -> Record:
-        records: Mapping[str, Callable[[Stats], Record]] = {MODELS_PATH: models_record, GPU_PATH: gpu_record}
-        if path not in records:
+        if path not in RECORDS:
             raise NodeIncapable(f"a node of kind relay cannot be asked for {path}", 400)
         with self._links.line(spec) as line:
-            return records[path](await line.stats(timeout_seconds, "total"))
+            return RECORDS[path](await line.stats(timeout_seconds, "total"))
 
     async def order(self, spec: NodeSpec, path: str, body: Mapping[str, Any], timeout_seconds: float) -> Record:
         if path != UNLOAD_PATH:

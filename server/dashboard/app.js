@@ -1,10 +1,14 @@
 // The page: the fleet once a second, and a conversation that is told as it comes. Text from nodes and models is set as
 // text, never as markup. The API key lives in this tab's session storage and travels as a header.
 
+import { keep } from "./bars.js";
+import { buildSplits, showSplits, watchSplits } from "./splits.js";
+
 const EVERY_MS = 1000;
 const KEY = "potluck-key";
 const element = (id) => document.getElementById(id);
 const messages = []; // the conversation so far, as the gateway wants it
+let nodes = []; // as they were told last
 let running = null; // the AbortController of the answer being told
 
 // talking to the gateway
@@ -89,10 +93,17 @@ const words = {
   disabled: "switched off",
 };
 
-function nodeCard(node) {
-  const [look, state] = stateOf(node);
-  const card = make("li", `panel node ${look}`);
+function buildCard(node) {
+  const card = make("li");
   card.dataset.node = node.id;
+  card.append(make("div", "about"), buildSplits());
+  return card;
+}
+
+function updateCard(card, node) {
+  const [about, splits] = card.children;
+  const [look, state] = stateOf(node);
+  card.className = `panel node ${look}`;
   const top = make("div", "top");
   top.append(make("span", "name", node.name), make("span", "state", state));
   const models = make("div", "models");
@@ -108,9 +119,10 @@ function nodeCard(node) {
   if (node.failed) facts.push(`${node.failed} failed`);
   if (node.held_conversations) facts.push(`holds ${count(node.held_conversations, "conversation")}`);
   const place = [node.address, node.kind, node.last_resort ? "last resort" : ""].filter(Boolean).join(" · ");
-  card.append(top, make("div", "place", place), models, make("div", "facts", facts.join(" · ")));
-  if (node.last_error && look !== "good") card.append(make("div", "error", node.last_error));
-  return card;
+  const parts = [top, make("div", "place", place), models, make("div", "facts", facts.join(" · "))];
+  if (node.last_error && look !== "good") parts.push(make("div", "error", node.last_error));
+  about.replaceChildren(...parts);
+  showSplits(splits, node.id);
 }
 
 function showFleet(health) {
@@ -122,13 +134,18 @@ function showFleet(health) {
   show("figure-hits", health.cache.hits ?? 0);
   show("summary", health.draining ? "The gateway is being stopped." : summaries[health.status] ?? health.status);
   show("version", `Potluck ${health.version}`);
-  element("nodes").replaceChildren(...health.nodes.map(nodeCard));
+  nodes = health.nodes;
+  showNodes();
   const nobody = element("no-nodes");
   nobody.hidden = health.nodes.length > 0;
   nobody.textContent = health.embedded?.reason
     ?? (health.embedded?.starting ? "The embedded model is starting…" : "No phones are listed yet: add them to phones.json.");
   showModels(health.nodes);
   notice(health.fleet_file.error ? `${health.fleet_file.path}: ${health.fleet_file.error}` : null);
+}
+
+function showNodes() {
+  keep(element("nodes"), nodes, (node) => node.id, buildCard, updateCard);
 }
 
 const summaries = {
@@ -285,3 +302,4 @@ element("key-form").addEventListener("submit", (event) => {
 });
 
 watchFleet();
+watchSplits(async (path) => (await call(path)).json(), () => nodes.some((node) => node.gpu_node), showNodes);

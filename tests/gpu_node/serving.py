@@ -17,6 +17,7 @@ from gpu_node.api.access import AccessRules, rules_of
 from gpu_node.api.app import build_app
 from gpu_node.api.service import Service
 from gpu_node.catalog import Entry
+from gpu_node.device_fleet import DeviceFleet
 from gpu_node.engine.step import ModelRunner
 from gpu_node.host import HostedEngine, ModelFiles, ModelHost, Progress, Stay
 from gpu_node.inventory import Gpu, Machine
@@ -183,7 +184,9 @@ async def serving(
     loaded: bool = True,
     fleet: Fleet | None = None,
     real: bool = False,
+    devices: DeviceFleet | None = None,
 ) -> AsyncIterator[Served]:
+    """`devices` are those that models are split over."""
     fleet = fleet or Fleet()
     if script is not None:
         fleet.scripts[NAME] = script
@@ -191,8 +194,9 @@ async def serving(
     if loaded:
         await residents.start()
     service = Service(
-        residents, ScriptedCatalog(fleet.models), max_body_bytes, lambda: 0.0, lambda: MACHINE, lambda: (GPU,)
-    )
+        residents, ScriptedCatalog(fleet.models), max_body_bytes, lambda: 0.0, lambda: MACHINE, lambda: (GPU,),
+        fleet=devices,
+    )  # fmt: skip
     app = build_app(service, rules or rules_of((), (), ()))
     async with listening(app, residents.stop) if real else direct(app) as (client, port, server):
         try:

@@ -66,7 +66,7 @@ async def test_a_load_grants_the_cache_its_size_unless_it_was_given() -> None:
 async def test_the_claim_is_what_loading_is_thought_to_take() -> None:
     host = host_of(LoadWish(kv_bytes=5, dtype="float32"))
     await host.prepare()
-    assert host.claim(Account("cpu", 1000)) == Claim(200, 5)
+    assert await host.claim(Account("cpu", 1000)) == Claim(200, 5)
 
 
 def test_whoever_uses_it_moves_the_end_of_its_stay() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from gpu_node.inventory import Gpu, _memory, _processor, chosen, gpus, machine
+from gpu_node.inventory import Gpu, _memory, _processor, chosen, free_by_card, gpus, machine, within
 
 FOUND = [Gpu(at, f"GPU-{at}aaaa", "a GPU", 100, 50) for at in range(3)]
 
@@ -57,3 +58,17 @@ def test_a_processor_without_a_name(tmp_path: Path) -> None:
     info.write_text("processor : 0\nmodel name\t: Something 9000\n")
     assert _processor(info) == "Something 9000"
     assert _processor(tmp_path / "nothing")
+
+
+def test_what_is_free_by_card() -> None:
+    assert list(free_by_card(library="libno-such-library.so.1")) == ["cpu"]
+    assert free_by_card("", library="libno-such-library.so.1")["cpu"] > 0
+
+
+def test_a_driver_that_never_answers_is_not_waited_for() -> None:
+    forever = threading.Event()
+    try:
+        assert within(0.01, lambda: (forever.wait(), "late")[1], "otherwise") == "otherwise"
+    finally:
+        forever.set()
+    assert within(5.0, lambda: "said", "otherwise") == "said"

@@ -10,6 +10,7 @@ from gpu_node.errors import ModelError
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription, Tensor
 from gpu_node.model_shape import shape_of, stored_bytes
+from gpu_node.vram import WIDENED_BYTES
 from tests.gpu_node.serving import DESCRIPTION
 
 CONFIG = {
@@ -102,3 +103,10 @@ def test_names_that_tell_no_layers_are_refused():
 def test_an_unknown_type_is_refused():
     with pytest.raises(ModelError, match="unknown type"):
         stored_bytes(Tensor("w", "Q9_9", (32,)))
+
+
+def test_codes_that_are_held_wider_than_they_are_stored_are_counted_so():
+    names = ("token_embd.weight", "blk.{}.ffn_up.weight", "output_norm.weight", None)
+    tensors = [Tensor(one.name, "Q4_K", tuple(32 * size for size in one.shape)) for one in named(*names)]
+    shape = shape_of("m", model(*tensors, quantisation="Q4_K_M"), LoadWish())
+    assert shape.layers[0].weights_bytes == int(256 * 256 * WIDENED_BYTES["Q4_K"]) > stored_bytes(tensors[2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gpu_node.departures import CutSession, Need
 from gpu_node.errors import NoRoom, RequestError
 from gpu_node.room import Room
-from gpu_node.vram import Account, Claim
+from gpu_node.vram import POOL, Account, Claim
 
 BUDGET = 100
 
@@ -291,3 +291,25 @@ async def test_the_models_of_a_session_that_was_ended_leave_before_others() -> N
     house.cut_at["session 1"] = 1.0
     await house.load("new", 50)
     assert set(house.hosts) == {"older", "another's too", "new"} and house.ended == ["session 1"]
+
+
+async def test_models_lie_in_the_pool_and_buffers_beside_it() -> None:
+    house = House(accounts=[Account(POOL, 60), Account("cpu", 50)])
+    assert [house.room.device_of(told) for told in ("cpu:0, cpu:1", "cuda", "cpu")] == [POOL] * 3
+    assert await house.room.reserve("session a", "", 30) == "cpu"
+    assert await house.room.reserve("session a", "cpu:0", 5) == "cpu"
+    with pytest.raises(RequestError, match="there is no device cuda on this node, but cpu"):
+        await house.room.reserve("session a", "cuda", 5)
+    with pytest.raises(NoRoom):
+        await house.room.reserve("session b", "", 20)
+    assert house.room.account(POOL).buffers == {}
+
+
+async def test_the_pool_has_what_its_devices_are_by_now() -> None:
+    budget = 60
+    room = Room([Account(POOL, 0)], lambda: [], House().leave, sized=lambda one: replace(one, budget_bytes=budget))
+    assert room.account(POOL).free_bytes == 60
+    await room.make(Need("m", 60), POOL)
+    budget = 40
+    with pytest.raises(NoRoom, match=r"m needs .* and the devices have"):
+        await room.make(Need("m", 60), POOL)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from gpu_node.errors import UsageError
 from gpu_node.load_wish import LoadWish
 from gpu_node.settings import NodeSettings, read_settings
+from gpu_node.split import SplitWish
 
 
 def test_defaults() -> None:
@@ -37,6 +38,8 @@ def test_every_setting_comes_from_the_environment() -> None:
         "POTLUCK_NODE_TLS_CERTIFICATE": "/c.pem", "POTLUCK_NODE_TLS_KEY": "~/k.pem",
         "POTLUCK_NODE_SESSION_IDLE": "-1", "POTLUCK_NODE_SESSION_GRACE": "1m", "POTLUCK_NODE_ANNOUNCE": "on",
         "POTLUCK_NODE_NAME": "attic", "POTLUCK_NODE_NO_PUSH": "1", "POTLUCK_NODE_PUSH_LIMIT": "100GB",
+        "POTLUCK_NODE_DEVICES": "auto", "POTLUCK_NODE_SPLIT": "profiled", "POTLUCK_NODE_SPLIT_GOAL": "throughput",
+        "POTLUCK_NODE_SPLIT_LAYERS": "", "POTLUCK_NODE_LEND_RATIO": "0.25", "POTLUCK_NODE_RECLAIM_THRESHOLD": "1",
     }  # fmt: skip
     assert {f"POTLUCK_NODE_{name.upper()}" for name in NodeSettings.model_fields} - set(environ) == {
         "POTLUCK_NODE_API_KEYS"
@@ -56,6 +59,25 @@ def test_every_setting_comes_from_the_environment() -> None:
     assert (math.isinf(settings.session_idle), settings.session_grace) == (True, 60)
     assert (settings.announce, settings.name, settings.no_push) == ("on", "attic", True)
     assert settings.push_limit == 100 * 10**9
+    assert (settings.listed_devices, settings.split_wish) == ((), SplitWish("profiled", "throughput"))
+    assert (settings.lend_ratio, settings.reclaim_threshold) == (0.25, 1.0)
+
+
+def test_a_list_of_devices_and_a_split_by_hand() -> None:
+    settings = read_settings({"POTLUCK_NODE_DEVICES": " cpu:2GiB, cpu:1GiB@0.5"}, {"split_layers": "20, 10"})
+    assert [(one.name, one.budget_bytes, one.speed) for one in settings.listed_devices] == [
+        ("cpu:0", 2 << 30, None), ("cpu:1", 1 << 30, 0.5)
+    ]  # fmt: skip
+    assert settings.split_wish == SplitWish(counts=(20, 10))
+
+
+def test_lending_is_known_by_its_own_names_and_ours_are_stronger() -> None:
+    assert read_settings({}, {}).lend_ratio == 0.7 and read_settings({}, {}).reclaim_threshold == 0.8
+    told = {"VRM_LEND_RATIO": "0", "VRM_RECLAIM_THRESHOLD": "0.5"}
+    settings = read_settings(told, {"reclaim_threshold": "0.6"})
+    assert (settings.lend_ratio, settings.reclaim_threshold) == (0, 0.6)
+    assert read_settings({**told, "POTLUCK_NODE_LEND_RATIO": "0.1"}, {}).lend_ratio == 0.1
+    assert read_settings({"VRM_LEND_RATIO": ""}, {}).lend_ratio == 0.7
 
 
 def test_flags_win() -> None:
@@ -102,6 +124,17 @@ def test_an_unknown_name_is_told_with_the_nearest(name: str) -> None:
         ({}, {"name": "a\nb"}, "--name: a name has at most 63 bytes"),
         ({}, {"relay_port": "65536"}, "--relay-port"),
         ({}, {"push_limit": "much"}, '--push-limit: "much" is no size'),
+        ({"POTLUCK_NODE_DEVICES": "gpu"}, {}, 'POTLUCK_NODE_DEVICES: "gpu" names no device'),
+        ({}, {"devices": "cpu:1GB", "device": "cpu"}, "--devices: a list of devices leaves nothing to choose"),
+        ({}, {"devices": "cpu:1GB", "memory": "1GB"}, "--devices: each device of a list has a budget of its own"),
+        ({}, {"split": "even"}, "--split"),
+        ({}, {"split_goal": "latency"}, "--split-goal: only a profiled split"),
+        ({}, {"split_layers": "10,20"}, "--split-layers: layers are given to devices that are listed"),
+        ({}, {"devices": "cpu:1GB", "split_layers": "10,20"}, "--split-layers: 2 counts of layers are more than the 1"),
+        ({}, {"devices": "cpu:1GB", "split_layers": "x"}, '--split-layers: "x" is no split by hand'),
+        ({"VRM_LEND_RATIO": "1.5"}, {}, "VRM_LEND_RATIO"),
+        ({}, {"lend_ratio": "nan"}, "--lend-ratio"),
+        ({"VRM_LEND_RATIO": "0.5", "POTLUCK_NODE_LEND_RATIO": "-1"}, {}, "POTLUCK_NODE_LEND_RATIO"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_told_where_it_was_given(environ: dict[str, str], flags: dict[str, str], told: str) -> None:

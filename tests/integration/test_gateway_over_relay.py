@@ -14,6 +14,7 @@ from gpu_node.engine.cache_size import CacheOptions
 from gpu_node.engine.loader import LoadOptions, load_runner
 from gpu_node.engine.step import ModelRunner
 from server.exchange import AskRequest, Token
+from server.patience import PatienceLimits
 from tests.fakes.frame_cutter import FrameCutter, frame_cutter
 from tests.fakes.phone import FakePhone
 from tests.fakes.tiny_model import write_tiny_model
@@ -50,7 +51,7 @@ async def two_nodes(folder: Path) -> AsyncIterator[tuple[Relayed, Relayed]]:
 @asynccontextmanager
 async def gateway(*doors: FrameCutter) -> AsyncIterator[Bench]:
     """The first node is asked first: the others are heavier to convince."""
-    async with gateway_over(affinity=False) as bench:
+    async with gateway_over(affinity=False, patience=PatienceLimits()) as bench:
         for index, door in enumerate(doors):
             await bench.list_phone(cast(FakePhone, door), kind="relay", name=f"node-{index}", weight=100.0 / 50**index)
         yield bench

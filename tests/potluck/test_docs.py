@@ -23,6 +23,14 @@ PLUG_INS = re.findall(r'^    "(\w+)",$', (DOCS.parent / "potluck/torch.py").read
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 
 
+def flags_of(command):
+    """Of a group: those of all its commands."""
+    parameters = [*command.params]
+    for one in getattr(command, "commands", {}).values():
+        parameters += one.params
+    return {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
+
+
 def section(command):
     return CLI.partition(f"## potluck {command}\n")[2].partition("\n## ")[0]
 
@@ -74,14 +82,14 @@ def test_every_field_of_an_answer_and_of_health_is_named(field):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_flag_is_explained(command):
     assert f"| `potluck {command}` |" in CLI
-    flags = {flag for parameter in COMMANDS[command].params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    flags = flags_of(COMMANDS[command])
     missing = {flag for flag in flags if flag.startswith("-") and flag not in section(command)}
     assert missing - {"-h", "--help"} == set()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_flag_is_explained_that_does_not_exist(command):
-    flags = {flag for parameter in COMMANDS[command].params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    flags = flags_of(COMMANDS[command])
     told = set(re.findall(r"(?<=`)--[a-z-]+", re.sub(r"All other flags.*", "", section(command), flags=re.DOTALL)))
     assert told <= flags | {"--help"}
 

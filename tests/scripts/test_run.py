@@ -55,6 +55,28 @@ def test_own_flags_after_those_of_uvicorn_are_refused(checkout: Checkout) -> Non
     assert (done.returncode, "comes before" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("words", [["--devices"], ["--devices="], ["--devices", ""]])
+def test_a_list_of_no_devices_is_refused_before_anything_is_installed(checkout: Checkout, words: list[str]) -> None:
+    done = checkout.run("scripts/run", *words)
+    assert (done.returncode, checkout.asked) == (1, [])
+    assert "--devices needs a list" in done.stderr
+    assert "comes before" in checkout.run("scripts/run", "--port", "1", "--devices", "cpu:1GB").stderr
+
+
+def test_devices_want_the_model_whatever_the_fleet(tmp_path: Path) -> None:
+    path = tmp_path / "phones.json"
+    path.write_text('[{"host": "10.0.0.5"}]')
+    listed = {"POTLUCK_PHONES_FILE": str(path), "POTLUCK_EMBEDDED_DEVICES": "cpu:2GiB,cpu:1GiB"}
+    assert (_plan(**listed).wants_model, _plan(**listed).devices) == (True, "cpu:2GiB,cpu:1GiB")
+    assert _plan(**listed, POTLUCK_EMBEDDED_NODE="off").wants_model is False
+    assert start_plan.start_plan([], {}, {"embedded_devices": "cpu:1GiB"}).devices == "cpu:1GiB"
+
+
+def test_a_list_that_is_none_is_told_before_the_start() -> None:
+    assert '"gpu" names no device' in start_plan.problem_of("gpu")
+    assert [start_plan.problem_of(text) for text in ("", "auto", "cpu:2GiB,cuda:0")] == ["", "", ""]
+
+
 def test_the_plain_plan() -> None:
     plan = _plan()
     assert (plan.host, plan.port, plan.url) == ("127.0.0.1", "8000", "http://127.0.0.1:8000")

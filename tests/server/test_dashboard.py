@@ -3,76 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.api.pipeline import PIPELINE_PATH
+from server.backends.relay_split import split_record
 from server.errors import NoNodes
 from server.exchange import NodeShare, Queued, Started, Token
 from server.nodes import NodeId
 from server.registry import ProbeFailed
+from tests.fakes.browser import Browser, opened, playwright
 from tests.fakes.phone import FakePhone, PhoneSettings
 from tests.server.api.gateway import MODEL, Gateway, fleet, gateway, report, served, spec
 from tests.server.api.scripted_dispatch import DONE, ScriptedDispatch, Step, done, failing, whole
+from tests.server.api.scripted_operations import ScriptedOperations
 from tests.server.live_gateway import live_gateway
+from wire.messages_stats import EventRecord, PipelineRecord, ResidentRecord, StageRecord, Stats
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip("Chromium is not installed here: the page is not tested", allow_module_level=True)
-playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: the page is not tested")
-
+MB = 1_000_000
 MARKUP = '<img src=x onerror="window.hacked=1">'
-
-
-class Browser:
-    """One page, and everything about it that should not have happened."""
-
-    def __init__(self, page: Any, address: str) -> None:
-        self.page = page
-        self.address = address
-        self.troubles: list[str] = []
-        self.foreign: list[str] = []
-        page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        page.on("console", self._console)
-        page.on("request", self._request)
-
-    def _console(self, message: Any) -> None:
-        # A refused request is an error line of the browser's own; the page tells it in words.
-        if message.type == "error" and "Failed to load resource" not in message.text:
-            self.troubles.append(message.text)
-
-    def _request(self, request: Any) -> None:
-        if not request.url.startswith((self.address, "data:")):
-            self.foreign.append(request.url)
-
-    async def shows(self, selector: str, text: str) -> None:
-        await playwright.expect(self.page.locator(selector)).to_contain_text(text)
-
-    async def ask(self, question: str) -> None:
-        await self.page.fill("#prompt", question)
-        await self.page.click("#send")
-
-
-@asynccontextmanager
-async def opened(address: str, **context: Any) -> AsyncIterator[Browser]:
-    """The page of the gateway at the address. What it must never do fails the test at the end."""
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        try:
-            page = await browser.new_page(**context)
-            made = Browser(page, address)
-            await page.goto(address)
-            yield made
-            assert await page.evaluate("window.hacked") is None
-            assert (made.troubles, made.foreign) == ([], [])
-        finally:
-            await browser.close()
 
 
 @asynccontextmanager
@@ -98,6 +52,46 @@ async def test_the_fleet_is_shown_live():
         await browser.shows("[data-node=attic] .error", "no route to the attic")
         await browser.shows("#figure-nodes", "1/2")
         await browser.shows("#summary", "Some nodes are missing")
+
+
+def split_node(**changes: Any) -> dict[str, Any]:
+    """What a node tells of a model over two devices and of a third without layers."""
+    stages = (
+        StageRecord(MODEL, 0, "cpu:0", "cpu", "running", 0, 18, 150 * MB, 40 * MB, 5 * MB, 0, 12 * MB, 220 * MB),
+        StageRecord(MODEL, 1, "cpu:1", "cpu", "ready", 18, 30, 120 * MB, 26 * MB, 4 * MB, 12 * MB, 0, 180 * MB),
+        StageRecord(MODEL, 2, "cpu:2", "cpu", "present", budget_bytes=100 * MB),
+    )
+    pipeline = PipelineRecord(MODEL, "running", 2, depth=2, leases=1, lent_bytes=12 * MB)
+    events = (EventRecord(1_900_000_000.0, "cpu:2", "joined", "100 MB"),)
+    resident = ResidentRecord(MODEL, "ready", 2048, 300 * MB, 66 * MB, 8)
+    told = Stats(residents=(resident,), pipelines=(replace(pipeline, **changes),), events=events, stages=stages)
+    return split_record(told)
+
+
+async def test_a_split_model_is_shown_in_its_nodes_card():
+    path = ("kitchen", PIPELINE_PATH)
+    operations = ScriptedOperations({path: split_node()})
+    registry = fleet((spec("kitchen"), report(MODEL, gpu_node=True)), (spec("attic"), report("other:1b")))
+    async with page_of(gateway(registry=registry, operations=operations)) as browser:
+        await browser.shows("[data-node=kitchen] .split-model .place", f"{MODEL} · 2 stages · 2 steps at once")
+        await browser.shows("[data-device='cpu:0'] .layers", "layers 0 to 17 · 220 MB")
+        await browser.shows("[data-device='cpu:0'] .amounts", "borrowed 12 MB")
+        await browser.shows("[data-device='cpu:1'] .amounts", "lent to others 12 MB")
+        await browser.shows("[data-device='cpu:1'] .state", "ready")
+        await browser.shows("[data-device='cpu:2'] .state", "no layers here")
+        await browser.shows("[data-node=kitchen] .events", "cpu:2 joined: 100 MB")
+        await playwright.expect(browser.page.locator("[data-node=attic] .splits")).to_be_hidden()
+        await browser.page.evaluate("document.querySelectorAll('.stage').forEach((one) => one.seen = 1)")
+        operations.said[path] = split_node(state="broken", error=MARKUP)
+        await browser.shows("[data-node=kitchen] .split-model .place", "cannot run")
+        await browser.shows("[data-node=kitchen] .split-model .error", MARKUP)
+        assert await browser.page.evaluate("[...document.querySelectorAll('.stage')].every((one) => one.seen)")
+        await browser.page.set_viewport_size({"width": 360, "height": 740})
+        assert await browser.page.evaluate("document.documentElement.scrollWidth") <= 360
+        operations.said[path] = {"models": {MODEL: {"split": True, "stages": "two"}}, "devices": [], "events": []}
+        await playwright.expect(browser.page.locator("[data-node=kitchen] .splits")).to_be_hidden()
+        await browser.shows("#summary", "Everything is ready.")
+    assert {name for name, _ in operations.asked} == {"kitchen"}
 
 
 async def test_tokens_are_shown_as_they_arrive():

@@ -190,6 +190,13 @@ async def test_an_empty_fleet_gets_it_as_its_last_resort(tmp_path: Path):
     assert home.listed() is None
 
 
+async def test_devices_are_handed_to_it(tmp_path: Path):
+    home = Home(tmp_path, devices="cpu:2GiB,cpu:1GiB@0.5")
+    async with running(home):
+        await home.until(home.starts)
+        assert "--model m --devices cpu:2GiB,cpu:1GiB@0.5 --host" in " ".join(home.starts()[0]["argv"])
+
+
 async def test_it_is_listed_only_when_its_model_is_loaded(tmp_path: Path):
     home = Home(tmp_path)
     home.report = None

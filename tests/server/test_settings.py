@@ -227,6 +227,16 @@ def test_aliases_that_are_none(text: str):
         parse_aliases(text)
 
 
+def test_devices_want_the_embedded_node():
+    listed = {"POTLUCK_EMBEDDED_DEVICES": " cpu:2GiB,cpu:1GiB "}
+    assert (read_settings(listed).embedded_devices, read_settings(listed).embedded_mode) == ("cpu:2GiB,cpu:1GiB", "on")
+    assert (read_settings({}).embedded_mode, read_settings({"POTLUCK_EMBEDDED_NODE": "off"}).embedded_mode) == (
+        "auto",
+        "off",
+    )
+    assert "POTLUCK_EMBEDDED_NODE is off" in error({**listed, "POTLUCK_EMBEDDED_NODE": "off"})
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,16 @@ from wire.messages_session import (
     Pong,
     Welcome,
 )
-from wire.messages_stats import DeviceRecord, HolderRecord, ModelRecord, ResidentRecord, Stats
+from wire.messages_stats import (
+    DeviceRecord,
+    EventRecord,
+    HolderRecord,
+    ModelRecord,
+    PipelineRecord,
+    ResidentRecord,
+    StageRecord,
+    Stats,
+)
 from wire.messages_work import (
     Bounds,
     ChatMessage,
@@ -145,6 +154,39 @@ MESSAGES: dict[str, Any] = {
         (DeviceRecord("NVIDIA X", "cuda", 24 << 30, 20 << 30, 4 << 30), DeviceRecord("cpu", "cpu")),
         (HolderRecord("session 3", "buffers", 1 << 20, "live"), HolderRecord("smollm2:135m", "model")),
     ),
+    "STATS/split": Stats(
+        pipelines=(
+            PipelineRecord(
+                "smollm2:135m", "changing", 3, "", 2, 1, 900, 1800, 0.0045, 0.004, 2.5, 1, 12 << 20, 1 << 20, 2, 1
+            ),
+            PipelineRecord("org/tiny", "broken", error="it does not fit: short by 0.10 GB"),
+        ),
+        events=(EventRecord(1_900_000_000.25, "cpu:1", "lost", "its process ended"), EventRecord(0.0, "", "planned")),
+        stages=(
+            StageRecord(
+                "smollm2:135m",
+                0,
+                "cpu:0",
+                "cpu",
+                "running",
+                0,
+                18,
+                150 << 20,
+                40 << 20,
+                5 << 20,
+                0,
+                12 << 20,
+                220 << 20,
+                7,
+                9,
+                900,
+                12.5,
+                82.25,
+            ),
+            StageRecord("smollm2:135m", 1, "cuda:1", "cuda", "loading", 18, 30),
+            StageRecord("smollm2:135m", 2, "cpu:2", "cpu", "present", lent_bytes=12 << 20, budget_bytes=0),
+        ),
+    ),
     "DATA/chunk": Chunk(1, 1 << 32, DIGEST, b"some bytes of a file"),
 }
 # What a newer sender or one that leaves nothing out may send for the same value.
@@ -170,6 +212,8 @@ REFUSED: dict[str, str] = {
     "HELLO/short-nonce": "0101 00 1f" + "00" * 31,
     "STATS/name-twice": "02 0161 0101 0161 0100",
     "STATS/too-deep": "01 0161 0601 0601 0601 0601 0100",
+    "STATS/stage-without-a-device": "00 00 00 00 00 00 00 01 05 0161 00 00 00",
+    "STATS/event-before-1970": "00 00 00 00 00 00 01 0b bff0000000000000 00 0161",
     "PUSH/upwards": "026f6b 01 26 04 2e2e2f61 01 20" + "00" * 32,
     "PUSH/absolute-model": "022f61 01 23 0161 01 20" + "00" * 32,
     "PUSH/file-twice": "0161 02 23 0161 01 20" + "00" * 32 + "23 0141 01 20" + "00" * 32,

@@ -42,6 +42,11 @@ class LayerWeights:
     def products(self) -> dict[str, Product]:
         return {"qkv": self.qkv, "output": self.output, "gate_up": self.gate_up, "down": self.down}
 
+    @property
+    def bytes(self) -> int:
+        """Of the products."""
+        return sum(product.bytes for product in self.products.values())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:

@@ -8,7 +8,10 @@ layer computes its second half only for tokens whose output is wanted. Must not 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +22,8 @@ from gpu_node.engine.chain import Holding
 from gpu_node.engine.kv_pool import KvPool, LayerShape, token_bytes
 from gpu_node.engine.layers.assembly import Ends, Exit
 from gpu_node.engine.layers.compiled import CompiledLayers
-from gpu_node.engine.layers.layer import Layer, Scene
+from gpu_node.engine.layers.elsewhere import Elsewhere, Far, Half, half_of
+from gpu_node.engine.layers.layer import Layer, LayerWeights, Scene
 from gpu_node.engine.layers.operations import capped_in_place, normalised
 from gpu_node.engine.layers.recipe import Recipe
 from gpu_node.engine.layers.rotary import Angles, RotaryTables
@@ -36,24 +40,80 @@ log = logging.getLogger("gpu_node.engine")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assembled:
-    """Everything a part computes with."""
+    """Everything a part computes with. None of it changes, so another part may hold some of the same."""
 
+    whole: Recipe  # of the model
     recipe: Recipe  # of these layers only
     layers: tuple[Layer, ...]
     ends: Ends
     rotary: RotaryTables
-    holding: Holding
+    numerics: Numerics
+    errors: Mapping[int, tuple[float, ...]]  # of products that were measured, by the model's layer
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Layers of the model, the last one excluded; less than the recipe's where some were let go."""
+        return self.recipe.first, self.recipe.first + len(self.layers)
+
+    @property
+    def holding(self) -> Holding:
+        forms: Counter[str] = Counter()
+        for layer in self.layers:
+            for product in layer.weights.products.values():
+                forms[product.form] += product.bytes
+        ends = self.ends
+        if ends.exit is not None:
+            forms[ends.exit.head.form] += ends.exit.head.bytes
+        if ends.lookup is not None and not ends.shared:
+            forms["embedding"] += ends.lookup.bytes
+        errors = [error for layer in sorted(self.errors) for error in self.errors[layer]]
+        return Holding(dict(forms), (*(ends.errors if ends.exit is not None else ()), *errors))
+
+    @property
+    def tables(self) -> dict[int, int]:
+        """Bytes by identity of what holds them: those of two parts together are counted once."""
+        found = {id(layer.weights): layer.weights.bytes for layer in self.layers}
+        ends = self.ends
+        if ends.pair is not None:
+            found[id(ends.pair[1])] = ends.pair[1].bytes
+            return found
+        if ends.lookup is not None:
+            found[id(ends.lookup)] = ends.lookup.bytes
+        if ends.exit is not None:
+            found[id(ends.exit.head)] = ends.exit.head.bytes
+        return found
+
+    def weights(self, layer: int) -> LayerWeights | None:
+        """Of one of the model's layers; None where it is not here."""
+        first, behind = self.span
+        return self.layers[layer - first].weights if first <= layer < behind else None
+
+    def within(self, span: tuple[int, int]) -> Assembled:
+        """What a part of `span` can use of it, without the rest."""
+        first, behind = max(span[0], self.span[0]), min(span[1], self.span[1])
+        layers = self.layers[first - self.span[0] : max(behind, first) - self.span[0]]
+        ends = self.ends.within(span[0] == 0, span[1] == self.whole.layers)
+        errors = {layer: self.errors[layer] for layer in self.errors if first <= layer < behind}
+        kept = self.whole.part(first, first + len(layers))
+        return replace(self, recipe=kept, layers=layers, ends=ends, errors=errors)
+
+    def serves(self, whole: Recipe, numerics: Numerics) -> bool:
+        """Whether its weights are such as these would be, from the same files."""
+        own = self.numerics
+        return own == numerics and own.compiled is numerics.compiled and self.whole == whole
 
 
 class LayeredPart:
     def __init__(self, model: Assembled, numerics: Numerics, attention: Attention, cache_dtype: torch.dtype) -> None:
         """The kernels of `numerics` are closed by whoever opened them, after the part."""
         recipe = model.recipe
+        assert recipe.layers == len(model.layers), "a part has all layers of its recipe"
         self._model: Assembled | None = model
         self._numerics, self._attention, self._dtype = numerics, attention, cache_dtype
         self._pool: KvPool | None = None
         self._room: Workspace | None = None
         self._compiled: CompiledLayers | None = None
+        self._elsewhere: Elsewhere | None = None
         self.holding = model.holding
         self.vocabulary_size, self.hidden_size = recipe.vocabulary_size, recipe.hidden_size
         self.layer_shapes = tuple(
@@ -77,6 +137,15 @@ class LayeredPart:
         return self._pool
 
     @property
+    def assembled(self) -> Assembled | None:
+        """For the part that comes after it; None once it is closed."""
+        return self._model
+
+    @property
+    def cache_bytes(self) -> int:
+        return 0 if self._pool is None else self._pool.block_bytes * self._pool.block_count
+
+    @property
     def compiled(self) -> bool:
         """Whether few tokens run as one compiled program; known once a pool is bound."""
         return self._compiled is not None
@@ -87,7 +156,7 @@ class LayeredPart:
 
     def drop_cache(self) -> None:
         """Programs hold addresses of the pool, so they go with it."""
-        self._pool = self._room = self._compiled = None
+        self._pool = self._room = self._compiled = self._elsewhere = None
 
     def bind(self, pool: KvPool) -> None:
         """From now on keys and values go to `pool`, made for `layer_shapes`; an earlier one is let go."""
@@ -107,20 +176,62 @@ class LayeredPart:
         except Unsuitable as error:
             log.info("These layers run without compiled programs: %s", error)
 
+    def extend(self, elsewhere: Elsewhere) -> None:
+        """Blocks behind the pool's own are there from now on, until the cache is dropped."""
+        assert self._pool is not None, "a cache is taken before it is extended"
+        self._elsewhere = elsewhere
+
+    def copy(self, source: int, target: int) -> None:
+        """A block of the cache, wherever both are."""
+        kept = self._elsewhere or self._pool
+        assert kept is not None, "a cache is taken before the first copy"
+        kept.copy(source, target)
+
     def forward(self, batch: Batch, hidden: Tensor | None, want: Output) -> Tensor:
+        elsewhere, pool = self._elsewhere, self._pool
+        assert pool is not None, "a pool is bound before the first forward"
+        far = elsewhere.far_rows(batch) if elsewhere is not None else ()
+        if elsewhere is None or not far:
+            pool.clear(batch.fresh)
+            return self._computed(batch, hidden, want)
+        near = [row for row in range(batch.rows) if row not in far]
+        if not near or self._compiled is None:
+            return self._computed(batch, hidden, want, elsewhere.opened(batch))
+        pool.clear(block for block in batch.fresh if block < pool.block_count)
+        halves = (half_of(batch, near), half_of(batch, far))
+        inputs = [None if hidden is None else hidden[half.tokens] for half in halves]
+        found = [self._computed(halves[0].batch, inputs[0], want)]
+        found.append(self._computed(halves[1].batch, inputs[1], want, elsewhere.opened(halves[1].batch)))
+        return self._together(batch, halves, found)
+
+    def _together(self, batch: Batch, halves: tuple[Half, Half], found: list[Tensor]) -> Tensor:
+        """In the order of the whole batch: its tokens, or behind the last layer its outputs."""
+        assert self._model is not None, "somebody has just computed with it"
+        by_token = self._model.ends.exit is None
+        rows = len(batch.tokens) if by_token else len(batch.output_rows)
+        widest = max(found, key=len)  # one without outputs stays as wide as hidden states
+        whole = widest.new_empty(rows, widest.shape[1])
+        for half, part in zip(halves, found, strict=True):
+            if len(part):
+                whole[half.tokens if by_token else half.outputs] = part
+        return whole
+
+    def _computed(self, batch: Batch, hidden: Tensor | None, want: Output, far: Far | None = None) -> Tensor:
+        """`far`: keys and values go there, and are attended to there."""
         model, pool = self._model, self._pool
-        assert model is not None and pool is not None, "a pool is bound before the first forward, and not after close"
-        pool.clear(batch.fresh)
+        assert model is not None and pool is not None, "not after close"
         lookup, leaving = model.ends.lookup, model.ends.exit
         if lookup is not None:
             hidden = _entered(model.recipe, lookup, batch)
         assert hidden is not None, "hidden states come from the part before"
         angles = model.rotary.reaching(max(batch.lengths))
-        if self._compiled is not None and self._room is not None and self._room.fits(batch):
+        if far is None and self._compiled is not None and self._room is not None and self._room.fits(batch):
             self._room.fill(batch, hidden, angles)
             states = self._compiled.run(hidden.shape[0])
             return states if leaving is None else _left(model.recipe, leaving, states[batch.output_rows], want)
-        scene = Scene(batch, pool, _at(angles, batch), self._attention)
+        # To a layer what is far looks like a pool and like an attention at once.
+        kept, attention = (pool, self._attention) if far is None else (cast(KvPool, far), far)
+        scene = Scene(batch, kept, _at(angles, batch), attention)
         hidden = hidden.to(self._numerics.compute)
         if leaving is None:
             return _through(model.layers, hidden, scene)

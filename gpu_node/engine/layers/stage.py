@@ -6,8 +6,7 @@ part cannot be made, what was opened is closed. Must not know batches.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from gpu_node.engine.attention import Attention, PagedAttention
-from gpu_node.engine.chain import Holding, StageChain
+from gpu_node.engine.chain import StageChain
 from gpu_node.engine.layers.assembly import Assembly, Ends
 from gpu_node.engine.layers.layer import Layer
 from gpu_node.engine.layers.part import Assembled, LayeredPart
@@ -61,14 +60,41 @@ def layered_chain(source: WeightSource, shares: Sequence[Share]) -> StageChain |
     return _chain(source, recipe, shares)
 
 
-def layered_part(source: WeightSource, recipe: Recipe, span: tuple[int, int], share: Share) -> LayeredPart:
+def layered_part(
+    source: WeightSource,
+    recipe: Recipe,
+    span: tuple[int, int],
+    share: Share,
+    earlier: Assembled | None = None,
+    allow: Callable[[int], None] = lambda _: None,
+) -> LayeredPart:
     """The layers `span[0]` to `span[1]` (excluded) of the whole model that `recipe` is of.
 
-    Reads their weights only, and those of the ends that belong to them. `share.numerics` has its kernels open."""
+    Reads their weights only, and those of the ends that belong to them. `share.numerics` has its kernels open.
+    `earlier`: of a part that was read from the same files in the same numbers; what it has is used again, and not read.
+    `allow` is told, before each layer is read, how many bytes the weights that are read for this part will then take;
+    what it raises ends the loading."""
     numerics = share.numerics
-    model = _assembled(source, recipe, span, numerics)
+    had = earlier if earlier is not None and earlier.serves(recipe, numerics) else None
+    model = _assembled(source, recipe, span, numerics, had, allow)
     kept = source.stored_dtype if numerics.compute is torch.float32 else numerics.compute
     return LayeredPart(model, numerics, share.attention, kept)
+
+
+def part_weights(source: WeightSource, recipe: Recipe, span: tuple[int, int]) -> tuple[str, ...]:
+    """Names of all that a part of `span` is read from."""
+    own = recipe.part(*span)
+    assembly = Assembly(source, own, Numerics())
+    ends = assembly.end_weights(span[0] == 0, span[1] == recipe.layers)
+    return tuple(dict.fromkeys((*ends, *(name for at in range(own.layers) for name in assembly.weights(at)))))
+
+
+def held_weights(source: WeightSource, had: Assembled) -> frozenset[str]:
+    """Of these, names of what a part made out of `had` does not read."""
+    assembly, ends = Assembly(source, had.recipe, Numerics()), had.ends
+    table = ends.lookup is not None or ends.pair is not None
+    names = [name for at in range(len(had.layers)) for name in assembly.weights(at)]
+    return frozenset((*assembly.end_weights(table, ends.exit is not None), *names))
 
 
 def _chain(source: WeightSource, recipe: Recipe, shares: Sequence[Share]) -> StageChain:
@@ -105,25 +131,41 @@ class SharedKernels:
             self._opened.close()
 
 
-def _assembled(source: WeightSource, recipe: Recipe, span: tuple[int, int], numerics: Numerics) -> Assembled:
+def _assembled(
+    source: WeightSource,
+    recipe: Recipe,
+    span: tuple[int, int],
+    numerics: Numerics,
+    had: Assembled | None,
+    allow: Callable[[int], None],
+) -> Assembled:
     own = recipe.part(*span)
     assembly = Assembly(source, own, numerics)
     # The ends are read first: what is held twice while a large table is repacked goes before layers come.
-    ends = assembly.ends(first=span[0] == 0, last=span[1] == recipe.layers)
+    ends = assembly.ends(span[0] == 0, span[1] == recipe.layers, None if had is None else had.ends)
+    read, expected = _new_bytes(ends, had), 0
     measured = {0, recipe.layers - 1}  # the first and the last layer speak for the rest: measuring takes time
-    layers = tuple(Layer(own, at, assembly.layer(at, own.first + at in measured)) for at in range(own.layers))
+    layers, errors = [], dict(had.within(span).errors) if had is not None else {}
+    for at in range(own.layers):
+        weights = None if had is None else had.weights(own.first + at)
+        if weights is None:
+            allow(read + expected)
+            weights, found = assembly.layer(at, own.first + at in measured)
+            errors |= {own.first + at: found} if found else {}
+            expected = weights.bytes  # layers of a model are about alike
+            read += expected
+        layers.append(Layer(own, at, weights))
+    allow(read)
     tables = dict.fromkeys(name for name in own.turns if name is not None)
     rotary = RotaryTables(source.config, recipe.family.rotary, tables, numerics.compute).to(numerics.device)
-    return Assembled(own, layers, ends, rotary, _holding(layers, ends, assembly.errors))
+    return Assembled(recipe, own, tuple(layers), ends, rotary, numerics, errors)
 
 
-def _holding(layers: tuple[Layer, ...], ends: Ends, errors: list[float]) -> Holding:
-    forms: Counter[str] = Counter()
-    for layer in layers:
-        for product in layer.weights.products.values():
-            forms[product.form] += product.bytes
-    if ends.exit is not None:
-        forms[ends.exit.head.form] += ends.exit.head.bytes
-    if ends.lookup is not None and not ends.shared:
-        forms["embedding"] += ends.lookup.bytes
-    return Holding(dict(forms), tuple(errors))
+def _new_bytes(ends: Ends, had: Assembled | None) -> int:
+    """Of the ends that are not in `had`."""
+    before = Ends(None, None) if had is None else had.ends
+    if ends.pair is not None:
+        return 0 if before.pair is ends.pair else ends.pair[1].bytes
+    lookup = 0 if ends.lookup is None or ends.lookup is before.lookup else ends.lookup.bytes
+    head = 0 if ends.exit is None or ends.exit is before.exit else ends.exit.head.bytes
+    return lookup + head

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpu_node.device_fleet import DeviceFleet
 from gpu_node.engine.engine import Engine, EngineOptions
 from gpu_node.engine.guide import guides_of
 from gpu_node.engine.step import ModelRunner
@@ -110,11 +111,12 @@ async def relayed(
     more: Handlers | None = None,
     times: Times | None = None,
     greeting_seconds: float = 10.0,
+    devices: DeviceFleet | None = None,
 ) -> AsyncIterator[Relayed]:
     parts = RelayParts(
         residents, catalog, ServerTerms("node", token, node_id=bytes(16), incarnation=7), description_of,
         sessions=terms or SessionTerms(), limits=limits or ServerLimits(), tls=tls, more=more or {},
-        times=times or Times(), greeting_seconds=greeting_seconds,
+        times=times or Times(), greeting_seconds=greeting_seconds, fleet=devices,
     )  # fmt: skip
     server = relay_of(parts)
     listener = bind("127.0.0.1", 0)

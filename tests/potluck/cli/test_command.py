@@ -23,11 +23,11 @@ def test_version():
 def test_help_names_every_command():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("serve", "node", "ask", "chat", "status", "discover", "plan"):
+    for command in ("serve", "node", "ask", "chat", "status", "discover", "plan", "devices"):
         assert f"\n  {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "ask", "chat", "status", "discover", "plan"])
+@pytest.mark.parametrize("command", ["serve", "ask", "chat", "status", "discover", "plan", "devices"])
 def test_every_command_has_help_of_its_own(command):
     result = runner.invoke(app, [command, "-h"])
     assert result.exit_code == 0

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from gpu_node.device_profiles import Findings, FoundDevice, kept_text
+from gpu_node.devices import parse_devices
+from gpu_node.probing import FILE_NAME, key_of
+from gpu_node.splitting import stage_threads
 from potluck.cli import app
 from potluck.cli.plan import counts_of, fetch_command
 from potluck.errors import Misuse
@@ -36,7 +41,7 @@ def plan(*arguments: str, cache: Path | None = None, columns: int = 80) -> Resul
 def test_one_device_and_two(folder: Path) -> None:
     whole = plan("-m", str(folder), "-d", "cpu:64MiB", "--context", "64")
     assert (whole.exit_code, whole.stderr) == (0, "")
-    assert "1 stage (balanced), room for 1 context of 64 tokens: one device holds all of it." in whole.stdout
+    assert "1 stage (balanced), room for 8 contexts of 64 tokens: one device holds all of" in whole.stdout
     for columns in (60, 80, 120):
         split = plan("-m", str(folder), "-d", "cpu:64MiB,cpu:64MiB", "--layers", "1,1", columns=columns)
         lines = split.stdout.splitlines()
@@ -53,14 +58,22 @@ def test_a_file_is_planned_before_the_node_has_seen_it(folder: Path, tmp_path: P
     assert not (tmp_path / "cache").exists()
 
 
-def test_speeds_give_a_plan_by_speed(folder: Path) -> None:
+def test_speeds_give_a_plan_by_speed(folder: Path, tmp_path: Path) -> None:
     done = plan("-m", str(folder), "-d", "cpu:64MiB@0.5,cpu:64MiB@1", "--strategy", "profiled", "--json")
     found = json.loads(done.stdout)
     assert [one["layers"] for one in found["devices"] if one["device"] == "cpu:1"] == [found["layers"]]
     assert found["latency_seconds"] is None  # nothing was measured
-    without = plan("-m", str(folder), "-d", "cpu:64MiB@0.5,cpu:64MiB", "--strategy", "profiled")
+    # What a probe found before is used; a GPU that it did not find has no speed.
+    cpu = FoundDevice("cpu", 0, "a processor", "", "", "", 1 << 30, 1 << 30, 1e10, 1e10, 1e-6, 1)
+    threads = stage_threads(parse_devices("cpu:1GiB,cpu:1GiB"))
+    (tmp_path / FILE_NAME).write_text(kept_text(Findings((cpu,)), key_of(threads), time.time()))
+    asked = ("-m", str(folder), "--strategy", "profiled", "--json", "-d")
+    measured = plan(*asked, "cpu:64MiB@0.5,cpu:64MiB", cache=tmp_path)
+    assert (measured.exit_code, measured.stderr) == (0, "")
+    assert 0 < json.loads(measured.stdout)["latency_seconds"] < 1
+    without = plan(*asked, "cpu:64MiB,cpu:64MiB,xpu:0:1GiB", cache=tmp_path)
     assert without.exit_code == 2
-    assert "needs a speed for every device, as in cpu:2GiB@1.0" in without.stderr
+    assert "the speed of xpu:0, which could not be measured: state it, as in cpu:2GiB@1.0" in without.stderr
 
 
 def test_what_does_not_fit_says_what_would(folder: Path) -> None:

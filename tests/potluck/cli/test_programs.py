@@ -45,6 +45,14 @@ def test_serve_passes_unknown_flags_to_uvicorn_which_judges_them():
     assert "--no-such-flag" in done.stderr
 
 
+def test_serve_refuses_a_list_of_no_devices():
+    done = run(NOWHERE, "serve", "--devices", "gpu")
+    assert done.returncode == 2
+    assert '--devices: "gpu" names no device' in " ".join(done.stderr.split())
+    off = run(NOWHERE, "serve", "--devices", "cpu:1GiB", POTLUCK_EMBEDDED_NODE="off")
+    assert off.returncode == 2 and "POTLUCK_EMBEDDED_NODE is off" in " ".join(off.stderr.split())
+
+
 def test_node_passes_everything_to_the_gpu_node():
     done = run(NOWHERE, "node", "--help")
     assert done.returncode == 0

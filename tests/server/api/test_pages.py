@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,14 @@ async def test_browsers_get_the_page_and_programs_the_sentence():
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"), [("/dashboard/app.js", "text/javascript"), ("/dashboard/style.css", "text/css")]
+    ("path", "kind"),
+    [
+        ("/dashboard/app.js", "text/javascript"),
+        ("/dashboard/splits.js", "text/javascript"),
+        ("/dashboard/bars.js", "text/javascript"),
+        ("/dashboard/style.css", "text/css"),
+        ("/dashboard/bars.css", "text/css"),
+    ],
 )
 async def test_its_parts(path: str, kind: str):
     answer = await get(gateway().app, path)
@@ -48,7 +56,14 @@ async def test_the_page_runs_its_own_script_only():
     assert not re.findall(r"(?:src|href)=\"(?!/|data:)[^\"]+", text), "nothing from elsewhere"
 
 
-async def test_the_script_sets_text_and_never_markup():
-    script = (await get(gateway().app, "/dashboard/app.js")).body.decode()
+@pytest.mark.parametrize("name", ["app.js", "splits.js", "bars.js"])
+async def test_the_scripts_set_text_and_never_markup(name: str):
+    script = (await get(gateway().app, f"/dashboard/{name}")).body.decode()
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):
         assert way not in script
+
+
+@pytest.mark.parametrize("name", ["bars.js", "bars.css"])
+def test_a_split_is_drawn_as_on_the_nodes_own_page(name: str):
+    root = Path(__file__).parents[3]
+    assert (root / "server" / "dashboard" / name).read_text() == (root / "gpu_node" / "page" / name).read_text()

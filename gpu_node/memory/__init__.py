@@ -1,0 +1,1 @@
+"""Lending memory for keys and values between the stages of one model."""

@@ -1,0 +1,123 @@
+"""How many steps are worth being under way at once: tried at the start, on an empty cache, with rows that decode.
+
+More groups of rows keep more stages busy and make every step smaller; what wins depends on the machine, and one is an
+allowed answer (unslothai/llama.cpp #187). The choice is pure; the measuring is bounded in time, and everything that it
+writes lies in blocks that are cleared before anybody's first slot is written there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpu_node.engine.sequence import SamplingOptions
+from gpu_node.engine.step import CacheShape, Pick, Row, Step, StepResult
+
+# A larger depth must win by so much: it costs latency, and measurements of milliseconds differ by themselves.
+MARGIN = 1.05
+BATCHES = (8, 32)
+# All together. A few steps of each kind are enough to tell 5 %.
+MEASURE_SECONDS = 0.6
+MOST_ROUNDS = 6
+# Of a group in one round: a pipeline has to fill before it shows what it can do.
+ROUND_STEPS = 3
+GREEDY = SamplingOptions(temperature=0, repeat_penalty=1.0)
+
+
+class Steps(Protocol):
+    """What the measuring needs of a runner."""
+
+    def begin(self, step: Step) -> None: ...
+
+    def finish(self, picks: Sequence[Pick]) -> StepResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """So many rows in all, in groups of which `depth` are under way."""
+
+    rows: int
+    depth: int
+
+
+def choose(measured: Mapping[Trial, float]) -> tuple[int, dict[int, float]]:
+    """The depth, and tokens/s by depth at the smallest batch that was tried at all of them.
+
+    Depths are compared by how much they gain over one step at a time, as a geometric mean over the batches."""
+    batches = sorted({trial.rows for trial in measured})
+    depths = sorted({trial.depth for trial in measured})
+    whole = [rows for rows in batches if all(Trial(rows, depth) in measured for depth in depths)]
+    if not whole:
+        return 1, {}
+    gains = {
+        depth: math.prod(measured[Trial(rows, depth)] / measured[Trial(rows, depths[0])] for rows in whole)
+        ** (1 / len(whole))
+        for depth in depths
+    }
+    best = depths[0]
+    for depth in depths:
+        if gains[depth] > gains[best] * MARGIN:
+            best = depth
+    return best, {depth: measured[Trial(whole[0], depth)] for depth in depths}
+
+
+def trials(stages: int, cache: CacheShape) -> tuple[Trial, ...]:
+    """Up to one group more than there are stages: while one is with the head, every stage has one."""
+    batches = [rows for rows in BATCHES if rows <= cache.block_count] or [min(BATCHES[0], cache.block_count)]
+    return tuple(Trial(rows, depth) for rows in batches for depth in range(1, stages + 2) if depth <= rows)
+
+
+def measure(
+    steps: Steps, cache: CacheShape, stages: int, clock: Callable[[], float], seconds: float = MEASURE_SECONDS
+) -> dict[Trial, float]:
+    """Tokens/s of each trial, the smaller batches first; batches that there is no time for are left out.
+
+    Raises what steps raise."""
+    found: dict[Trial, float] = {}
+    wanted = trials(stages, cache)
+    end = clock() + seconds
+    for rows in sorted({trial.rows for trial in wanted}):
+        own = [trial for trial in wanted if trial.rows == rows]
+        groups = _groups(rows, 1)
+        _round(steps, groups, 1)  # whatever is made at the first step of its kind
+        begun = clock()
+        _round(steps, groups, 1)
+        once = max(clock() - begun, 1e-6)
+        if found and once * len(own) > end - clock():
+            break
+        share = (end - clock()) * rows / sum(trial.rows for trial in wanted if trial.rows >= rows) / once
+        rounds = max(min(int(share), MOST_ROUNDS), 1)
+        for trial in own:
+            groups = _groups(rows, trial.depth)
+            if trial.depth > 1:
+                _round(steps, groups, trial.depth)
+            begun = clock()
+            for _ in range(rounds):
+                _round(steps, groups, trial.depth)
+            found[trial] = rounds * ROUND_STEPS * rows / max(clock() - begun, 1e-9)
+    return found
+
+
+def _round(steps: Steps, groups: Sequence[tuple[Step, Sequence[Pick]]], depth: int) -> None:
+    """Every group takes its steps, each after its own last one came back, as decoding does."""
+    order = [group for _ in range(ROUND_STEPS) for group in groups]
+    for at, (step, _) in enumerate(order):
+        if at >= depth:
+            steps.finish(order[at - depth][1])
+        steps.begin(step)
+    for _, picks in order[-depth:]:
+        steps.finish(picks)
+
+
+def _groups(rows: int, depth: int) -> list[tuple[Step, Sequence[Pick]]]:
+    """Each row has a block of its own."""
+    spans = [range(number * rows // depth, (number + 1) * rows // depth) for number in range(depth)]
+    return [
+        (
+            Step(tuple(Row(block, (1,), 0, (block,), "logits", 1) for block in span)),
+            [Pick(at, GREEDY, key=1, written=0, history=()) for at in range(len(span))],
+        )
+        for span in spans
+    ]

@@ -1,0 +1,146 @@
+"""One worker process: started with its token on stdin and its device alone in sight, watched, and never left behind.
+
+Its own session, so that Ctrl-C reaches the head alone, which ends its workers; a head that dies closes the control
+link, and with it the worker ends by itself. What it writes to stderr goes to the log line by line, the last line is
+kept for the sentence why it died. `StartWorker` is the seam: tests run workers in threads. Must not know orders.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from gpu_node.devices import Device
+from gpu_node.pipeline.orders import AnyPlace, place_text
+
+# A process that was killed is gone within this, or hangs in the kernel and nobody can help it.
+KILLED_SECONDS = 5.0
+# The child must find this package from whatever folder the node was started in.
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+# How each kind is told that it shall see one card only, which it then counts as its first.
+SIGHT = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+# As torch calls them.
+TORCH_KINDS = {"rocm": "cuda"}
+LONGEST_LINE = 2000
+log = logging.getLogger("gpu_node.pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerWords:
+    """What a worker is started with. `place`: the head's control gate; `number` names its link there."""
+
+    place: AnyPlace
+    number: int
+    device: Device
+    token: str = field(repr=False)
+
+
+class WorkerProcess(Protocol):
+    """From any thread."""
+
+    @property
+    def pid(self) -> int | None:
+        """None: it is a thread of this process."""
+        ...
+
+    @property
+    def ending(self) -> str:
+        """In words; empty while it runs."""
+        ...
+
+    def kill(self) -> None:
+        """At once, and wait for it. Idempotent."""
+        ...
+
+    def wait(self, within_seconds: float) -> bool:
+        """For its own end; False: it runs on."""
+        ...
+
+
+StartWorker = Callable[[WorkerWords], WorkerProcess]
+
+
+def torch_device(device: Device) -> str:
+    """In a process that sees this device only."""
+    if device.kind in ("cpu", "mps"):
+        return device.kind
+    return f"{TORCH_KINDS.get(device.kind, device.kind)}:0"
+
+
+def start_process(words: WorkerWords) -> WorkerProcess:
+    """Raises OSError where the system starts none."""
+    return ChildWorker(words, surroundings(words.device, os.environ))
+
+
+def surroundings(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a worker. Cards are numbered among those that the head itself sees."""
+    path = os.pathsep.join(filter(None, [PACKAGE_ROOT, environ.get("PYTHONPATH")]))
+    found = {**environ, "PYTHONPATH": path}
+    if device.kind in SIGHT:
+        seen = [card.strip() for card in environ.get(SIGHT[device.kind], "").split(",") if card.strip()]
+        found[SIGHT[device.kind]] = seen[device.number] if device.number < len(seen) else str(device.number)
+    return found
+
+
+class ChildWorker:
+    def __init__(self, words: WorkerWords, environ: Mapping[str, str]) -> None:
+        command = [sys.executable, "-m", "gpu_node.pipeline.worker", place_text(words.place), str(words.number)]
+        self._name = words.device.name
+        self._child = subprocess.Popen(
+            [*command, words.device.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=dict(environ),
+            start_new_session=True,
+        )
+        self._last = ""
+        self._reader = threading.Thread(target=self._pass_on, name=f"log of {self._name}", daemon=True)
+        self._reader.start()
+        assert self._child.stdin is not None, "it was asked for as a pipe"
+        try:
+            self._child.stdin.write(words.token.encode() + b"\n")
+            self._child.stdin.close()
+        except OSError:  # it died at once; its end is told where it is waited for
+            pass
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid
+
+    @property
+    def ending(self) -> str:
+        code = self._child.poll()
+        if code is None:
+            return ""
+        said = f": {self._last}" if self._last and code > 0 else ""
+        return f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}{said}"
+
+    def kill(self) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+        if not self.wait(KILLED_SECONDS):
+            log.error("The worker of %s (process %d) does not even die", self._name, self._child.pid)
+
+    def wait(self, within_seconds: float) -> bool:
+        try:
+            self._child.wait(within_seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self._reader.join(1.0)
+        return True
+
+    def _pass_on(self) -> None:
+        assert self._child.stderr is not None, "it was asked for as a pipe"
+        with self._child.stderr as lines:
+            while line := lines.readline(LONGEST_LINE):
+                text = line.decode(errors="replace").rstrip()
+                self._last = text or self._last
+                log.info("%s: %s", self._name, text)
