@@ -173,4 +173,4 @@ class FlowMachine(RuleBasedStateMachine):
 
 
 TestFlow = FlowMachine.TestCase
-TestFlow.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestFlow.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
