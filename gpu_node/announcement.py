@@ -60,6 +60,7 @@ class RelayPlace:
 def standing_of(residents: Residents) -> Standing:
     """Loaded models first, then all others that can be asked for; memory and load over all devices."""
     loaded, accounts = residents.loaded, residents.accounts
+    accounts = tuple(one for one in accounts if one.is_pool) or accounts  # models lie nowhere else then
     slots = sum(host.slots.running for host in loaded)
     inside = sum(host.slots.inside for host in residents.hosts)
     return Standing(

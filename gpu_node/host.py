@@ -206,7 +206,7 @@ class ModelHost:
         """What the loaded model really takes."""
         runner = self.engine.runner
         assert runner is not None, "only a loaded model holds something"
-        return Claim(runner.memory_bytes, runner.cache.block_count * runner.cache.block_bytes)
+        return Claim(runner.memory_bytes, runner.cache.promised_count * runner.cache.block_bytes)
 
     async def load(self, granted: Claim) -> None:
         """Raises whatever the engine raises."""

@@ -33,9 +33,11 @@ from gpu_node.hot_plug import HotPlug
 from gpu_node.inventory import Gpu, gpus, machine, within
 from gpu_node.listening import Server
 from gpu_node.load_wish import LoadWish
+from gpu_node.memory.lending_policy import LendingPolicy
 from gpu_node.model_source import HubSource, KnownSource, ModelSource, names_of
 from gpu_node.model_store import ModelStore
 from gpu_node.parent import leave_now, watch_parent
+from gpu_node.pipeline.split_model import SplitOptions
 from gpu_node.probing import FILE_NAME, ProbeRun, Probing
 from gpu_node.provision import Provision
 from gpu_node.relay_side import Models, RelaySide
@@ -64,7 +66,8 @@ class Node:
         found: tuple[Gpu, ...] = within(DRIVER_SECONDS, lambda: gpus(visible), NO_GPUS)
         available = machine().available_bytes
         devices = devices_of(settings, found, _torch_version())
-        self._splitting = splitting_of(settings, devices) if devices else None
+        probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
+        self._splitting = splitting_of(settings, devices, probing) if devices else None
         accounts = accounts_of(settings, found, available, _torch_version())
         start = Start(source, settings.wish)
         if self._splitting is None:
@@ -86,6 +89,7 @@ class Node:
             settings.max_body_bytes,
             gpus=lambda: gpus(visible),
             relay=lambda: self._relay.server,
+            probing=probing,
             fleet=fleet,
         )
         self.app = build_app(service, rules)
@@ -240,10 +244,14 @@ def devices_of(settings: NodeSettings, found: Sequence[Gpu], torch: str) -> tupl
     return tuple(Device(f"cuda:{number}", "cuda", number) for number in range(len(found)))
 
 
-def splitting_of(settings: NodeSettings, devices: Sequence[Device]) -> Splitting:
+def splitting_of(settings: NodeSettings, devices: Sequence[Device], probing: Probing) -> Splitting:
     fleet = DeviceFleet(devices, joins=not settings.listed_devices)
-    probing = Probing(settings.cache / FILE_NAME, ProbeRun(threads=stage_threads(devices, settings.threads)))
-    return Splitting(fleet, SplitRules(settings.split_wish), probing.findings)
+    return Splitting(fleet, rules_of_splits(settings), probing.findings)
+
+
+def rules_of_splits(settings: NodeSettings) -> SplitRules:
+    lending = LendingPolicy(ratio=settings.lend_ratio, threshold=settings.reclaim_threshold)
+    return SplitRules(settings.split_wish, SplitOptions(lending=lending if settings.lend_ratio else None))
 
 
 def beside(devices: Sequence[Device], available_bytes: int) -> Account:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import queue
@@ -34,6 +35,8 @@ DEVICE_SECONDS = 30.0
 ROUNDS = 3
 # Devices that the key does not see (those of AMD, Intel and Apple) may have been changed meanwhile.
 LONGEST_KEPT_SECONDS = 24 * 3600.0
+# Who asks again within that gets what is known: a probe takes a processor for seconds.
+REFRESH_SECONDS = 30.0
 # More than any machine has devices, so that a child that babbles ends.
 MOST_LINES = 4096
 PACKAGE_ROOT = str(Path(__file__).resolve().parent.parent)
@@ -66,9 +69,11 @@ class Probing:
         run: ProbeRun = ProbeRun(),
         key: Callable[[int], Mapping[str, Any]] | None = None,
         wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`file` is where the findings are kept between starts; `key` says what they depend on."""
-        self._file, self._run, self._key, self._wall = file, run, key or key_of, wall
+        self._file, self._run, self._key, self._wall, self._clock = file, run, key or key_of, wall, clock
+        self._asked_at = -math.inf
         self._one = threading.Lock()
         self._known: Findings | None = None
 
@@ -78,8 +83,9 @@ class Probing:
         return self._known
 
     def findings(self, refresh: bool = False) -> Findings:
-        """Waits for the child where nothing is known yet, or everything is to be asked anew."""
+        """Waits for the child where nothing is known yet, or everything is to be asked anew and was not just now."""
         with self._one:
+            refresh = refresh and self._clock() - self._asked_at > REFRESH_SECONDS
             if self._known is None or refresh:
                 key = self._key(self._run.threads)
                 self._known = (None if refresh else self._kept(key)) or self._asked(key)
@@ -96,6 +102,7 @@ class Probing:
 
     def _asked(self, key: Mapping[str, Any]) -> Findings:
         found = probed(self._run)
+        self._asked_at = self._clock()
         for one in found.left_out:
             log.warning("%s is left out: %s", one.what, one.why)
         if found.devices:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from gpu_node.engine.control_groups import granted_processors
 from gpu_node.errors import DeviceOutOfMemory, ModelError, UsageError
 from gpu_node.inventory import machine
 from gpu_node.load_wish import LoadWish
-from gpu_node.model_folder import ModelDescription
+from gpu_node.model_folder import ModelDescription, model_files
 from gpu_node.model_shape import shape_of
 from gpu_node.pipeline.split_model import USUAL_SPLIT, PlanDevices, SplitModel, SplitOptions
 from gpu_node.plan_picture import Picture
@@ -133,6 +134,30 @@ def picture_of(wanted: Wanted, shape: ModelShape, around: Surroundings, how: Spl
         raise ModelError(f"{wanted.name} cannot be split: {error}") from error
 
 
+def whole_picture_of(wanted: Wanted, shape: ModelShape, around: Surroundings, how: SplitWish) -> Picture:
+    """On the one device with the most room. Raises as `picture_of`."""
+    found: list[Picture] = []
+    refused: ModelError | DoesNotFit | None = None
+    for device in around.devices:
+        try:
+            found.append(picture_of(wanted, shape, replace(around, devices=(device,)), replace(how, counts=())))
+        except (ModelError, DoesNotFit) as error:
+            refused = error if refused is None or isinstance(error, DoesNotFit) else refused
+    if not found:
+        raise refused or ModelError(f"there is no device left that could hold {wanted.name}")
+    return max(found, key=lambda picture: picture.plan.capacity_tokens)
+
+
+def is_splittable(folder: Path) -> bool:
+    """Are there own layers for this model, which alone can be apart? Imports torch; raises `ModelError` for files that
+    are none."""
+    from gpu_node.engine.layers.recipe import NotCovered, recipe_of
+    from gpu_node.engine.loader import open_source, plain_failures
+
+    with plain_failures(folder.name), closing(open_source(model_files(folder))) as source:
+        return not isinstance(recipe_of(source.config), NotCovered)
+
+
 def claim_of(picture: Picture) -> Claim:
     """What the plan takes of all devices together."""
     shares = [share for share in picture.shares if share.stage is not None]
@@ -171,11 +196,12 @@ class Splitting:
     def threads(self, told: int) -> int:
         return stage_threads(self.fleet.present(), told)
 
-    def planner(self, wanted: Wanted) -> PlanDevices:
-        shape = wanted.shape
+    def planner(self, wanted: Wanted, whole: bool = False) -> PlanDevices:
+        """`whole`: it cannot be split, and lies on one of the devices or on none."""
+        shape, pictured = wanted.shape, whole_picture_of if whole else picture_of
 
         def plan(devices: Sequence[Device]) -> Picture:
-            return picture_of(wanted, shape, self._around(wanted.name, devices), self._rules.wish)
+            return pictured(wanted, shape, self._around(wanted.name, devices), self._rules.wish)
 
         return plan
 
@@ -202,6 +228,8 @@ class Splitting:
         plan = self.planner(wanted)
         try:
             plan(self.fleet.present())  # before anything heavy is imported
+            if not is_splittable(folder):
+                plan = self.planner(wanted, whole=True)
             model = SplitModel(folder, wanted.shape, options, self._paces_measured())
             return _runner(model, self.fleet, plan, self._rules.options)
         except DoesNotFit as error:

@@ -15,6 +15,7 @@ from server.errors import NodeUnknown, RequestInvalid
 from server.nodes import ModelKey, Node, model_key
 
 NEAREST_NAMES = 3
+POOL = "devices"  # what a node calls the account of all devices that it splits models over
 Device = Literal["cuda", "cpu"]
 
 
@@ -59,15 +60,16 @@ def may_load(node: Node, key: ModelKey) -> bool:
 
 
 def free_bytes(gpu: Mapping[str, Any], device: Device | None) -> int | None:
-    """The most that one device has free for models, by a node's /api/gpu; None where no such device told anything."""
-    accounts = gpu.get("accounts")
-    found = [
-        account["free_bytes"]
-        for account in (accounts if isinstance(accounts, list) else ())
-        if isinstance(account, dict)
-        and type(account.get("free_bytes")) is int
-        and (device is None or str(account.get("device", "")).startswith(device))
-    ]
+    """The most that one device has free for models, by a node's /api/gpu; None where no such device told anything.
+
+    A node that splits its models has an account of all its devices, and models nowhere else."""
+    listed = gpu.get("accounts")
+    accounts = [one for one in (listed if isinstance(listed, list) else ()) if isinstance(one, dict)]
+    accounts = [one for one in accounts if type(one.get("free_bytes")) is int]
+    pools: list[int] = [one["free_bytes"] for one in accounts if one.get("device") == POOL]
+    if pools:
+        return max(pools)
+    found = [one["free_bytes"] for one in accounts if str(one.get("device", "")).startswith(device or "")]
     return max(found, default=None)
 
 

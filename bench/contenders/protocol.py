@@ -39,13 +39,23 @@ class Outcome:
         return [(later - earlier) * 1000 for row in self.stamps for earlier, later in pairwise(row)]
 
 
-def serve(facts: Mapping[str, Any], answer: Callable[[Load], Outcome]) -> None:
-    """Answer loads until the other side closes the pipe. Whatever libraries print goes to standard error."""
+def serve(
+    facts: Mapping[str, Any],
+    answer: Callable[[Load], Outcome],
+    other: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> None:
+    """Answer loads until the other side closes the pipe. Whatever libraries print goes to standard error.
+
+    `other` answers what is no load: an object with a "word"."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _tell(replies, facts)
     for line in sys.stdin:
-        _tell(replies, asdict(answer(Load(**json.loads(line)))))
+        message = json.loads(line)
+        if other is not None and "word" in message:
+            _tell(replies, other(message))
+        else:
+            _tell(replies, asdict(answer(Load(**message))))
 
 
 def _tell(replies: Any, message: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Contender:
         """Raises `RuntimeError` with the end of the program's own words when it cannot start."""
         self.name = recipe.name
         command = ["taskset", "-c", cores, recipe.python, "-m", f"bench.contenders.{recipe.program}", *recipe.arguments]
-        self._words = (Path("/tmp") / f"potluck-bench-{os.getpid()}-{recipe.program}.log").open("w+b")
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -42,10 +43,14 @@ class Contender:
         self.facts = self._hear()
 
     def run(self, load: Load) -> Outcome:
+        return Outcome(**self.ask(asdict(load)))
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """What is no load has a "word"."""
         assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(asdict(load)).encode() + b"\n")
+        self._child.stdin.write(json.dumps(message).encode() + b"\n")
         self._child.stdin.flush()
-        return Outcome(**self._hear())
+        return self._hear()
 
     def close(self) -> None:
         assert self._child.stdin is not None and self._child.stdout is not None
@@ -57,7 +62,6 @@ class Contender:
             self._child.wait()
         self._child.stdout.close()
         self._words.close()
-        Path(self._words.name).unlink(missing_ok=True)
 
     def _hear(self) -> dict[str, Any]:
         assert self._child.stdout is not None

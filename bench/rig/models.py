@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpu_node.model_store import default_cache
+
+
+def default_gguf() -> Path | None:
+    """Where `python -m gpu_node.model_store fetch default` has put it."""
+    return next(default_cache({}).glob("models/smollm2-135m-*/*.gguf"), None)
+
 
 def write_random_llama(folder: Path) -> Path:
     """29.5 million parameters in float32: hidden 512, 8 layers, 8 heads, FFN 1376, vocabulary 4096."""

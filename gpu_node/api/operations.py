@@ -16,6 +16,7 @@ from starlette.responses import Response
 from gpu_node import __version__
 from gpu_node.api.replies import error_reply, json_reply
 from gpu_node.api.service import Service
+from gpu_node.device_profiles import Findings
 from gpu_node.engine.stats import EngineStats, Histogram
 from gpu_node.host import ModelHost
 from gpu_node.metrics import CONTENT_TYPE, NodeMetrics
@@ -93,6 +94,8 @@ class Operations:
         return json_reply({"models": {host.name: batch_record(host) for host in self._residents.hosts}})
 
     async def gpu(self, request: Request) -> Response:
+        """`?measure=true` waits until all devices are measured, where that was not done just now."""
+        findings = await self._findings(request.query_params.get("measure", "").lower() in ("1", "true", "yes", "on"))
         found = await asyncio.to_thread(self._service.gpus)
         accounts = [
             {
@@ -108,7 +111,14 @@ class Operations:
             }
             for account in self._residents.accounts
         ]
-        return json_reply({"gpus": [asdict(gpu) for gpu in found], "accounts": accounts})
+        measured = None if findings is None else asdict(findings)
+        return json_reply({"gpus": [asdict(gpu) for gpu in found], "accounts": accounts, "measured": measured})
+
+    async def _findings(self, measure: bool) -> Findings | None:
+        probing = self._service.probing
+        if probing is None or not measure:
+            return None if probing is None else probing.known
+        return await asyncio.to_thread(probing.findings, True)
 
     async def system(self, request: Request) -> Response:
         here = await asyncio.to_thread(self._service.machine)

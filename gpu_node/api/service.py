@@ -10,6 +10,7 @@ from typing import Protocol
 from gpu_node.catalog import Entry
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.inventory import Gpu, Machine, gpus, machine
+from gpu_node.probing import Probing
 from gpu_node.relay_metrics import RelayView
 from gpu_node.residents import Residents
 
@@ -29,4 +30,5 @@ class Service:
     machine: Callable[[], Machine] = machine
     gpus: Callable[[], tuple[Gpu, ...]] = gpus
     relay: Callable[[], RelayView | None] = lambda: None  # none while there is none
+    probing: Probing | None = None  # none: devices are not measured
     fleet: DeviceFleet | None = None  # the devices that models are split over; none: nothing is split here

@@ -81,6 +81,15 @@ class LendingDesk:
         """There are blocks that a grant could open."""
         return self.promised + len(self._open) < self.block_count
 
+    def has(self, lease: int) -> bool:
+        """It is in the book still."""
+        return any(each.number == lease for each in self.book)
+
+    def is_due(self, now_at: Sequence[StageNow], now: float) -> bool:
+        """`decide` would ask or give something back, without any shortage."""
+        needs = (due_bytes(self._lender(stage, state), self.policy) for stage, state in enumerate(now_at))
+        return any(needs) or bool(idle_leases(self.book, now, self.policy))
+
     def decide(self, shortage: int, now_at: Sequence[StageNow], now: float, urgent: bool = False) -> Moves:
         """`now_at`: by stage. `shortage`: blocks that the engine would use at once; `urgent`: or somebody who runs
         gives way. Reclaims come first: who is in need itself lends nothing."""
@@ -189,19 +198,22 @@ class LendingDesk:
         return [lease for lease in self.book if lease.terms.bundle in bundles and lease.number not in numbers]
 
     def _grants(self, shortage: int, now_at: Sequence[StageNow], now: float, urgent: bool) -> list[Lease]:
-        """Bundle by bundle from the lowest block on that is not open; a chunk at least, since more is needed soon."""
-        wanted = max(shortage, self.policy.chunk_blocks)
+        """Bundle by bundle from the lowest block on that is not open; as many again as there are at least, so that
+        leases stay few. What an urgent need asked for is of more worth than what comes along."""
+        wanted = max(shortage, self.policy.chunk_blocks, len(self._open))
+        parts = [(shortage, URGENT), (wanted - shortage, USUAL)] if urgent else [(wanted, USUAL)]
         granted: list[Lease] = []
         asked = [0] * len(self.stages)  # bytes by lender, in this decision
-        while wanted > 0:
-            span = self._next_span(wanted)
-            leases = self._bundle(span, now_at, asked, now, urgent) if span else []
-            if not leases:
-                if span and not granted:
-                    self._refuse(now)
-                break
-            granted += leases
-            wanted -= leases[0].terms.blocks
+        for count, priority in parts:
+            while count > 0:
+                span = self._next_span(count)
+                leases = self._bundle(span, now_at, asked, now, priority) if span else []
+                if not leases:
+                    if span and not granted:
+                        self._refuse(now)
+                    return granted
+                granted += leases
+                count -= leases[0].terms.blocks
         return granted
 
     def _next_span(self, most: int) -> tuple[int, int] | None:
@@ -218,7 +230,7 @@ class LendingDesk:
         return first, min([first + most, self.block_count, *bounds])
 
     def _bundle(
-        self, span: tuple[int, int], now_at: Sequence[StageNow], asked: list[int], now: float, urgent: bool
+        self, span: tuple[int, int], now_at: Sequence[StageNow], asked: list[int], now: float, priority: int
     ) -> list[Lease]:
         """Leases for as many of these blocks as somebody has room for, from the first on; none where for not one."""
         count = span[1] - span[0]
@@ -230,7 +242,7 @@ class LendingDesk:
         else:
             return []
         self._bundles += 1
-        terms = Terms(0, 0, span[0], span[0] + count, 0, URGENT if urgent else USUAL, self._bundles)
+        terms = Terms(0, 0, span[0], span[0] + count, 0, priority, self._bundles)
         found = []
         for holder, lender in chosen.items():
             size = self.stages[holder].block_bytes

@@ -41,7 +41,7 @@ class LendingPolicy:
     pause_seconds: float = 1.0  # after a refusal, ordinary needs ask no earlier than this; urgent ones do
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1 or not 0 < self.threshold <= 1:
+        if not 0 <= self.ratio <= 1 or not 0 <= self.threshold <= 1:
             raise ValueError("what may be lent, and what may be in use, are shares of a device's memory")
         if self.chunk_blocks < 1 or min(self.host_bytes, self.move_seconds, self.idle_seconds, self.pause_seconds) < 0:
             raise ValueError("bytes and seconds of lending are not negative, and a chunk has a block")
@@ -66,6 +66,9 @@ class Lender:
     @property
     def use(self) -> float:
         return self.used_bytes / self.total_bytes if self.total_bytes else 1.0
+
+
+USUAL_POLICY = LendingPolicy()
 
 
 def lendable_bytes(lender: Lender, policy: LendingPolicy) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gpu_node.devices import Device
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError
+from gpu_node.pipeline.cache_layout import CacheLayout
 from gpu_node.pipeline.crew import Crew
 from gpu_node.pipeline.ends import HEAD, LinkEnds
 from gpu_node.pipeline.errors import LinkError, LinkSilent
@@ -131,12 +132,12 @@ class Builder:
                 seat.hand.forget(seat.load)
                 seat.hand.forget(self._crew.order(seat.hand, Release))
 
-    def take(self, lineup: LineUp, epoch: int, block_count: int, on_end: Callable[[], None]) -> Ring:
+    def take(self, lineup: LineUp, epoch: int, layout: CacheLayout, on_end: Callable[[], None]) -> Ring:
         """All its workers begin the epoch, with fresh caches; whatever ran before is over.
 
         Raises `HandLost`, `DeviceOutOfMemory` where the cache is too large, and `LinksFailed`."""
-        lineup.epoch, lineup.block_count = epoch, block_count
-        orders = [self._order_take(lineup, number, block_count) for number in range(len(lineup.seats))]
+        lineup.epoch, lineup.block_count, lineup.near_counts = epoch, layout.block_count, layout.near_counts
+        orders = [self._order_take(lineup, number) for number in range(len(lineup.seats))]
         links: list[Link] = []
         try:
             links.append(self._connect(lineup, orders))
@@ -184,7 +185,7 @@ class Builder:
             case _:
                 raise HandLost(seat.hand, "it has answered something else than was asked")
 
-    def _order_take(self, lineup: LineUp, stage: int, block_count: int) -> int:
+    def _order_take(self, lineup: LineUp, stage: int) -> int:
         seat, seats = lineup.seats[stage], lineup.seats
         behind: AnyPlace = self._crew.ring_gate.place
         if stage + 1 < len(seats):
@@ -192,10 +193,11 @@ class Builder:
             assert hello is not None, "it has loaded something"
             behind = hello.place
         tokens = self._model.options.cache.block_tokens
+        blocks, near = lineup.block_count, lineup.near_counts[stage]
 
         def make(number: int) -> Take:
             return Take(
-                number, seat.load, lineup.epoch, stage, len(seats), tokens, block_count, block_count, behind,
+                number, seat.load, lineup.epoch, stage, len(seats), tokens, blocks, near, behind,
                 links_seconds=self._options.take_seconds,
             )  # fmt: skip
 

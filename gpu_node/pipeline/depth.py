@@ -18,11 +18,10 @@ from gpu_node.engine.step import CacheShape, Pick, Row, Step, StepResult
 # A larger depth must win by so much: it costs latency, and measurements of milliseconds differ by themselves.
 MARGIN = 1.05
 BATCHES = (8, 32)
-# All together. A few steps of each kind are enough to tell 5 %.
-MEASURE_SECONDS = 0.6
-MOST_ROUNDS = 6
-# Of a group in one round: a pipeline has to fill before it shows what it can do.
-ROUND_STEPS = 3
+# All together; a model whose steps take longer is not measured, and has one under way.
+MEASURE_SECONDS = 1.0
+# Of each group: a pipeline has to fill before it shows what it can do, and enough is enough.
+LEAST_STEPS, MOST_STEPS = 2, 12
 GREEDY = SamplingOptions(temperature=0, repeat_penalty=1.0)
 
 
@@ -65,44 +64,44 @@ def choose(measured: Mapping[Trial, float]) -> tuple[int, dict[int, float]]:
 
 def trials(stages: int, cache: CacheShape) -> tuple[Trial, ...]:
     """Up to one group more than there are stages: while one is with the head, every stage has one."""
-    batches = [rows for rows in BATCHES if rows <= cache.block_count] or [min(BATCHES[0], cache.block_count)]
+    batches = [rows for rows in BATCHES if rows <= cache.promised_count] or [min(BATCHES[0], cache.promised_count)]
     return tuple(Trial(rows, depth) for rows in batches for depth in range(1, stages + 2) if depth <= rows)
 
 
 def measure(
     steps: Steps, cache: CacheShape, stages: int, clock: Callable[[], float], seconds: float = MEASURE_SECONDS
 ) -> dict[Trial, float]:
-    """Tokens/s of each trial, the smaller batches first; batches that there is no time for are left out.
+    """Tokens/s of each trial, the smaller batches first; those that there is no time for are left out.
 
     Raises what steps raise."""
     found: dict[Trial, float] = {}
-    wanted = trials(stages, cache)
     end = clock() + seconds
-    for rows in sorted({trial.rows for trial in wanted}):
+    wanted = trials(stages, cache)
+    batches = sorted({trial.rows for trial in wanted})
+    for rows in batches:
         own = [trial for trial in wanted if trial.rows == rows]
-        groups = _groups(rows, 1)
-        _round(steps, groups, 1)  # whatever is made at the first step of its kind
+        together = _groups(rows, 1)
+        _go(steps, together, 1, 1)  # whatever is made at the first step of its kind
         begun = clock()
-        _round(steps, groups, 1)
+        _go(steps, together, 1, 1)
         once = max(clock() - begun, 1e-6)
-        if found and once * len(own) > end - clock():
+        left = end - clock()
+        share = left if rows == batches[-1] else left / 2
+        count = min(int(share / (once * len(own))) - 1, MOST_STEPS)
+        if count < LEAST_STEPS:
             break
-        share = (end - clock()) * rows / sum(trial.rows for trial in wanted if trial.rows >= rows) / once
-        rounds = max(min(int(share), MOST_ROUNDS), 1)
         for trial in own:
             groups = _groups(rows, trial.depth)
-            if trial.depth > 1:
-                _round(steps, groups, trial.depth)
+            _go(steps, groups, trial.depth, 1)
             begun = clock()
-            for _ in range(rounds):
-                _round(steps, groups, trial.depth)
-            found[trial] = rounds * ROUND_STEPS * rows / max(clock() - begun, 1e-9)
+            _go(steps, groups, trial.depth, count)
+            found[trial] = count * rows / max(clock() - begun, 1e-9)
     return found
 
 
-def _round(steps: Steps, groups: Sequence[tuple[Step, Sequence[Pick]]], depth: int) -> None:
-    """Every group takes its steps, each after its own last one came back, as decoding does."""
-    order = [group for _ in range(ROUND_STEPS) for group in groups]
+def _go(steps: Steps, groups: Sequence[tuple[Step, Sequence[Pick]]], depth: int, count: int) -> None:
+    """Every group takes so many steps, each after its own last one came back, as decoding does."""
+    order = [group for _ in range(count) for group in groups]
     for at, (step, _) in enumerate(order):
         if at >= depth:
             steps.finish(order[at - depth][1])

@@ -16,8 +16,8 @@ from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.orders import Take, ring_ends
 from gpu_node.pipeline.step_frames import RING_SETTINGS
 
-# So often it is looked whether another epoch was asked for meanwhile.
-SLICE_SECONDS = 1.0
+# So often it is looked whether another epoch was asked for meanwhile. Who connects begins anew each time.
+ADMIT_SECONDS, CONNECT_SECONDS = 0.1, 1.0
 # A neighbour that is still in an older epoch refuses; it is asked again after so long.
 PAUSE_SECONDS = 0.01
 
@@ -53,11 +53,11 @@ class Epoch:
 
     def join(self, gate: Gate, token: str) -> tuple[Link, Link]:
         """The link of the stage before, and that of the stage behind. Raises `LinkError`."""
-        take = self.take
+        take, place = self.take, self.take.next_place
         admitted, made = ring_ends(take.stage, take.stages, take.epoch)
-        before = self._keep(self._until(lambda seconds: gate.admit([admitted], seconds)))
+        before = self._keep(self._until(lambda left: gate.admit([admitted], min(left, ADMIT_SECONDS))))
         behind = self._keep(
-            self._until(lambda seconds: connect_link(take.next_place, made, token, RING_SETTINGS, seconds))
+            self._until(lambda left: connect_link(place, made, token, RING_SETTINGS, min(left, CONNECT_SECONDS)))
         )
         return before, behind
 
@@ -76,7 +76,7 @@ class Epoch:
             if self.over.is_set():
                 raise LinkClosed(self.reason)
             try:
-                return attempt(min(left, SLICE_SECONDS))
+                return attempt(left)
             except LinkSilent as error:
                 last = error
             except LinkRefused as error:

@@ -86,7 +86,7 @@ def _stage(number: int, seat: Seat, lineup: LineUp, course: Course, now: float) 
         weights_bytes=seat.loaded.weights_bytes if seat.loaded is not None else 0,
         cache_bytes=lineup.cache_bytes.get(seat.device.name, 0),
         budget_bytes=seat.device.budget_bytes,
-        blocks=lineup.block_count,
+        blocks=lineup.near_counts[number] if lineup.near_counts else 0,
         steps=hand.steps,
         busy_seconds=report.busy_seconds if report is not None else 0.0,
         heard_seconds_ago=max(now - hand.heard, 0.0),

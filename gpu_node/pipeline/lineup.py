@@ -52,6 +52,7 @@ class LineUp:
     seats: tuple[Seat, ...]
     epoch: int = 0
     block_count: int = 0
+    near_counts: tuple[int, ...] = ()  # blocks of its own, by stage
     cache_bytes: dict[str, int] = field(default_factory=dict)  # by device
 
     def again(self) -> LineUp:
@@ -102,7 +103,9 @@ class LineUp:
         windows = [layer.window for seat in self.seats for layer in seat.part.layers]
         bounded = [window for window in windows if window is not None]
         window = max(bounded) if bounded and len(bounded) == len(windows) else None
-        return CacheShape(block_tokens, self.block_count, self.token_bytes * block_tokens, window)
+        promised = min(self.near_counts)
+        promised = 0 if promised == self.block_count else promised
+        return CacheShape(block_tokens, self.block_count, self.token_bytes * block_tokens, window, promised)
 
     def ring(self) -> RingShape:
         last = self.seats[-1].part

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.devices import Device
+from gpu_node.errors import NodeError
 from gpu_node.pipeline.course import Course
 from gpu_node.pipeline.lineup import LineUp
 from gpu_node.pipeline.replan import Decision, Situation, decide, kept_layers
@@ -36,12 +37,19 @@ class Planning:
         return decide(Situation(plan, course.budgets, present, leaving, found)), devices
 
     def found(self, devices: Sequence[Device]) -> Picture | DoesNotFit:
-        if not devices:
-            return DoesNotFit(f"there is no device left for {self._name}", 0)
+        """Whatever else keeps a plan from being made is a reason why it does not fit."""
         try:
-            return self._plan(devices)
+            return self.made(devices)
         except DoesNotFit as error:
             return error
+        except NodeError as error:
+            return DoesNotFit(str(error), 0)
+
+    def made(self, devices: Sequence[Device]) -> Picture:
+        """Raises `DoesNotFit`, and whatever else the planner does."""
+        if not devices:
+            raise DoesNotFit(f"there is no device left for {self._name}", 0)
+        return self._plan(devices)
 
     def tell_planned(self, picture: Picture, why: str, held: Mapping[str, tuple[int, int]]) -> None:
         """`held`: the layers that workers have, by device."""

@@ -76,7 +76,7 @@ def torch_device(device: Device) -> str:
 
 def start_process(words: WorkerWords) -> WorkerProcess:
     """Raises OSError where the system starts none."""
-    return ChildWorker(words, surroundings(words.device, os.environ))
+    return ChildWorker(words)
 
 
 def surroundings(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
@@ -90,15 +90,16 @@ def surroundings(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class ChildWorker:
-    def __init__(self, words: WorkerWords, environ: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", "gpu_node.pipeline.worker", place_text(words.place), str(words.number)]
+    command: tuple[str, ...] = (sys.executable, "-m", "gpu_node.pipeline.worker")
+
+    def __init__(self, words: WorkerWords) -> None:
         self._name = words.device.name
         self._child = subprocess.Popen(
-            [*command, words.device.name],
+            [*self.command, place_text(words.place), str(words.number), words.device.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=dict(environ),
+            env=surroundings(words.device, os.environ),
             start_new_session=True,
         )
         self._last = ""

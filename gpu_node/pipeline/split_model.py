@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_node.devices import Device
+from gpu_node.memory.lending_policy import USUAL_POLICY, LendingPolicy
 from gpu_node.plan_picture import Picture
 from gpu_node.split_plan import ModelShape
 
@@ -43,6 +44,7 @@ class SplitOptions:
     stall_seconds: float = 120.0  # without a byte more while it loads
     take_seconds: float = 30.0  # to make the cache and the links of an epoch
     stop_seconds: float = 2.0  # until a worker that was told to end is made to
+    lending: LendingPolicy | None = USUAL_POLICY  # None: stages that are short borrow nothing
 
     def __post_init__(self) -> None:
         times = (self.silence_seconds, self.loading_silence_seconds, self.start_seconds, self.stall_seconds)

@@ -27,6 +27,7 @@ from gpu_node.engine.vocabulary import Vocabulary
 from gpu_node.errors import StageLost
 from gpu_node.pipeline.course import Switch
 from gpu_node.pipeline.depth import choose, measure
+from gpu_node.pipeline.head_lending import HeadLending, status_with
 from gpu_node.pipeline.head_status import Measures, status_of
 from gpu_node.pipeline.lineup import LineUp
 from gpu_node.pipeline.one_device import load_inside
@@ -45,8 +46,6 @@ STEPS_REMEMBERED = 64
 
 
 class SplitRunner:
-    lends = False
-
     def __init__(
         self,
         model: SplitModel,
@@ -63,6 +62,7 @@ class SplitRunner:
         self._sampler = Sampler()
         self._inside: Runner | None = None
         self._switch: Switch | None = None
+        self._lending: HeadLending | None = None
         self._seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._begins: deque[tuple[float, bool]] = deque()  # when, and whether it decodes
         self._pace = Pace(1.0, time.sleep)
@@ -80,9 +80,7 @@ class SplitRunner:
 
     def _start(self) -> None:
         devices = self._fleet.present()
-        picture = self._planning.found(devices)
-        if isinstance(picture, DoesNotFit):
-            raise picture
+        picture = self._planning.made(devices)
         if len(picture.plan.stages) > 1:
             self._steering.start()
             switch = self._steering.meet()
@@ -157,11 +155,23 @@ class SplitRunner:
             shape = inside.cache
             held = inside.memory_bytes, shape.block_count * shape.block_bytes
         measures = Measures(self._steps, self._hops(), tuple(self._seconds), self._recovery_seconds, held)
-        return status_of(self._model, self._steering.course, self._switch, measures, time.monotonic)
+        status = status_of(self._model, self._steering.course, self._switch, measures, time.monotonic)
+        return status_with(status, self._lending)
+
+    def ask_back(self, device: str, size: int) -> None:
+        """From any thread: that device needs so many bytes for something else; what it has lent makes room for them."""
+        lending = self._lending
+        if lending is not None:
+            lending.ask_back(device, size)
+            self._steering.wake()
 
     @property
     def restless(self) -> bool:
-        return self._steering.restless
+        return self._steering.restless or (self._lending is not None and self._lending.restless)
+
+    @property
+    def lends(self) -> bool:
+        return self._lending is not None and self._lending.wants_more
 
     @property
     def steps(self) -> int:
@@ -183,6 +193,8 @@ class SplitRunner:
             self._inside.begin(step)
         else:
             self._ring.begin(step)
+            if self._lending is not None:
+                self._lending.used(step)
         self._begins.append((time.perf_counter(), step.token_count <= DECODE_TOKENS))
 
     def finish(self, picks: Sequence[Pick]) -> StepResult:
@@ -211,8 +223,8 @@ class SplitRunner:
             wake()
 
     def tend(self, shortage: int) -> CacheChange | None:
-        if not self.restless:
-            return None
+        if not self._steering.restless:
+            return self._lent(shortage)
         if self._inside is not None:
             self._inside.close()
             self._inside = None
@@ -221,6 +233,12 @@ class SplitRunner:
             return None
         self._install(switch)
         return CacheChange(switch.shape, reset=True)
+
+    def _lent(self, shortage: int) -> CacheChange | None:
+        if self._lending is None:
+            return None
+        restored, retired = self._lending.tend(shortage)
+        return CacheChange(self.cache, retired=retired, restored=restored) if restored or retired else None
 
     def shrink_cache(self, block_count: int) -> CacheShape:
         if self._inside is not None:
@@ -259,7 +277,10 @@ class SplitRunner:
     def _install(self, switch: Switch) -> None:
         if self._switch is not None:
             self._answered += self._switch.ring.answered
-        self._switch = switch
+        self._switch, self._lending = switch, None
+        crew, lineup, policy = self._steering.crew, switch.lineup, self._options.lending
+        if policy is not None and crew is not None and switch.shape.promised:
+            self._lending = HeadLending(policy, crew, lineup, switch.shape.block_tokens)
         self._seconds.clear()
         self._begins.clear()
         course = self._steering.course

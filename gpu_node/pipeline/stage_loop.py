@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.chain import Part
+from gpu_node.engine.step import Row
 from gpu_node.pipeline.crossing import Crossing
 from gpu_node.pipeline.errors import LinkError
 from gpu_node.pipeline.links import Link
@@ -42,28 +43,6 @@ class StagePart(Protocol):
         ...
 
 
-class NearPart:
-    """All blocks lie in the part's own pool."""
-
-    def __init__(self, part: Part, block_tokens: int) -> None:
-        self._part, self._block_tokens = part, block_tokens
-
-    @property
-    def device(self) -> torch.device:
-        return self._part.device
-
-    def compute(self, message: StepMessage, hidden: Tensor | None) -> Tensor:
-        pool = self._part.pool
-        assert pool is not None, "a cache is taken before the loop begins"
-        for copy in message.copies:
-            pool.copy(copy.source, copy.target)
-        batch = batch_of(message.rows, self._block_tokens, self._part.device)
-        return self._part.forward(batch, hidden, message.want)
-
-    def close(self) -> None:
-        pass
-
-
 @dataclass(frozen=True, slots=True)
 class Seat:
     """Where in the ring a stage is."""
@@ -77,6 +56,16 @@ class Seat:
     @property
     def first(self) -> bool:
         return self.stage == 0
+
+
+@torch.inference_mode()
+def warm(part: Part) -> None:
+    """Whatever is made at the first forward of a device is made: one token goes through, and is forgotten."""
+    pool = part.pool
+    assert pool is not None, "a cache is taken before"
+    batch = batch_of((Row(0, (0,), 0, (0,), "logits", 1),), pool.block_tokens, part.device)
+    part.forward(batch, torch.zeros(1, part.hidden_size, device=part.device), "logits")
+    pool.clear((0,))
 
 
 @dataclass(slots=True)

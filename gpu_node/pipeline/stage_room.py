@@ -41,7 +41,7 @@ def blocks_for(rooms: Sequence[StageRoom], cache: CacheOptions, demand: Demand, 
     Raises `DeviceOutOfMemory` with the figures of the stage that is too small."""
     counts = [room.blocks(cache.block_tokens) for room in rooms]
     least = min((count for count in counts if count is not None), default=None)
-    wanted = _wanted(rooms, cache, demand)
+    wanted = wanted_blocks(rooms, cache, demand)
     exact = cache.block_count is not None
     if most is not None:
         wanted, exact = min(wanted, most), False
@@ -57,7 +57,8 @@ def blocks_for(rooms: Sequence[StageRoom], cache: CacheOptions, demand: Demand, 
     return found
 
 
-def _wanted(rooms: Sequence[StageRoom], cache: CacheOptions, demand: Demand) -> int:
+def wanted_blocks(rooms: Sequence[StageRoom], cache: CacheOptions, demand: Demand) -> int:
+    """As many as are of use, whether there is room for them or not."""
     if cache.block_count is not None:
         return cache.block_count
     if cache.size_bytes is not None:

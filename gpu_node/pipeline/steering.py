@@ -56,7 +56,7 @@ class Steering:
         """`measure` is called in the pipeline's thread."""
         self._model, self._fleet, self._options, self._start, self._clock = model, fleet, options, start, clock
         self._planning = Planning(model.shape.name, fleet, plan)
-        self._switching = Switching(model, measure, self.poke)
+        self._switching = Switching(model, measure, self.poke, options.lending)
         self.changed = threading.Condition()
         self.course = Course()
         self.crew: Crew | None = None
@@ -92,7 +92,7 @@ class Steering:
                 course.broken = course.broken or ("" if course.next is not None else "it has left this process")
             self._met = True
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.verdict is not None or not self.restless or self._closing)
+            self.changed.wait_for(self._has_verdict)
             self._met = False
             verdict = self.verdict
             if isinstance(verdict, Switch):
@@ -100,8 +100,13 @@ class Steering:
                 self._settle()
                 return verdict
         if verdict is not None:
-            raise verdict
+            raise verdict.with_traceback(None)  # the same one may be raised again
         return None
+
+    def _has_verdict(self) -> bool:
+        if isinstance(self.verdict, NodeError):
+            return self._closing or self.course.seen == self._fleet.epoch  # or there may be a better one soon
+        return self.verdict is not None or not self.restless or self._closing
 
     def shrink(self, block_count: int) -> Switch | None:
         """The same with fewer blocks, in the engine's thread; None where something else has to be done first, which
@@ -182,6 +187,7 @@ class Steering:
         elif self._met and self._shrinking and course.lineup is not None:
             self._take_over(course.lineup.again())
         elif self._met and course.next is not None:
+            course.most_blocks = None  # that was another division's
             self._take_over(course.next)
 
     # Losses

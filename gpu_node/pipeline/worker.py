@@ -28,8 +28,10 @@ from gpu_node.pipeline.errors import LinkClosed, LinkError, LinkFault
 from gpu_node.pipeline.gate import Gate, connect_link
 from gpu_node.pipeline.heart import Heart
 from gpu_node.pipeline.lending_worker import WorkerLending
+from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.order_codec import OrderCodec
 from gpu_node.pipeline.orders import (
+    Busy,
     Done,
     Failed,
     FailureKind,
@@ -49,7 +51,7 @@ from gpu_node.pipeline.parts import NoRoomBeside, Parts
 from gpu_node.pipeline.preparing import Preparing
 from gpu_node.pipeline.shortage import give_back, is_shortage
 from gpu_node.pipeline.slow_down import Pace
-from gpu_node.pipeline.stage_loop import Seat, StageLoop, StagePart, Tally
+from gpu_node.pipeline.stage_loop import Seat, StageLoop, StagePart, Tally, warm
 from gpu_node.pipeline.step_frames import RING_SETTINGS
 from gpu_node.pipeline.step_message import StepBounds
 from gpu_node.pipeline.surroundings import WorkerPlace, device_bytes, process_seconds, resident_bytes
@@ -57,6 +59,8 @@ from gpu_node.pipeline.surroundings import WorkerPlace, device_bytes, process_se
 REPORT_SECONDS = 0.5
 # The head listens before it starts a worker.
 CONNECT_SECONDS = 10.0
+# Kernels of a GPU are compiled at their first call: by the head it is forgiven for so long.
+WARM_SECONDS = 60.0
 LONGEST_MESSAGE = 2000  # letters, for people
 log = logging.getLogger("gpu_node.pipeline")
 
@@ -126,7 +130,7 @@ class Worker:
         with link, Gate(place.own_gate(), place.token, RING_SETTINGS) as gate:
             self._control, self._gate = ControlLink(link, self._codec), gate
             self.heart.add(link)
-            self.heart.start()
+            self.heart.start(self._lose)
             try:
                 self.say(Hello(os.getpid(), gate.place, place.name, *device_bytes(), round(process_seconds(), 3)))
                 for thread in threads:
@@ -172,6 +176,12 @@ class Worker:
         """Returns once nobody computes."""
         self.end_epoch(reason)
         self._idle.wait()
+
+    def _lose(self, link: Link) -> None:
+        """The epoch is over with either of its links: who waits at one does not see the other."""
+        epoch = self._epoch
+        if epoch is not None and link in epoch.links:
+            epoch.end(str(link.end))
 
     def _hear(self) -> None:
         assert self._control is not None, "the link is made before this thread begins"
@@ -244,6 +254,12 @@ class Worker:
         give_back(part.device)
         self.parts.check_cache(loaded, take.near_count * take.block_tokens * part.token_bytes)
         part.take_cache(take.block_tokens, take.near_count)
+        if (
+            part.device.type == "cuda" and take.near_count
+        ):  # kernels that are compiled here and now keep the interpreter's lock
+            self.say(Busy(WARM_SECONDS))
+            warm(part)
+            self.say(Busy(0.0))
         return self.seating(take, loaded)
 
     def _joined(self, epoch: Epoch, loaded: LoadedPart, part: StagePart, gate: Gate) -> StageLoop:
@@ -312,10 +328,6 @@ def _kind_of(error: BaseException) -> FailureKind:
 
 def main(arguments: Sequence[str], lines: Callable[[], str] = sys.stdin.readline) -> int:
     """A whole process. Raises nothing: its last words go to the log, and the code says that something was wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # What was imported lives as long as the process: no collection looks through it again.
-    gc.collect()
-    gc.freeze()
     try:
         if len(arguments) not in (2, 3) or not arguments[1].isdecimal():
             raise UsageError("a worker is told PLACE NUMBER [DEVICE]")
@@ -332,4 +344,8 @@ def main(arguments: Sequence[str], lines: Callable[[], str] = sys.stdin.readline
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # What was imported lives as long as the process: no collection, half a second long, looks through it again.
+    gc.collect()
+    gc.freeze()
     sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.nodes import model_key
+from server.placement import POOL
 from wire.messages_stats import DeviceRecord, ModelRecord, ResidentRecord, Stats
 from wire.messages_work import Loaded, Phase, Progress
 
@@ -91,8 +92,10 @@ def _facts(resident: ResidentRecord) -> Record:
 
 
 def _account(device: DeviceRecord, stats: Stats) -> Record:
-    """A device's name is for people; models and sessions name its kind, with a number where there are several."""
-    on_device = [one for one in stats.residents if one.device.partition(":")[0] == device.kind]
+    """A device's name is for people; models and sessions name its kind, with a number where there are several. Models
+    of a node that splits them are in the account of all its devices."""
+    pooled = any(one.kind == POOL for one in stats.devices)
+    on_device = [one for one in stats.residents if (POOL if pooled else one.device.partition(":")[0]) == device.kind]
     models = {
         one.model: {"weights_bytes": max(0, one.device_bytes - one.cache_bytes), "cache_bytes": one.cache_bytes}
         for one in on_device

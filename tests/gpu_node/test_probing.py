@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -88,7 +89,8 @@ def test_a_command_that_is_not_there_is_one_more_reason(tmp_path: Path) -> None:
 
 
 def probing(tmp_path: Path, script: str = GOOD, key: str = "k", now: float = 100.0) -> Probing:
-    return Probing(tmp_path / "sub" / FILE_NAME, run_of(tmp_path, script), lambda threads: {"key": key}, lambda: now)
+    run, ticks = run_of(tmp_path, script), itertools.count(step=31)
+    return Probing(tmp_path / "sub" / FILE_NAME, run, lambda _: {"key": key}, lambda: now, lambda: next(ticks))
 
 
 def test_it_is_asked_once_and_kept_between_starts(tmp_path: Path) -> None:
@@ -100,6 +102,12 @@ def test_it_is_asked_once_and_kept_between_starts(tmp_path: Path) -> None:
     assert [one.name for one in (tmp_path / "sub").iterdir()] == [FILE_NAME], "nothing is left beside it"
     first.findings(refresh=True)
     assert len(runs(tmp_path)) == 2
+
+
+def test_who_refreshes_again_at_once_gets_what_is_known(tmp_path: Path) -> None:
+    found = Probing(tmp_path / FILE_NAME, run_of(tmp_path, GOOD), lambda _: {}, clock=lambda: 5.0)
+    assert found.findings() is found.findings(refresh=True)
+    assert len(runs(tmp_path)) == 1
 
 
 def test_other_devices_and_old_files_are_asked_anew(tmp_path: Path) -> None:

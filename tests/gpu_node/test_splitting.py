@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +15,15 @@ from gpu_node.devices import parse_devices
 from gpu_node.errors import DeviceOutOfMemory, ModelError, UsageError
 from gpu_node.inventory import Gpu
 from gpu_node.load_wish import LoadWish
+from gpu_node.memory.lending_policy import LendingPolicy
 from gpu_node.model_folder import Tensor
-from gpu_node.node import beside, devices_of
+from gpu_node.node import beside, devices_of, rules_of_splits
 from gpu_node.settings import read_settings
 from gpu_node.split import SplitWish
 from gpu_node.split_plan import DoesNotFit
-from gpu_node.splitting import GPU_STEP_TOKENS, SplitRules, Splitting, Wanted, demand_of
+from gpu_node.splitting import GPU_STEP_TOKENS, SplitRules, Splitting, Wanted, demand_of, is_splittable
 from gpu_node.vram import POOL, Account
+from tests.fakes.tiny_model import write_tiny_model
 from tests.gpu_node.serving import DESCRIPTION
 
 MiB = 1 << 20
@@ -83,6 +86,28 @@ def test_two_budgets_neither_of_which_holds_it_share_it() -> None:
     for alone in ("cpu:40MiB", "cpu:30MiB"):
         with pytest.raises(DoesNotFit, match="short by"):
             splitting(alone).claim(wanted())
+
+
+def test_what_cannot_be_split_lies_on_the_device_with_the_most_room() -> None:
+    found = splitting("cpu:60MiB,cpu:70MiB,cpu:20MiB")
+    assert len(counts(found, wanted())) > 1
+    picture = found.planner(wanted(), whole=True)(found.fleet.present())
+    assert [(stage.device, stage.layers) for stage in picture.plan.stages] == [("cpu:1", LAYERS)]
+    with pytest.raises(DoesNotFit, match="short by"):
+        found.planner(wanted(), whole=True)(parse_devices("cpu:30MiB,cpu:30MiB"))
+    with pytest.raises(ModelError, match="no device left"):
+        found.planner(wanted(), whole=True)(())
+
+
+def test_families_with_own_layers_can_be_split(tmp_path: Path) -> None:
+    assert is_splittable(write_tiny_model(tmp_path / "own"))
+    other = write_tiny_model(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
+    assert not is_splittable(other)
+    (tmp_path / "torn").mkdir()
+    with pytest.raises(ModelError):
+        is_splittable(tmp_path / "torn")
 
 
 def test_one_device_is_enough_where_all_that_is_wanted_fits() -> None:
@@ -238,6 +263,13 @@ def test_what_models_are_split_over(
     flags: dict[str, str], found: tuple[Gpu, ...], torch: str, names: list[str]
 ) -> None:
     assert [one.name for one in devices_of(settings(**flags), found, torch)] == names
+
+
+def test_lending_is_as_the_settings_say() -> None:
+    rules = rules_of_splits(read_settings({"VRM_LEND_RATIO": "0.5"}, {"reclaim_threshold": "0.9", "split": "vram"}))
+    assert rules.options.lending == LendingPolicy(ratio=0.5, threshold=0.9)
+    assert rules.wish == SplitWish("vram")
+    assert rules_of_splits(settings(lend_ratio="0")).options.lending is None
 
 
 def test_a_listed_device_that_cannot_be_is_told() -> None:

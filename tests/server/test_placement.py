@@ -91,3 +91,8 @@ def test_a_name_that_several_nodes_have_is_no_name():
         node_named("twin", twins)
     assert several.value.hint == "say which one by its id: a, b"
     assert node_named("b", twins).id == "b"
+
+
+def test_a_node_that_splits_its_models_has_room_in_all_its_devices_together():
+    pooled = {"accounts": [{"device": "devices", "free_bytes": 3}, {"device": "cpu", "free_bytes": 9}]}
+    assert [free_bytes(pooled, device) for device in (None, "cuda", "cpu")] == [3, 3, 3]

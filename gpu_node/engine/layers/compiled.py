@@ -6,7 +6,7 @@ comes. Importing this module does not import llvmlite. Must not know batches: `W
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Programs for so many tokens are made at once: each takes some ten milliseconds, which an answer would wait for.
 READY_TOKENS = 8
+# Of a layer: queries, keys and values [tokens, heads, head_dim] to what was attended to, in the shape of the queries.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class CompiledLayers:
@@ -44,6 +46,7 @@ class CompiledLayers:
         self._recipe, self._layers, self._norm = recipe, layers, norm
         self._kernels, self._pool, self._room = kernels, pool, room
         self._programs: dict[int, Program] = {}
+        self._pieces: dict[int, list[Program]] = {}
         # One for all: programs of every length with rooms of their own would outweigh the model.
         widest = max(product.columns for layer in layers for product in layer.weights.products.values())
         self._rounding = RoundingRoom.of(room.tokens, widest)
@@ -56,6 +59,29 @@ class CompiledLayers:
         Returns a view of the workspace, [tokens, hidden size]."""
         self._program(tokens).run()
         return (self._room.hidden if self._norm is None else self._room.prepared)[:tokens]
+
+    def run_around(self, tokens: int, attend: Attend) -> Tensor:
+        """As `run`, with attention and the cache left to `attend`: what lies between them is compiled."""
+        recipe, room = self._recipe, self._room
+        pieces = self._pieces.get(tokens)
+        if pieces is None:
+            pieces = self._pieces[tokens] = [self._kernels.program(list(piece)) for piece in self._around(tokens)]
+        heads = room.qkv[:tokens].view(tokens, -1, recipe.head_dim)
+        asked, kept = recipe.heads, recipe.heads + recipe.kv_heads
+        query, key, value = heads[:, :asked], heads[:, asked:kept], heads[:, kept:]
+        for index in range(len(self._layers)):
+            pieces[index].run()
+            room.attended[:tokens] = attend(index, query, key, value)
+        pieces[-1].run()
+        return (room.hidden if self._norm is None else room.prepared)[:tokens]
+
+    def _around(self, tokens: int) -> Iterable[Iterable[Operation]]:
+        """What comes before the first layer's attention, between two of them, and behind the last one."""
+        behind: Iterable[Operation] = ()
+        for index, layer in enumerate(self._layers):
+            yield chain(behind, self._ask(index, tokens))
+            behind = chain(self._take_in(layer.weights, tokens), self._mix(layer.weights, tokens))
+        yield chain(behind, self._prepare(self._norm, tokens))
 
     def _program(self, tokens: int) -> Program:
         program = self._programs.get(tokens)
@@ -71,6 +97,12 @@ class CompiledLayers:
         return [*chain.from_iterable(halves), *self._prepare(self._norm, tokens)]
 
     def _attend(self, index: int, tokens: int) -> Iterable[Operation]:
+        return chain(
+            self._ask(index, tokens), self._look(index, tokens), self._take_in(self._layers[index].weights, tokens)
+        )
+
+    def _ask(self, index: int, tokens: int) -> Iterable[Operation]:
+        """Queries, keys and values, as attention wants them."""
         weights, recipe, room, kernels = self._layers[index].weights, self._recipe, self._room, self._kernels
         qkv = room.qkv[:tokens]
         yield from self._prepare(weights.before_attention, tokens)
@@ -83,7 +115,12 @@ class CompiledLayers:
             half = room.cosines[turn].shape[1] // 2
             # The halves of both tables are alike, and the second of the sines has no minus.
             yield from kernels.rotate(heads, room.cosines[turn][:tokens, half:], room.sines[turn][:tokens, half:])
-        value = qkv[:, asked.shape[1] :].view(tokens, -1, recipe.head_dim)
+
+    def _look(self, index: int, tokens: int) -> Iterable[Operation]:
+        recipe, room, kernels = self._recipe, self._room, self._kernels
+        turned_size = recipe.query_size + recipe.key_size
+        heads = room.qkv[:tokens, :turned_size].view(tokens, -1, recipe.head_dim)
+        value = room.qkv[:tokens, turned_size:].view(tokens, -1, recipe.head_dim)
         where = (room.blocks[:tokens], room.places[:tokens])
         yield from kernels.store(heads[:, recipe.heads :], self._pool.keys(index), *where)
         yield from kernels.store(value, self._pool.values(index), *where)
@@ -93,7 +130,10 @@ class CompiledLayers:
         look = Look(recipe.scales.attention, recipe.windows[index], recipe.caps.attention or 0.0)
         attended = room.attended[:tokens]
         yield from kernels.attend(heads[:, : recipe.heads], paged, look, attended)
-        yield from self._add(weights.output, attended.view(tokens, -1), weights.after_attention)
+
+    def _take_in(self, weights: LayerWeights, tokens: int) -> Iterable[Operation]:
+        attended = self._room.attended[:tokens].view(tokens, -1)
+        yield from self._add(weights.output, attended, weights.after_attention)
 
     def _mix(self, weights: LayerWeights, tokens: int) -> Iterable[Operation]:
         gate_up, gated = self._room.gate_up[:tokens], self._room.gated[:tokens]

@@ -68,6 +68,10 @@ class Layer:
     def weights(self) -> LayerWeights:
         return self._weights
 
+    @property
+    def terms(self) -> AttentionTerms:
+        return self._terms
+
     def attend(self, hidden: Tensor, scene: Scene) -> Tensor:
         """[tokens, hidden size] -> the same with this layer's attention added; writes the batch's keys and values."""
         weights, recipe = self._weights, self._recipe

@@ -22,7 +22,7 @@ from gpu_node.engine.chain import Holding
 from gpu_node.engine.kv_pool import KvPool, LayerShape, token_bytes
 from gpu_node.engine.layers.assembly import Ends, Exit
 from gpu_node.engine.layers.compiled import CompiledLayers
-from gpu_node.engine.layers.elsewhere import Elsewhere, Far, Half, half_of
+from gpu_node.engine.layers.elsewhere import Elsewhere, Far
 from gpu_node.engine.layers.layer import Layer, LayerWeights, Scene
 from gpu_node.engine.layers.operations import capped_in_place, normalised
 from gpu_node.engine.layers.recipe import Recipe
@@ -194,27 +194,7 @@ class LayeredPart:
         if elsewhere is None or not far:
             pool.clear(batch.fresh)
             return self._computed(batch, hidden, want)
-        near = [row for row in range(batch.rows) if row not in far]
-        if not near or self._compiled is None:
-            return self._computed(batch, hidden, want, elsewhere.opened(batch))
-        pool.clear(block for block in batch.fresh if block < pool.block_count)
-        halves = (half_of(batch, near), half_of(batch, far))
-        inputs = [None if hidden is None else hidden[half.tokens] for half in halves]
-        found = [self._computed(halves[0].batch, inputs[0], want)]
-        found.append(self._computed(halves[1].batch, inputs[1], want, elsewhere.opened(halves[1].batch)))
-        return self._together(batch, halves, found)
-
-    def _together(self, batch: Batch, halves: tuple[Half, Half], found: list[Tensor]) -> Tensor:
-        """In the order of the whole batch: its tokens, or behind the last layer its outputs."""
-        assert self._model is not None, "somebody has just computed with it"
-        by_token = self._model.ends.exit is None
-        rows = len(batch.tokens) if by_token else len(batch.output_rows)
-        widest = max(found, key=len)  # one without outputs stays as wide as hidden states
-        whole = widest.new_empty(rows, widest.shape[1])
-        for half, part in zip(halves, found, strict=True):
-            if len(part):
-                whole[half.tokens if by_token else half.outputs] = part
-        return whole
+        return self._computed(batch, hidden, want, elsewhere.opened(batch))
 
     def _computed(self, batch: Batch, hidden: Tensor | None, want: Output, far: Far | None = None) -> Tensor:
         """`far`: keys and values go there, and are attended to there."""
@@ -225,9 +205,8 @@ class LayeredPart:
             hidden = _entered(model.recipe, lookup, batch)
         assert hidden is not None, "hidden states come from the part before"
         angles = model.rotary.reaching(max(batch.lengths))
-        if far is None and self._compiled is not None and self._room is not None and self._room.fits(batch):
-            self._room.fill(batch, hidden, angles)
-            states = self._compiled.run(hidden.shape[0])
+        states = self._compiled_states(batch, hidden, angles, far)
+        if states is not None:
             return states if leaving is None else _left(model.recipe, leaving, states[batch.output_rows], want)
         # To a layer what is far looks like a pool and like an attention at once.
         kept, attention = (pool, self._attention) if far is None else (cast(KvPool, far), far)
@@ -239,6 +218,29 @@ class LayeredPart:
         last = model.layers[-1]
         hidden = last.mix(last.attend(hidden, scene)[batch.output_rows])
         return _left(model.recipe, leaving, normalised(hidden, leaving.norm, model.recipe.residual_epsilon), want)
+
+    def _compiled_states(
+        self, batch: Batch, hidden: Tensor, angles: dict[str, Angles], far: Far | None
+    ) -> Tensor | None:
+        """None: these layers are not compiled, or the batch is too large for that."""
+        compiled, room, model = self._compiled, self._room, self._model
+        if compiled is None or room is None or model is None:
+            return None
+        count = hidden.shape[0]
+        if far is None:
+            if not room.fits(batch):
+                return None
+            room.fill(batch, hidden, angles)
+            return compiled.run(count)
+        if count > room.tokens:
+            return None
+
+        def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            far.write(index, batch.slots, key, value)
+            return far.attend(query, index, batch, far, model.layers[index].terms)
+
+        room.fill(batch, hidden, angles, tables=False)
+        return compiled.run_around(count, attend)
 
     def close(self) -> None:
         self.drop_cache()

@@ -38,13 +38,15 @@ class Workspace:
     def fits(self, batch: Batch) -> bool:
         return batch.tokens.shape[0] <= self.tokens and batch.tables.shape[1] <= self.tables.shape[1]
 
-    def fill(self, batch: Batch, hidden: Tensor, angles: dict[str, Angles]) -> None:
+    def fill(self, batch: Batch, hidden: Tensor, angles: dict[str, Angles], tables: bool = True) -> None:
+        """`tables`: False where nothing here attends over them, so that they may be longer than there is room for."""
         count = hidden.shape[0]
         self.hidden[:count] = hidden
         self.positions[:count] = batch.positions
         self.blocks[:count], self.places[:count] = batch.slots
         self.rows[:count] = _rows(batch, count)
-        self.tables[: batch.rows, : batch.tables.shape[1]] = batch.tables
+        if tables:
+            self.tables[: batch.rows, : batch.tables.shape[1]] = batch.tables
         for name, table in angles.items():
             torch.index_select(table.cosine, 0, batch.positions, out=self.cosines[name][:count])
             torch.index_select(table.sine, 0, batch.positions, out=self.sines[name][:count])

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gpu_node.api.access import rules_of
+from gpu_node.api.app import build_app
+from gpu_node.api.service import Service
+from gpu_node.device_profiles import FoundDevice
 from gpu_node.errors import ModelError
+from gpu_node.probing import ProbeRun, Probing
 from tests.gpu_node.scripted import Script
-from tests.gpu_node.serving import NAME, SLOTS, Served, serving, until_true
+from tests.gpu_node.serving import NAME, SLOTS, Fleet, ScriptedCatalog, Served, serving, until_true
 
 
 async def get(served: Served, path: str) -> Any:
@@ -126,6 +134,20 @@ async def test_devices_and_who_holds_what() -> None:
     assert account["buffers"] == {"session 1": 77}
     assert system["machine"]["usable_cores"] == 2
     assert pipeline["models"][NAME]["stages"][0]["device"] == "cpu"
+
+
+async def test_devices_are_measured_when_somebody_asks(tmp_path: Path) -> None:
+    script = "import json; print(json.dumps({'device': %r})); print('{\"done\": true}')"
+    cpu = FoundDevice("cpu", 0, "a processor", "AMD", "", "", 1000, 400, 2e10, 1e11, 3e-6, 2)
+    run = ProbeRun((sys.executable, "-S", "-c", script % asdict(cpu)))
+    service = Service(Fleet().residents(), ScriptedCatalog(()), gpus=lambda: (), probing=Probing(tmp_path / "d", run))
+    transport = httpx.ASGITransport(build_app(service, rules_of((), (), ())))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        assert (await client.get("/api/gpu")).json()["measured"] is None
+        measured = (await client.get("/api/gpu?measure=true")).json()["measured"]
+        assert measured == {"devices": [asdict(cpu)], "left_out": []}
+        assert (await client.get("/api/gpu")).json()["measured"] == measured
+    await service.residents.close()
 
 
 @pytest.mark.parametrize("path", ["/api/nothing", "/v1/nothing"])

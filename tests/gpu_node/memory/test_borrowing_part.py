@@ -74,13 +74,13 @@ def test_a_model_over_places_is_the_model(family: str, counts: tuple[int, ...]) 
 
 
 class NoAttention:
-    """Near rows that came here would not have run compiled."""
+    """What came here would not have run compiled."""
 
     def attend(self, *_: object) -> torch.Tensor:
-        raise AssertionError("a near row ran layer by layer")
+        raise AssertionError("it ran layer by layer")
 
 
-def test_near_rows_of_a_mixed_step_run_compiled(kernels: object) -> None:
+def test_what_lies_between_attention_runs_compiled(kernels: object) -> None:
     model = four_layers("llama", hidden_size=64)
     chain = chained(model, (2, 2), Numerics(kernels="compiled", compiled=kernels), NoAttention())
     chain.take_cache(8, BLOCKS)

@@ -141,6 +141,16 @@ def test_every_stage_that_is_short_gets_its_own_lease() -> None:
     assert accept(desk, moves) == (4, 5, 6, 7)
 
 
+def test_what_was_urgent_is_reclaimed_after_what_came_along() -> None:
+    desk = desk_of(chunk_blocks=8)
+    accept(desk, desk.decide(3, [IDLE, IDLE], 0.0, urgent=True))
+    spans = [(lease.terms.first, lease.terms.behind, lease.terms.priority) for lease in desk.book]
+    assert spans == [(4, 7, 1), (7, 12, 0)]
+    accept(desk, desk.decide(2, [IDLE, IDLE], 1.0, urgent=True))
+    moves = desk.decide(0, [IDLE, StageNow(1000, 900, 1e6)], 2.0)
+    assert [one.lease.terms.first for one in moves.reclaims] == [14, 7], "and the youngest of those first"
+
+
 def test_less_is_granted_where_there_is_less_and_a_refusal_is_not_repeated_at_once() -> None:
     desk = desk_of()
     tight = StageNow(1000, 775, 1e6)
@@ -158,13 +168,13 @@ def test_a_lender_in_need_gets_back_what_it_needs_and_no_more() -> None:
     for turn in range(4):
         accept(desk, desk.decide(4, [IDLE, IDLE], float(turn)))
     moves = desk.decide(3, [IDLE, StageNow(1000, 850, 1e6)], 9.0)
-    assert [(one.lease.terms.first, one.to_host) for one in moves.reclaims] == [(16, True), (12, True)]
+    assert [(one.lease.terms.first, one.to_host) for one in moves.reclaims] == [(12, True)]
     assert not moves.grants, "who is in need lends nothing"
     for one in moves.reclaims:
         desk.moved(one.lease.number)
     assert desk.changes() == ((), ()), "what lies in host memory can be used"
     status = desk.status(9.0)
-    assert (status.lent_bytes, status.host_bytes, status.reclaimed, status.moved_blocks) == (80, 80, 2, 8)
+    assert (status.lent_bytes, status.host_bytes, status.reclaimed, status.moved_blocks) == (80, 80, 1, 8)
 
 
 @pytest.mark.parametrize("changes", [{"move_seconds": 0.0}, {"host_bytes": 39}])

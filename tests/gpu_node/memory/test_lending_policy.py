@@ -138,7 +138,7 @@ def test_what_nobody_needs_is_given_back() -> None:
     assert idle_leases([unused, used, asked], 10.0, policy) == [unused]
 
 
-@pytest.mark.parametrize("wrong", [{"ratio": 1.1}, {"ratio": -0.1}, {"threshold": 0}, {"chunk_blocks": 0}])
+@pytest.mark.parametrize("wrong", [{"ratio": 1.1}, {"ratio": -0.1}, {"threshold": -1}, {"chunk_blocks": 0}])
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"lent|lending"):
         LendingPolicy(**wrong)  # type: ignore[arg-type]

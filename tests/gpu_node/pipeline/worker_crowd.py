@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from gpu_node.engine.step import BlockCopy, Row
 from gpu_node.engine.step_shares import StepShare
 from gpu_node.pipeline.control import WORKER_SETTINGS, ControlLink
 from gpu_node.pipeline.ends import HEAD, LinkEnds
+from gpu_node.pipeline.errors import LinkRefused
 from gpu_node.pipeline.gate import Gate, connect_link
 from gpu_node.pipeline.heart import Heart
 from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.orders import (
+    AnyPlace,
     Busy,
     Done,
     Failed,
@@ -97,10 +99,15 @@ class Crowd:
         assert isinstance(self.gate.place, str)
         return WorkerPlace(self.gate.place, number, TOKEN, f"cpu:{number}")
 
-    def admit(self, number: int) -> Known:
-        link = self.gate.admit([control_ends(number)], PATIENCE_SECONDS)
-        self.heart.add(link)
-        self.known.append(Known(number, ControlLink(link)))
+    def admit(self, *numbers: int, within_seconds: float = PATIENCE_SECONDS) -> Known:
+        """All of them, in the order in which they come; the last one's number is returned as it is known."""
+        awaited, links = {control_ends(number) for number in numbers}, {}
+        while awaited:
+            link = self.gate.admit(awaited, within_seconds)
+            self.heart.add(link)
+            awaited.remove(link.ends)
+            links[link.ends] = link
+        self.known += [Known(number, ControlLink(links[control_ends(number)])) for number in numbers]
         return self.known[-1]
 
     def number(self) -> int:
@@ -190,10 +197,12 @@ def ring_of(
     blocks: int = BLOCKS,
     order: Sequence[int] = (),
     near: Sequence[int] = (),
+    ignoring: int = 0,
+    taken: list[Any] | None = None,
     **more: Any,
 ) -> Iterator[Ring]:
     """The workers' parts (numbers of their Loads) as one epoch; `order`: which worker is which stage; `near`: how many
-    blocks each has of its own."""
+    blocks each has of its own; `ignoring`: so many failures of orders before; `taken`: where answers go."""
     order = order or range(len(parts))
     stages = [crowd.known[at] for at in order]
     assert isinstance(crowd.gate.place, str)
@@ -209,10 +218,23 @@ def ring_of(
         last = gate.admit([LinkEnds(len(parts) - 1, HEAD, epoch)], PATIENCE_SECONDS)
         stack.callback(last.close)
         for known in stages:
-            assert isinstance(known.awaited(Taken, Failed), Taken)
+            answer = known.awaited(Taken, Failed)
+            while isinstance(answer, Failed) and ignoring:
+                known.other.append(answer)
+                answer, ignoring = known.awaited(Taken, Failed), ignoring - 1
+            assert isinstance(answer, Taken), answer
+            if taken is not None:
+                taken.append(answer)
         ring = Ring(first, last, crowd.heart)
         stack.callback(ring.close)
         yield ring
+
+
+def connected(place: AnyPlace, ends: LinkEnds) -> Link:
+    """Refused for as long as the worker is in an older epoch."""
+    while True:
+        with suppress(LinkRefused):
+            return connect_link(place, ends, TOKEN, RING_SETTINGS, PATIENCE_SECONDS)
 
 
 def eventually(holds: Any) -> bool:

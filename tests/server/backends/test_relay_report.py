@@ -10,7 +10,7 @@ from server.backends.relay_listing import gpu_record, loaded_record, models_reco
 from server.backends.relay_report import MOST_SLOTS, listed, parameters_of, report_of
 from server.placement import entry_of, free_bytes
 from tests.server.backends.relay_asking import REPORT
-from wire.messages_stats import ModelRecord, ResidentRecord, Stats
+from wire.messages_stats import DeviceRecord, ModelRecord, ResidentRecord, Stats
 from wire.messages_work import Loaded, Phase, Progress
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -72,6 +72,16 @@ def test_devices():
         {"tiny": {"weights_bytes": 1000, "cache_bytes": 500}}, {},
     ]  # fmt: skip
     assert (free_bytes(told, "cuda"), free_bytes(told, "cpu"), free_bytes(told, None)) == (8000, 20_000, 20_000)
+
+
+def test_models_that_are_split_are_in_the_account_of_all_devices():
+    devices = (DeviceRecord("devices", "devices", 300, 100, 200), DeviceRecord("cpu", "cpu", 900, 900, 0))
+    resident = ResidentRecord("tiny", "ready", device="cpu:0, cpu:1", device_bytes=200, cache_bytes=50)
+    told = gpu_record(Stats(devices=devices, residents=(resident,)))
+    assert [(account["device"], list(account["models"])) for account in told["accounts"]] == [
+        ("devices", ["tiny"]), ("cpu", [])
+    ]  # fmt: skip
+    assert free_bytes(told, None) == 100
 
 
 def test_steps_of_a_loading():
