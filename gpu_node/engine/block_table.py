@@ -15,9 +15,9 @@ from gpu_node.engine.step import BlockCopy
 
 
 class BlockTables:
-    def __init__(self, block_tokens: int, block_count: int) -> None:
+    def __init__(self, block_tokens: int, block_count: int, promised: int = 0) -> None:
         self.block_tokens = block_tokens
-        self.pool = BlockPool(block_count)
+        self.pool = BlockPool(block_count, promised)
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)

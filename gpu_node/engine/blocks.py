@@ -1,8 +1,11 @@
 """The blocks of the key-value cache: who holds them, which can be found again, which goes first when room is needed.
 
-Invariants: a block is exactly one of empty, cached (published, held by nobody) and used; only a used block with one
-holder that is not published may be written; who holds a published block holds its parent too, so that a cached parent
-is always younger than its children and nothing cached is out of reach. Must not know torch, sequences or time.
+Invariants: a block is exactly one of empty, cached (published, held by nobody), used and retired; only a used block
+with one holder that is not published may be written; who holds a published block holds its parent too, so that a cached
+parent is always younger than its children and nothing cached is out of reach. Must not know torch, sequences or time.
+
+A block is empty as soon as its last holder lets go of it, though steps under way may still read or write it: whoever
+gets it next uses it in a later step, and every device computes the steps in their order.
 """
 
 from __future__ import annotations
@@ -29,12 +32,15 @@ class BlockPool:
     The chained names are vLLM's idea (Kwon et al. 2023, and its automatic prefix caching); eviction is per block.
     """
 
-    def __init__(self, block_count: int) -> None:
-        assert block_count > 0
-        self.block_count = block_count
+    def __init__(self, block_count: int, promised: int = 0) -> None:
+        """`promised`: blocks from that number on are retired at first, and slower when they come. 0: there are none."""
+        assert block_count > 0 and 0 <= promised <= block_count
+        self.block_count, self._promised = block_count, promised or block_count
         self.releases = 0  # grows whenever a block becomes available: who found no room need not look again before
         self._holders = [0] * block_count
-        self._empty = list(range(block_count - 1, -1, -1))
+        self._empty = list(range(self._promised - 1, -1, -1))
+        self._spare: list[int] = []  # empty, and not promised: taken when no other one is empty
+        self._retired = set(range(self._promised, block_count))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
         self._entries: list[_Entry | None] = [None] * block_count
         self._found: dict[bytes, _Entry] = {}
@@ -42,11 +48,11 @@ class BlockPool:
     @property
     def available(self) -> int:
         """So many can be allocated now."""
-        return len(self._empty) + len(self._cached)
+        return len(self._empty) + len(self._spare) + len(self._cached)
 
     @property
     def empty(self) -> int:
-        return len(self._empty)
+        return len(self._empty) + len(self._spare)
 
     @property
     def cached(self) -> int:
@@ -54,7 +60,11 @@ class BlockPool:
 
     @property
     def used(self) -> int:
-        return self.block_count - self.available
+        return self.block_count - len(self._retired) - self.available
+
+    @property
+    def retired(self) -> int:
+        return len(self._retired)
 
     def is_writable(self, block: int) -> bool:
         return self._holders[block] == 1 and self._entries[block] is None
@@ -66,7 +76,7 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks nobody holds, at most `available`; each has one holder then, and unknown content."""
         assert 0 <= count <= self.available, "more blocks asked for than there are"
-        blocks = [self._empty.pop() if self._empty else self._evict() for _ in range(count)]
+        blocks = [self._empty.pop() if self._empty else self._other() for _ in range(count)]
         for block in blocks:
             self._holders[block] = 1
         return blocks
@@ -114,6 +124,39 @@ class BlockPool:
             self._entries[block] = self._found[key.digest] = _Entry(block, key, above)
         return block
 
+    def retire(self, blocks: Sequence[int]) -> None:
+        """Nobody gets them from now on, and nobody holds them now. What is cached in them is forgotten, and with it
+        whatever could only be found through it."""
+        leaving = set(blocks) - self._retired
+        assert not any(self._holders[block] for block in leaving), "somebody holds it"
+        self._forget(leaving)
+        self._empty = [block for block in self._empty if block not in leaving]
+        self._spare = [block for block in self._spare if block not in leaving]
+        self._retired |= leaving
+
+    def restore(self, blocks: Sequence[int]) -> None:
+        """They can be allocated again; those that are not retired already can."""
+        coming = self._retired.intersection(blocks)
+        self._retired -= coming
+        self.releases += len(coming)
+        for block in sorted(coming, reverse=True):
+            self._put_back(block)
+
+    def _forget(self, leaving: set[int]) -> None:
+        """Whoever held a child would hold its parent: all that is forgotten is cached, parents after their children."""
+        gone: dict[int, _Entry] = {}  # by identity
+        for block in reversed(list(self._cached)):
+            entry = self._entries[block]
+            assert entry is not None
+            if block in leaving or id(entry.parent) in gone:
+                gone[id(entry)] = entry
+                self._entries[block] = None
+                del self._cached[block], self._found[entry.key.digest]
+                self._put_back(block)
+
+    def _put_back(self, block: int) -> None:
+        (self._empty if block < self._promised else self._spare).append(block)
+
     def _release(self, block: int) -> None:
         assert self._holders[block] > 0, "released more often than held"
         self._holders[block] -= 1
@@ -121,9 +164,12 @@ class BlockPool:
             return
         self.releases += 1
         if self._entries[block] is None:
-            self._empty.append(block)
+            self._put_back(block)
         else:
             self._cached[block] = None
+
+    def _other(self) -> int:
+        return self._spare.pop() if self._spare else self._evict()
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)

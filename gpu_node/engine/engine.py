@@ -79,6 +79,7 @@ class EngineOptions:
         return Limits(
             block_tokens=runner.cache.block_tokens,
             block_count=runner.cache.block_count,
+            promised=runner.cache.promised,
             max_running=self.max_running,
             step_tokens=self.step_tokens or pure,
             mixed_step_tokens=self.mixed_step_tokens or mixed,
@@ -316,7 +317,7 @@ class Engine:
     def _bound(self, runner: ModelRunner) -> Bound:
         options, cache = self._options, runner.cache
         return Bound(
-            cache.block_tokens * cache.block_count,
+            cache.block_tokens * cache.promised_count,
             options.max_running,
             options.max_prompt_characters,
             options.max_inference_bytes,
@@ -352,7 +353,12 @@ class Engine:
     def _attach(self) -> ModelRunner:
         runner = self._load()
         self._core = EngineCore(runner, self._options.limits(runner), self._clock, self._counters)
+        runner.listen(self._wake)
         return runner
+
+    def _wake(self) -> None:
+        """From any thread: after a command, whatever it is, there is a turn."""
+        self._worker.post(lambda: None)
 
     def _detach(self) -> None:
         core = self._core

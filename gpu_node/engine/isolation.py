@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpu_node.engine.step import Choice, ModelRunner, Pick, Row, Step
-from gpu_node.errors import DeviceOutOfMemory
+from gpu_node.errors import DeviceOutOfMemory, StageLost
 
 log = logging.getLogger("gpu_node.engine")
 
@@ -25,10 +25,11 @@ class Computed:
 
 
 def compute(runner: ModelRunner, step: Step, picks: Sequence[Pick]) -> Computed:
-    """Raises `DeviceOutOfMemory` when the step as a whole does not fit; what else goes wrong belongs to a row."""
+    """Raises `StageLost`, and `DeviceOutOfMemory` where the step as a whole does not fit; what else goes wrong is
+    a row's own."""
     try:
         result = runner.run(step, picks)
-    except DeviceOutOfMemory:
+    except (DeviceOutOfMemory, StageLost):
         raise
     except Exception as error:  # a model may raise anything; the request that caused it must be found
         log.exception("a step of %d rows failed", len(step.rows))
@@ -49,6 +50,8 @@ def _one_by_one(runner: ModelRunner, step: Step, picks: Sequence[Pick]) -> Compu
         mine = [number for number, pick in enumerate(picks) if pick.row == index]
         try:
             result = runner.run(_alone(step, row), [replace(picks[number], row=0) for number in mine])
+        except StageLost:
+            raise
         except Exception as error:  # this row's own; running out of memory with one row included
             computed.errors[index] = told(error)
             continue

@@ -28,10 +28,11 @@ class Limits:
     step_pairs: int = (
         0  # pairs of a new token and one it sees in a full step, as far as known beforehand; 0: any number
     )
+    promised: int = 0  # blocks that are there at any time, the first ones; the others come and go. 0: all
 
     def __post_init__(self) -> None:
         assert min(self.block_tokens, self.block_count, self.max_running, self.step_tokens, self.mixed_step_tokens) > 0
-        assert self.max_waiting >= 0 and self.max_drafts >= 0
+        assert self.max_waiting >= 0 and self.max_drafts >= 0 and 0 <= self.promised <= self.block_count
 
     def budget(self, decodes: int, depth: int) -> int:
         """Tokens of a step with so many decodes; `depth`: tokens that the deepest prompt in it has behind it.
@@ -46,8 +47,12 @@ class Limits:
 
     @property
     def capacity_tokens(self) -> int:
-        """The longest sequence that the cache holds when it is alone."""
-        return self.block_tokens * self.block_count
+        """The longest sequence that the cache holds when it is alone, whatever blocks come and go."""
+        return self.block_tokens * self.promised_count
+
+    @property
+    def promised_count(self) -> int:
+        return self.promised or self.block_count
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
@@ -97,7 +102,7 @@ class PlannedRead:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One step. It must be committed or abandoned before the next one is planned."""
+    """One step. Steps are committed in the order in which they were planned; who abandons one abandons all after it."""
 
     step: Step
     picks: tuple[PlannedPick, ...]
@@ -105,6 +110,8 @@ class Planned:
     planned_at: float
     decodes: int  # rows that go on with an answer
     prompt_tokens: int  # tokens of all other rows
+    turn: int = 0  # number of the step
+    lives: tuple[int, ...] = ()  # of each row's sequence when it was planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ only running ones hold blocks; whatever leaves settles its promises. Must not kn
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 from gpu_node.engine.block_chain import BlockChain, BlockKey
 from gpu_node.engine.block_table import BlockTables
@@ -18,12 +19,13 @@ from gpu_node.engine.waiting_line import WaitingLine
 from gpu_node.errors import ContextExceeded, NodeBusy
 
 SWEPT_AT = 64  # deadlines of sequences that have left: fewer are not worth looking for
+SOON_TOKENS = 4  # whoever runs will have written so many when more blocks could have been found for it
 
 
 class Population:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.tables = BlockTables(limits.block_tokens, limits.block_count)
+        self.tables = BlockTables(limits.block_tokens, limits.block_count, limits.promised)
         self.running = RunningSet()
         self.line = WaitingLine()
         self.promises = Promises()
@@ -37,6 +39,23 @@ class Population:
     def room_to_run(self) -> int:
         """Seats; those who are held for a prefix will need theirs."""
         return self.limits.max_running - len(self.running) - self.promises.holding
+
+    @property
+    def waiting(self) -> Iterator[SequenceState]:
+        """Those in line, about as they will have their turn."""
+        return chain(self.line.returned, chain.from_iterable(self.line.lines.values()))
+
+    @property
+    def shortage(self) -> int:
+        """Blocks that would be needed now, by those who run and by those who have a seat, and are not there."""
+        tables, soon, behind = self.tables, 0, 0
+        for state in self.running:
+            slots = min(len(state.tokens) + SOON_TOKENS, state.max_context)
+            soon += max(0, tables.blocks_for(slots) - len(state.blocks))
+        for state in islice(self.waiting, max(self.room_to_run, 0)):
+            behind += tables.missing(state, tables.pool.find(tables.shareable(state)))
+        needed = max(soon, len(self.running)) + behind if behind else soon  # as much as `admit` asks for
+        return max(0, needed - tables.pool.available)
 
     def enter(self, submission: Submission) -> tuple[int, ...]:
         if submission.max_context > self.limits.capacity_tokens:
@@ -109,6 +128,15 @@ class Population:
         state.preempted += 1
         self.preemptions += 1
         self.line.restore(state)
+
+    def retire(self, blocks: Iterable[int]) -> None:
+        """Nobody has them any more: who holds one gives way, and is computed again from what the cache still has."""
+        leaving = set(blocks)
+        for state in reversed(list(self.running)):
+            held = state.blocks if state.copy is None else (*state.blocks, state.copy.source)
+            if not leaving.isdisjoint(held):
+                self.preempt(state)
+        self.tables.pool.retire(tuple(leaving))
 
     def start_over(self, state: SequenceState, tokens: Iterable[int]) -> None:
         """Its tokens are others now."""
@@ -203,7 +231,7 @@ class Population:
             self.line.restore(state)
         self.limits, self._no_room = limits, None
         self.running, self.promises = RunningSet(), Promises()
-        self.tables = BlockTables(limits.block_tokens, limits.block_count)
+        self.tables = BlockTables(limits.block_tokens, limits.block_count, limits.promised)
         lost = [state for state in self.states.values() if len(state.tokens) > limits.capacity_tokens]
         for state in lost:
             self.leave(state)

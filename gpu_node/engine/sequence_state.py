@@ -1,7 +1,8 @@
 """What the scheduler knows of one sequence.
 
 Invariants: `tokens[:computed]` are those whose keys and values lie in `blocks`, and at least one more is there to be
-computed unless the sequence is over; `blocks[:published]` are in the prefix cache; a waiting sequence holds no block.
+computed unless the sequence is over; `planned` more are under way in one row or several, which end in their order;
+`blocks[:published]` are in the prefix cache; a waiting sequence holds no block.
 Must not know the pool or other sequences, but for the samples that will fork from it.
 """
 
@@ -42,10 +43,12 @@ class SequenceState:
     promised: int = 0  # blocks from `published` up to here are expected by others
     reused: int | None = None  # prompt tokens found in the cache at the first admission
     copy: BlockCopy | None = None  # ordered, not yet done; its source is held
-    planned: int = 0  # certain tokens of the row in flight; 0: none
-    drafted: Proposal = NOTHING
+    planned: int = 0  # certain tokens of all its rows under way; 0: there is none
+    drafted: Proposal = NOTHING  # of the last of these rows, which is the only one then
     price: float = 0.0  # at which they were drafted
     turn: int = 0  # number of the step that last had a row of it
+    picked: int = 0  # number of the step that last had a pick of it: what an earlier one chose comes too late
+    life: int = 0  # times it lost its blocks: rows under way of an earlier life are void
     drafting: Drafting | None = None  # from the first decode on
 
     @property
@@ -57,8 +60,8 @@ class SequenceState:
 
     @property
     def pending(self) -> int:
-        """Tokens to be computed."""
-        return len(self.tokens) - self.computed
+        """Tokens to be computed that are not under way."""
+        return len(self.tokens) - self.computed - self.planned
 
     @property
     def decodes(self) -> bool:
@@ -93,11 +96,13 @@ class SequenceState:
         self.answering = False
         self.copy = None
         self.drafted = NOTHING
+        self.life += 1
 
     def rename(self) -> None:
         """The tokens are others now."""
         self.chain = BlockChain(self.chain.salt, self.chain.block_tokens, self.chain.digest)
         self.drafting = None
+        self.picked = 0
 
 
 @dataclass(slots=True)

@@ -17,13 +17,14 @@ from gpu_node.engine.step import BlockCopy, Row, Step
 @dataclass(slots=True)
 class Share:
     state: SequenceState
+    start: int  # behind all that is computed or under way
     tokens: int  # certain ones
     decode: bool
     forks: int = 0  # samples that get their first token with it
 
     @property
     def end(self) -> int:
-        return self.state.computed + self.tokens
+        return self.start + self.tokens
 
     @property
     def last(self) -> bool:
@@ -44,9 +45,9 @@ class StepBuilder:
 
     def add(self, state: SequenceState, tokens: int, decode: bool = False) -> Share:
         assert 0 < tokens <= self.left and state.turn != self.turn
-        share = Share(state, tokens, decode)
+        share = Share(state, state.computed + state.planned, tokens, decode)
         state.turn = self.turn
-        state.planned = tokens
+        state.planned += tokens
         self.shares.append(share)
         self.used += tokens
         return share
@@ -72,6 +73,8 @@ class StepBuilder:
             state = share.state
             rows.append(self._row(share))
             if state.copy is not None:
+                # Ordered twice it would undo what was written since; but only forks copy, and their first row is alone.
+                assert state.planned == share.tokens
                 copies.append(state.copy)
             if not state.sampled:
                 # A piece of which everything was told before, or of whose end alone something is wanted, gives nothing.
@@ -79,20 +82,25 @@ class StepBuilder:
                     reads.append(PlannedRead(index, state.id, share.last))
             elif share.last:
                 picks.append(PlannedPick(index, state.id, state.drafted.drafts))
-                picks += [PlannedPick(index, sample.id) for sample in state.samples[: share.forks]]
+                state.picked = self.turn
+                for sample in state.samples[: share.forks]:
+                    picks.append(PlannedPick(index, sample.id))
+                    sample.picked = self.turn
         decodes = sum(share.decode for share in self.shares)
         prompt_tokens = sum(share.tokens for share in self.shares if not share.decode)
-        return Planned(Step(tuple(rows), tuple(copies)), tuple(picks), tuple(reads), now, decodes, prompt_tokens)
+        lives = tuple(share.state.life for share in self.shares)
+        step = Step(tuple(rows), tuple(copies))
+        return Planned(step, tuple(picks), tuple(reads), now, decodes, prompt_tokens, self.turn, lives)
 
     def _row(self, share: Share) -> Row:
-        state, start, end = share.state, share.state.computed, share.end
+        state, start, end = share.state, share.start, share.end
         tokens = (*state.tokens[start:end], *state.drafted.drafts)
         blocks = tuple(state.blocks[: -(-(start + len(tokens)) // self.block_tokens)])
         wanted = state.submission.output
         if wanted == "sample" or state.submission.last_only:
             count = 1 + len(state.drafted.drafts) if share.last else 0
         else:
-            count = max(0, end - state.told)
+            count = max(0, end - max(state.told, start))  # rows under way tell what lies before
         given = state.submission.vectors
         vectors = None if given is None else given[start:end]
         if not count:

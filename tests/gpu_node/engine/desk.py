@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from gpu_node.engine.core import EngineCore, Job
 from gpu_node.engine.generation import Generation, PreparedGeneration
@@ -83,7 +84,7 @@ class Client(Call):
 
 @dataclass
 class Desk:
-    runner: ScriptedRunner = field(default_factory=ScriptedRunner)
+    runner: Any = field(default_factory=ScriptedRunner)
     now: float = 100.0
     max_running: int = 8
     step_tokens: int = 32
@@ -104,6 +105,7 @@ class Desk:
             self.mixed_step_tokens,
             self.max_waiting,
             self.max_drafts,
+            promised=cache.promised,
         )
         self.core = EngineCore(self.runner, limits, self.clock, self.counters)
 
@@ -112,7 +114,7 @@ class Desk:
 
     def ask(self, prompt: str | Sequence[int], request: GenerationRequest = ASK, guides: Sequence = ()) -> Client:
         ids = tuple(prompt.encode() if isinstance(prompt, str) else prompt)
-        capacity = self.runner.cache.block_count * self.runner.cache.block_tokens
+        capacity = self.runner.cache.promised_count * self.runner.cache.block_tokens
         context = min(request.bounds.context_tokens, capacity)
         request = replace(request, bounds=replace(request.bounds, context_tokens=context))
         client = Client(self.outlet)
@@ -158,7 +160,7 @@ class Desk:
         """Nobody is left, and every block is back."""
         stats = self.stats
         assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
-        assert not self.core._jobs and not self.core._samples and not self.core._readings and not self.core._fresh
+        assert self.core._jobs.empty
         assert not self.core._scheduler.busy
 
 

@@ -194,7 +194,8 @@ class Play:
         holders = Counter(block for state in running for block in state.blocks)
         holders.update(state.copy.source for state in running if state.copy is not None)
         assert [holders[block] for block in range(pool.block_count)] == pool._holders
-        assert pool.used + pool.cached + pool.empty == self.limits.block_count
+        assert pool.used + pool.cached + pool.empty + pool.retired == self.limits.block_count
+        assert not any(holders[block] for block in pool._retired)
         lined = [*people.line.returned, *(state for line in people.line.lines.values() for state in line)]
         held = people.promises.everybody()
         unborn = [sample for state in people.states.values() for sample in state.samples]

@@ -15,6 +15,7 @@ from gpu_node.engine.blocks import BlockPool
 
 SIZE = 2
 COUNT = 9
+PROMISED = 6
 
 
 def keys_of(tokens: list[int], salt: str = "", digest: Callable[[bytes], bytes] = digest_of) -> list[BlockKey]:
@@ -35,14 +36,15 @@ class Holder:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Sequences take blocks, fill and publish them one by one, fork, and give them back."""
+    """Sequences take blocks, fill and publish them one by one, fork, and give them back; blocks come and go."""
 
     digest = staticmethod(digest_of)
     holders = Bundle("holders")
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(COUNT)
+        self.pool = BlockPool(COUNT, PROMISED)
+        self.retired = set(range(PROMISED, COUNT))
         self.live: list[Holder] = []
         self.content: dict[int, tuple[str, tuple[int, ...]]] = {}  # what a block was last filled with, and all before
         self.published: dict[int, tuple[str, tuple[int, ...]]] = {}
@@ -58,7 +60,11 @@ class PoolMachine(RuleBasedStateMachine):
         del self.released[:evicted]
         for block in blocks:
             assert not any(block in holder.blocks for holder in self.live), "somebody holds it"
+            assert block not in self.retired
             self.content.pop(block, None)
+        if any(block >= PROMISED for block in blocks):
+            held = {block for holder in self.live for block in holder.blocks}
+            assert set(range(PROMISED)) <= held | set(self.released) | set(blocks) | self.retired, "promised ones first"
         return blocks
 
     def released_by(self, blocks: list[int]) -> None:
@@ -144,17 +150,40 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.release(holder.blocks)
             self.released_by(holder.blocks)
 
+    @rule(blocks=st.sets(st.integers(0, COUNT - 1)))
+    def retire(self, blocks: set[int]) -> None:
+        leaving = blocks - {block for holder in self.live for block in holder.blocks}
+        lost = [self.published[block] for block in self.released if block in leaving]
+        forgotten = [block for block in self.released if any(self.continues(block, prefix) for prefix in lost)]
+        self.pool.retire(sorted(leaving))
+        self.retired |= leaving
+        self.released = [block for block in self.released if block not in forgotten]
+        for block in forgotten:
+            del self.published[block]
+
+    def continues(self, block: int, prefix: tuple[str, tuple[int, ...]]) -> bool:
+        salt, tokens = self.published[block]
+        return (salt, tokens[: len(prefix[1])]) == prefix
+
+    @rule(blocks=st.sets(st.integers(0, COUNT - 1)))
+    def restore(self, blocks: set[int]) -> None:
+        before = self.pool.releases
+        self.pool.restore(sorted(blocks))
+        assert (self.pool.releases > before) == bool(blocks & self.retired)
+        self.retired -= blocks
+
     @precondition(lambda self: not self.live)
     @rule()
     def everything_is_free_again(self) -> None:
-        assert self.pool.available == COUNT and self.pool.used == 0
+        assert self.pool.available == COUNT - len(self.retired) and self.pool.used == 0
 
     @invariant()
     def counts_add_up(self) -> None:
         held = {block for holder in self.live for block in holder.blocks}
         assert self.pool.used == len(held)
         assert self.pool.cached == len(self.released)
-        assert self.pool.empty == COUNT - len(held) - len(self.released)
+        assert self.pool.empty == COUNT - len(held) - len(self.released) - len(self.retired)
+        assert self.pool.retired == len(self.retired)
         assert self.pool.available == self.pool.empty + self.pool.cached
 
     @invariant()
@@ -284,3 +313,34 @@ def test_releases_tell_when_looking_again_is_worth_it() -> None:
     assert pool.releases == before
     pool.release(blocks)
     assert pool.releases > before
+
+
+def test_promised_blocks_go_first_and_slower_ones_before_the_cache() -> None:
+    pool = BlockPool(4, promised=2)
+    assert pool.available == 2 and pool.retired == 2
+    pool.restore([2, 3])
+    keys = keys_of([1, 2])
+    pool.release(filled(pool, keys))
+    assert pool.allocate(3) == [1, 2, 3] and pool.find(keys)
+    assert pool.allocate(1) == [0] and not pool.find(keys)
+
+
+def test_a_retired_block_that_somebody_holds_is_a_mistake() -> None:
+    pool = BlockPool(2)
+    blocks = pool.allocate(1)
+    with pytest.raises(AssertionError, match="holds it"):
+        pool.retire(blocks)
+
+
+def test_what_is_only_found_through_a_retired_block_is_forgotten_with_it() -> None:
+    pool = BlockPool(6)
+    long, other = keys_of([1, 2, 3, 4, 5, 6]), keys_of([1, 2, 9, 9])
+    first = filled(pool, long)
+    second = filled(pool, other)
+    pool.release(first)
+    pool.release(second)
+    pool.retire([first[1]])
+    assert pool.find(long) == first[:1] and pool.find(other) == second
+    assert pool.cached == 2 and pool.empty == 3 and pool.retired == 1
+    again = filled(pool, keys_of([1, 2, 3, 4]))
+    assert first[1] not in again

@@ -13,7 +13,7 @@ from gpu_node.engine.engine import Engine, EngineOptions
 from gpu_node.engine.sequence import (
     EmbeddingRequest,
 )
-from gpu_node.engine.step import Step
+from gpu_node.engine.step import CacheChange, CacheShape, Step
 from gpu_node.engine.worker import MOST_DEATHS
 from gpu_node.errors import (
     DeviceOutOfMemory,
@@ -21,6 +21,7 @@ from gpu_node.errors import (
     ModelError,
     NodeStopping,
 )
+from tests.fakes.pipelined_runner import PipelinedRunner
 from tests.fakes.scripted_runner import ScriptedRunner, mixed, written_out
 from tests.gpu_node.engine.desk import greedy
 from tests.gpu_node.engine.loaded_engine import (
@@ -164,6 +165,37 @@ async def test_an_idle_engine_takes_no_turns() -> None:
         await asyncio.wrap_future(engine._worker.submit(watch))
         await asyncio.sleep(0.05)
         assert turns == [1]  # after the command, and no other
+
+
+async def test_a_restless_runner_wakes_an_idle_engine() -> None:
+    runner = PipelinedRunner()
+    async with loaded(runner) as engine:
+        await collect(engine)
+        await settled(engine)
+        tended = threading.Event()
+        tend = runner.tend
+
+        def watched(shortage: int) -> CacheChange | None:
+            change = tend(shortage)
+            tended.set()
+            return change
+
+        setattr(runner, "tend", watched)  # noqa: B010  an object of ours, watched
+        runner.change = CacheChange(CacheShape(4, 20, 400, promised=10), reset=True)
+        await asyncio.to_thread(runner.wake)  # from a thread that is not the engine's
+        await until(tended)
+        assert (await collect(engine))[1].output_tokens == 8
+        await settled(engine)
+        assert engine.stats().blocks_free + engine.stats().blocks_cached == 10
+    runner.wake()  # too late, and no harm
+
+
+async def test_an_engine_answers_with_several_steps_under_way() -> None:
+    alone, together = ScriptedRunner(), PipelinedRunner(depth=3)
+    async with loaded(alone) as one, loaded(together) as other:
+        wanted = await collect(one)
+        found = await asyncio.gather(*(collect(other) for _ in range(6)))
+        assert [text for text, _ in found] == [wanted[0]] * 6 and max(together.flights) > 1
 
 
 async def test_stopping_ends_running_and_waiting_requests_with_an_error() -> None:

@@ -16,9 +16,15 @@ def test_the_capacity_is_all_slots() -> None:
     assert LIMITS.capacity_tokens == 64
 
 
+def test_blocks_that_come_and_go_are_no_capacity() -> None:
+    assert replace(LIMITS, promised=3).capacity_tokens == 48
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"promised": -1},
+        {"promised": 5},
         {"block_tokens": 0},
         {"block_count": 0},
         {"max_running": 0},

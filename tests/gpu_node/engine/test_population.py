@@ -115,3 +115,75 @@ def test_deadlines_of_those_who_left_do_not_pile_up() -> None:
     assert len(people._deadlines) < 200
     stays = enter(people, 3, deadline=5.0)
     assert people.next_deadline() == 5.0 and people.expired(5.0) == (stays.id,)
+
+
+# Blocks that are wanting, and blocks that come and go
+
+
+def test_there_is_no_shortage_while_there_is_room() -> None:
+    people = Population(LIMITS)
+    assert people.shortage == 0
+    enter(people, 40)
+    assert people.shortage == 0
+    people.admit()
+    assert people.shortage == 0
+
+
+def test_who_waits_for_blocks_is_short_of_them_and_who_waits_for_a_seat_is_not() -> None:
+    people = Population(replace(LIMITS, max_running=2))
+    enter(people, 60)
+    second, third = enter(people, 37, 1), enter(people, 37, 2)
+    people.admit()
+    assert people.admit() is None
+    assert people.shortage == 1 + 10 - 5  # five are there, and who runs may soon want another one
+    people.leave(second)
+    assert people.shortage == 6
+    people.leave(third)
+    assert people.shortage == 0
+
+
+def test_what_the_cache_has_is_no_shortage() -> None:
+    people = Population(LIMITS)
+    first = enter(people, 41)
+    people.admit()
+    first.computed = 40
+    people.settle(first, people.tables.publish(first, 40))
+    enter(people, 50)  # shares ten blocks
+    enter(people, 50, 1)
+    assert people.shortage == 1 + 3 + 13 - 9
+
+
+def test_who_will_soon_need_a_block_is_short_of_it() -> None:
+    people = Population(replace(LIMITS, block_count=10))
+    one = people.states[people.enter(Submission(ids(40), 40))[0]]
+    people.admit()
+    assert people.shortage == 0  # its context is full
+    one.max_context = 60
+    assert people.shortage == 1
+
+
+def test_who_holds_a_block_that_goes_gives_way() -> None:
+    people = Population(replace(LIMITS, promised=16))
+    people.tables.pool.restore(range(16, 20))
+    stays, goes = enter(people, 40), enter(people, 30, 1)
+    people.admit(), people.admit()
+    assert set(goes.blocks) & {16, 17} and not set(stays.blocks) & {16, 17}
+    people.retire([16, 17, 18, 19])
+    assert stays.running and not goes.running and people.line.peek() is goes
+    assert people.tables.pool.retired == 4 and people.admit() is None
+    people.tables.pool.restore([18, 19, 16])
+    assert people.admit() is goes, "found no room before, and looks again"
+
+
+def test_the_source_of_a_copy_is_held_too() -> None:
+    people = Population(LIMITS)
+    one = enter(people, 6)
+    people.admit()
+    sample = people._state(one.submission)
+    one.samples, sample.parent = [sample], one
+    people.fork(one, sample, 6)
+    source = sample.blocks[1]
+    sample.tokens.append(5)
+    assert people.tables.make_room(sample, 7) and sample.copy is not None and sample.copy.source == source
+    people.retire([source])
+    assert not one.running and not sample.running and people.tables.pool.used == 0

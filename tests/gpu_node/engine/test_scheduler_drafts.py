@@ -74,13 +74,13 @@ def test_only_steps_without_prompts_tell_what_a_draft_costs() -> None:
     play = Play(LIMITS)
     play.submit(text(5), 9)
     play.step()
-    assert play.scheduler._costs == StepCosts()
+    assert play.scheduler._planner.costs == StepCosts()
     play.step()
-    assert play.scheduler._costs == StepCosts().after(1, 0.5)
+    assert play.scheduler._planner.costs == StepCosts().after(1, 0.5)
     play.submit(text(5, 1), 9)
-    before = play.scheduler._costs
+    before = play.scheduler._planner.costs
     play.step()
-    assert play.scheduler._costs == before
+    assert play.scheduler._planner.costs == before
 
 
 def test_drafts_stay_within_the_context() -> None:
