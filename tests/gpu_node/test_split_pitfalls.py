@@ -61,6 +61,7 @@ GUARDS: dict[int, tuple[str, tuple[str, ...]]] = {
     )),
     6: ("many round trips a token (Mesh-LLM: 558)", (
         "gpu_node/memory/test_borrowing.py::test_a_layer_costs_one_round_trip_and_a_step_without_far_blocks_none",
+        "gpu_node/pipeline/test_recovery.py::test_every_message_is_counted_once_a_link_and_step",
     )),
     7: ("more groups under way are taken for quicker (unslothai/llama.cpp #187)", ()),
     8: ("a split of what one device holds", (
@@ -88,6 +89,8 @@ GUARDS: dict[int, tuple[str, tuple[str, ...]]] = {
     )),
     13: ("a stage's failure ends the whole, or its late answers are taken for the next step's (vLLM #56430)", (
         "gpu_node/pipeline/test_step_frames.py::test_a_failure_takes_the_place_of_hidden_states",
+        "gpu_node/pipeline/test_recovery.py::test_a_stage_that_dies_is_planned_around",
+        "gpu_node/pipeline/test_recovery.py::test_when_nothing_fits_that_is_said_until_a_device_is_back",
     )),
     14: ("headers without a version, sizes believed (Mesh-LLM #1017)", (
         "gpu_node/pipeline/test_handshake.py::test_another_version_is_told",
@@ -114,6 +117,8 @@ GUARDS: dict[int, tuple[str, tuple[str, ...]]] = {
     )),
     19: ("a process that never sees the card that was plugged in", (
         "gpu_node/test_hot_plug.py::test_a_card_is_pulled_out_and_put_back",
+        "gpu_node/pipeline/test_recovery.py::test_a_device_that_joins_takes_over_between_steps",
+        "gpu_node/pipeline/test_recovery.py::test_a_device_that_is_removed_drains_first",
     )),
     20: ("figures without the script that made them", ()),
 }  # fmt: skip
