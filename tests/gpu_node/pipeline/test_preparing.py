@@ -1,4 +1,4 @@
-"""The next part is loaded, called off or refused; each order is answered once, and nothing stays of what nobody took."""
+"""The next part is loaded, called off or refused; each order is answered once; nothing stays of what nobody took."""
 
 from __future__ import annotations
 

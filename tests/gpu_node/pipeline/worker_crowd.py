@@ -213,7 +213,7 @@ def ring_of(
             own = near[stage] if near else blocks
             take = Take(crowd.number(), part, epoch, stage, len(parts), BLOCK, blocks, own, places[stage], **more)
             known.control.send(take)
-        first = connect_link(stages[0].hello.place, LinkEnds(HEAD, 0, epoch), TOKEN, RING_SETTINGS, 10)
+        first = connected(stages[0].hello.place, LinkEnds(HEAD, 0, epoch))
         stack.callback(first.close)
         last = gate.admit([LinkEnds(len(parts) - 1, HEAD, epoch)], PATIENCE_SECONDS)
         stack.callback(last.close)
