@@ -213,7 +213,9 @@ def _device(body: LoadBody, has_gpu: Callable[[], bool]) -> DeviceName | None:
     if body.num_gpus is None:
         wanted = body.device
     elif body.num_gpus > 1:
-        raise RequestError("a model is held by one device: num_gpus must be 0 or 1", field="num_gpus")
+        raise RequestError(
+            "num_gpus must be 0 or 1; the node's --devices says what models are split over", field="num_gpus"
+        )
     else:
         wanted = "cuda" if body.num_gpus else "cpu"
         if body.device not in (None, "auto", wanted):
