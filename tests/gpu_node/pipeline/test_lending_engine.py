@@ -1,0 +1,88 @@
+"""An engine whose smallest stage borrows answers what a single stage answers alone, with shared beginnings, several
+samples, guesses, too few blocks for everybody, and reclaims in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpu_node.engine.cache_size import CacheOptions
+from gpu_node.memory.lending_policy import LendingPolicy
+from gpu_node.pipeline.split_runner import SplitRunner
+from gpu_node.pipeline_status import LendingStatus
+from tests.fakes.tiny_model import write_tiny_model
+from tests.gpu_node.engine.layers.chains import LAYERS
+from tests.gpu_node.engine.test_chain_engine import REQUESTS, ids_of
+from tests.gpu_node.pipeline.split_engines import Answers, answers_alone, engine_over
+from tests.gpu_node.pipeline.splits import EXACT, PATIENT, SECONDS, Threads, by_hand, model_of
+from tests.gpu_node.pipeline.test_head_lending import mismatched
+
+CACHE = CacheOptions(block_tokens=4, context=64, max_running=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("lending") / "tiny", num_hidden_layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Answers:
+    return answers_alone(folder)
+
+
+class Scene:
+    """Two stages of which the first has room for 20 blocks, and everybody needs more than twice that."""
+
+    def __init__(self, folder: Path, **changes: float) -> None:
+        self._folder, self._policy = folder, replace(LendingPolicy(chunk_blocks=4, idle_seconds=1e6), **changes)  # type: ignore[arg-type]
+        self.runner: SplitRunner | None = None
+
+    def load(self) -> SplitRunner:
+        options = replace(PATIENT, lending=self._policy)
+        model = model_of(self._folder, replace(EXACT, cache=CACHE))
+        self.runner = SplitRunner(model, mismatched(), by_hand(self._folder, (2, 2)), options, Threads())
+        return self.runner
+
+    @property
+    def lending(self) -> LendingStatus:
+        assert self.runner is not None
+        status = self.runner.pipeline
+        assert status is not None and status.lending is not None
+        return status.lending
+
+    async def after_steps(self, count: int) -> None:
+        assert self.runner is not None
+        for _ in range(int(SECONDS / 0.002)):
+            if self.runner.steps >= count:
+                return
+            await asyncio.sleep(0.002)
+        raise AssertionError("the model computes nothing")
+
+
+async def test_everybody_runs_over_borrowed_blocks_and_says_the_same(folder: Path, alone: Answers) -> None:
+    scene = Scene(folder)
+    async with engine_over(scene.load, step_tokens=16, mixed_step_tokens=9) as engine:
+        assert await asyncio.gather(*(ids_of(engine, request) for request in REQUESTS)) == alone
+        assert scene.lending.granted and scene.lending.lent_bytes
+        assert not scene.lending.refused and engine.stats().preemptions == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"move_seconds": 0.0}], ids=["to host memory", "computed anew"])
+async def test_reclaims_in_the_middle_change_no_token(folder: Path, alone: Answers, changes: dict[str, float]) -> None:
+    scene = Scene(folder, **changes)
+    async with engine_over(scene.load, step_tokens=16, mixed_step_tokens=9) as engine:
+        asking = asyncio.gather(*(ids_of(engine, request) for request in REQUESTS))
+        await scene.after_steps(12)
+        assert scene.runner is not None
+        before = scene.lending.lent_bytes
+        assert before
+        scene.runner.ask_back("cpu:1", 1 << 20)
+        await scene.after_steps(18)
+        assert scene.lending.lent_bytes == 0 and scene.lending.reclaimed
+        scene.runner.ask_back("cpu:1", 0)
+        assert await asking == alone
+        told = scene.lending
+        assert told.recomputed_blocks if changes else told.moved_blocks
