@@ -22,8 +22,9 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
 
 
 def command(model: Path | str, *flags: str) -> list[str]:
-    fixed = ["--device", "cpu", "--dtype", "float32", "--relay-port", "0", "--announce", "off", "--announce-port"]
-    return [sys.executable, "-m", "gpu_node", "--model", str(model), "--port", "0", *fixed, *flags]
+    fixed = ["--dtype", "float32", "--relay-port", "0", "--announce", "off", "--announce-port"]
+    device = [] if "--devices" in flags else ["--device", "cpu"]
+    return [sys.executable, "-m", "gpu_node", "--model", str(model), "--port", "0", *device, *fixed, *flags]
 
 
 @contextmanager
