@@ -32,6 +32,7 @@ STAGES = {1: "1 stage", 2: "2 stages", 3: "3 stages"}
 BY_MEMORY: Strategy = "vram"
 BY_PACE: Strategy = "profiled"
 STRATEGIES = (BY_MEMORY, BY_PACE)
+EQUAL, SLOWER = "equal", "half as fast"
 # Of what one device needs for all of it, so that so many devices are needed: each end has a table of its own.
 SHARES = {1: 1.1, 2: 0.75, 3: 0.46}
 SPARE_SHARE = 0.66  # of three devices two are enough
@@ -63,7 +64,7 @@ class Work:
         return told / (ended - begun) if ended > begun else 0.0
 
 
-ALONE, EIGHT, MANY = Work("decode, 1", 1, 64), Work("decode, 8", 8, 64), Work("decode, 32", 32, 64)
+ALONE, EIGHT, MANY = Work("decode, 1", 1, 64), Work("decode, 8", 8, 64), Work("decode, 32", 32, 32)
 PREFILL = Work("prefill", 1, 1, PREFILL_TOKENS)
 WORKS = (ALONE, EIGHT, MANY, PREFILL)
 KILLED = Work("killed", 4, 400)
@@ -157,7 +158,7 @@ def rates(measured: Table) -> dict[str, Any]:
 def strategies(gguf: Path, need: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Plans by memory and by pace, on equal devices and where one has half of the speed."""
     found = {}
-    for word, slower in (("equal", 1.0), ("half as fast", 0.5)):
+    for word, slower in ((EQUAL, 1.0), (SLOWER, 0.5)):
         with running(unequal(need, slower), gguf, arguments.cores) as contenders:
             figures = rates(measure(contenders, (ALONE, EIGHT), arguments.rounds))
             stages = {one.name: one.ask({"word": "status"})["stages"] for one in contenders}
@@ -178,7 +179,7 @@ def kills(gguf: Path, need: int, arguments: argparse.Namespace) -> list[dict[str
     return found
 
 
-def hop(arguments: argparse.Namespace) -> dict[str, float]:
+def hop(gguf: Path, need: int, arguments: argparse.Namespace) -> dict[str, float]:
     """Microseconds of 64 KB by a link, and by a bare socket."""
     with tempfile.TemporaryDirectory() as folder:
         found = links.measure_size(Path(folder), KIB64, arguments.rounds, 100)
@@ -186,18 +187,19 @@ def hop(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def judge(figures: Mapping[str, Any]) -> list[Target]:
+    """Of the parts that were measured."""
     found = []
-    speeds = figures["ways"]["tokens_per_second"]
-    for work in (EIGHT, MANY):
-        row = speeds[work.name]
+    for work in (EIGHT, MANY) if "ways" in figures else ():
+        row = figures["ways"]["tokens_per_second"][work.name]
         share = row[STAGES[2]] / max(row[ONE], row[TWO_THREADS])
         found.append(at_least(f"{work.name}: two equal stages, share of one device", share, WANTED_SHARE))
-    found.append(at_most("a hop of 64 KB", figures["hop_us"]["unix link"], WANTED_HOP_US, " us"))
-    for word, bound in (("equal", NOISE), ("half as fast", FASTER)):
-        for name, row in figures["strategies"][word]["tokens_per_second"].items():
-            share = row[BY_PACE] / row[BY_MEMORY]
+    if "hop_us" in figures:
+        found.append(at_most("a hop of 64 KB", figures["hop_us"]["unix link"], WANTED_HOP_US, " us"))
+    for word, told in figures.get("strategies", {}).items():
+        for name, row in told["tokens_per_second"].items():
+            share, bound = row[BY_PACE] / row[BY_MEMORY], NOISE if word == EQUAL else FASTER
             found.append(at_least(f"{name}, {word}: profiled, share of vram", share, bound))
-    for killed in figures["kills"]:
+    for killed in figures.get("kills", ()):
         beyond = killed["silence_seconds"] - killed["load_seconds"]
         found.append(at_most("silence after a kill, beyond the load", beyond, WANTED_RECOVERY_SECONDS, " s"))
         found.append(at_least("the answers are those of a calm run", float(killed["same"]), 1.0))
@@ -205,19 +207,26 @@ def judge(figures: Mapping[str, Any]) -> list[Target]:
 
 
 def show(figures: Mapping[str, Any]) -> None:
-    speeds, gaps = (figures["ways"][name] for name in ("tokens_per_second", "milliseconds_between_tokens"))
+    if "ways" in figures:
+        _show_ways(figures["ways"])
+    for word, told in figures.get("strategies", {}).items():
+        rows = [[f"{word}, {work}", *row.values()] for work, row in told["tokens_per_second"].items()]
+        print(table([f"layers {told['layers']}", *STRATEGIES], rows))
+    if "kills" in figures:
+        fields = ("silence_seconds", "recovery_seconds", "load_seconds")
+        rows = [["", *(one[name] for name in fields)] for one in figures["kills"]]
+        print(table(["a stage is killed", *fields], rows))
+
+
+def _show_ways(told: Mapping[str, Any]) -> None:
+    speeds, gaps = told["tokens_per_second"], told["milliseconds_between_tokens"]
     names = list(speeds[ALONE.name])
     print(table(["tokens/s", *names], [[work, *row.values()] for work, row in speeds.items()]))
     print(table(["ms between tokens", *names], [[work, *row.values()] for work, row in gaps.items() if row]))
-    for name, told in figures["ways"]["pipelines"].items():
-        if told:
+    for name, pipeline in told["pipelines"].items():
+        if pipeline:
             words = ("depth", "predicted_step_seconds", "measured_step_seconds")
-            print(f"{name}:", *(f"{word} {told[word]}" for word in words))
-    for word, told in figures["strategies"].items():
-        rows = [[f"{word}, {work}", *row.values()] for work, row in told["tokens_per_second"].items()]
-        print(table([f"layers {told['layers']}", BY_MEMORY, BY_PACE], rows))
-    fields = ("silence_seconds", "recovery_seconds", "load_seconds")
-    print(table(["a stage is killed", *fields], [["", *(one[name] for name in fields)] for one in figures["kills"]]))
+            print(f"{name}:", *(f"{word} {pipeline[word]}" for word in words))
 
 
 def main() -> None:
@@ -226,19 +235,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--deaths", type=int, default=2)
     parser.add_argument("--cores", default="0,1", help="taskset's list of cores that everything is pinned to")
+    parser.add_argument("--parts", nargs="+", choices=("ways", "strategies", "kills", "hop_us"), help="not all of it")
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     if arguments.gguf is None:
         raise SystemExit("there is no default model: python -m gpu_node.model_store fetch default")
     report = Report("split", {**vars(arguments), "gguf": True})
     need = need_bytes(arguments.gguf)
-    report.figures = {
-        "need_bytes": need,
-        "ways": compare(arguments.gguf, need, arguments),
-        "strategies": strategies(arguments.gguf, need, arguments),
-        "kills": kills(arguments.gguf, need, arguments),
-        "hop_us": hop(arguments),
-    }
+    parts = {"ways": compare, "strategies": strategies, "kills": kills, "hop_us": hop}
+    report.figures = {"need_bytes": need}
+    for name in arguments.parts or parts:
+        report.figures[name] = parts[name](arguments.gguf, need, arguments)
     show(report.figures)
     report.targets += judge(report.figures)
     report.finish(write=not arguments.no_write)
