@@ -88,7 +88,8 @@ class EngineCore:
         now = self._clock()
         for sequence in self._scheduler.expired(now):
             self._jobs.fail_sequence(sequence, DeadlineExceeded())
-        if self._wants_tending(now):
+        runner = self.runner
+        if (runner.restless or runner.lends or self._lost) and self._wants_tending(now):
             self._tend()
             now = self._clock()
         worked = self._work(now)

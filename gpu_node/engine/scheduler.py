@@ -72,7 +72,8 @@ class Scheduler:
 
         `depth`: so many may be under way together, this one included."""
         assert len(self._flying) < depth, "the last step has been neither committed nor abandoned"
-        step = self._planner.plan(depth, sum(self._forking(planned) for planned in self._flying))
+        forking = sum([_forking(planned) for planned in self._flying]) if self._flying else 0
+        step = self._planner.plan(depth, forking)
         if not step.shares:
             return None
         planned = step.build(now)
@@ -100,7 +101,7 @@ class Scheduler:
         self._learn(planned, now)
         states = self._people.states
         samples = [pick for pick in planned.picks if planned.step.rows[pick.row].sequence != pick.sequence]
-        forking = [pick.sequence for pick in samples if pick.sequence in accepted]
+        forking = [pick.sequence for pick in samples if pick.sequence in accepted] if samples else []
         for row, life in zip(planned.step.rows, planned.lives, strict=True):
             state = states.get(row.sequence)
             if state is None:
@@ -206,11 +207,8 @@ class Scheduler:
         )
 
     def _under_way(self, planned: Planned) -> bool:
-        return any(one is planned for one in self._flying)
-
-    def _forking(self, planned: Planned) -> int:
-        """Samples that have no seat yet and will need one."""
-        return len(planned.picks) - len({pick.row for pick in planned.picks})
+        flying = self._flying
+        return bool(flying) and (planned is flying[0] or any(one is planned for one in flying))
 
     def _learn(self, planned: Planned, now: float) -> None:
         """A step begins when the one before it has ended, though both were under way."""
@@ -261,3 +259,8 @@ class Scheduler:
         sample.tokens.extend(taken)
         if sample.running:
             sample.computed = min(sample.computed, len(sample.tokens) - 1)
+
+
+def _forking(planned: Planned) -> int:
+    """Samples that have no seat yet and will need one when the step has ended."""
+    return len(planned.picks) - len({pick.row for pick in planned.picks})

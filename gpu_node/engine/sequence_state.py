@@ -64,10 +64,6 @@ class SequenceState:
         return len(self.tokens) - self.computed - self.planned
 
     @property
-    def decodes(self) -> bool:
-        return self.answering and self.pending == 1
-
-    @property
     def sampled(self) -> bool:
         return self.submission.output == "sample"
 

@@ -88,7 +88,7 @@ class StepBuilder:
                     sample.picked = self.turn
         decodes = sum(share.decode for share in self.shares)
         prompt_tokens = sum(share.tokens for share in self.shares if not share.decode)
-        lives = tuple(share.state.life for share in self.shares)
+        lives = tuple([share.state.life for share in self.shares])
         step = Step(tuple(rows), tuple(copies))
         return Planned(step, tuple(picks), tuple(reads), now, decodes, prompt_tokens, self.turn, lives)
 

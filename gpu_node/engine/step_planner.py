@@ -30,13 +30,20 @@ class StepPlanner:
         """`depth`: so many steps are to be under way together; `forking`: samples that fork in those which are."""
         people = self._people
         self._turn += 1
-        able = [state for state in people.running if not state.overflows]
-        decodes = [state for state in able if state.decodes]
-        prompts = [state for state in able if not state.decodes and state.pending]
+        decodes: list[SequenceState] = []
+        prompts: list[SequenceState] = []
+        answering = 0  # with those that are under way
+        for state in people.running.members:
+            pending = state.pending
+            if state.overflows:
+                continue
+            if state.answering and pending < 2:
+                answering += 1
+                if pending:
+                    decodes.append(state)
+            elif pending:
+                prompts.append(state)
         prompts.sort(key=lambda state: state.admitted)
-        answering = len(decodes)
-        if depth > 1:
-            answering += sum(state.answering and state.planned > 0 for state in able)
         group = -(-answering // depth)
         budget = self._budget(min(len(decodes), group) or min(answering, 1), prompts, depth)
         step = StepBuilder(self._turn, budget, people.limits.block_tokens)
@@ -51,7 +58,7 @@ class StepPlanner:
     def _budget(self, decodes: int, prompts: list[SequenceState], depth: int) -> int:
         """While answers are under way a step that has none of them is a mixed one too: it is in their way."""
         limits = self._people.limits
-        deepest = max((state.computed for state in prompts), default=0)
+        deepest = max([state.computed for state in prompts]) if prompts else 0
         tokens = limits.budget(decodes, deepest)
         if depth > 1 and not decodes:
             tokens = min(tokens, max(self._fair_piece(prompts, depth), limits.mixed_step_tokens))
@@ -96,6 +103,8 @@ class StepPlanner:
             step.add(state, tokens)
 
     def _admit(self, step: StepBuilder) -> None:
+        if not len(self._people.line):
+            return
         unborn = sum(len(state.samples) for state in self._people.running)  # their seats are taken
         while step.left > 0 and self._people.room_to_run > unborn:
             state = self._people.admit()

@@ -28,14 +28,14 @@ def test_logits_that_nobody_has_seen_are_not_left_out() -> None:
     assert state(tokens=20, output="logits", last_only=True).shareable_blocks() == 4
 
 
-def test_a_decode_has_been_read_to_its_end_once() -> None:
+def test_what_is_under_way_is_not_to_be_planned_again() -> None:
     one = state(tokens=9)
-    one.computed = 8
-    assert one.pending == 1 and not one.decodes
-    one.answering = True
-    assert one.decodes
+    one.computed = 4
+    assert one.pending == 5
+    one.planned = 3
+    assert one.pending == 2
     one.tokens.append(1)
-    assert not one.decodes
+    assert one.pending == 3
 
 
 def test_without_blocks_nothing_is_computed() -> None:
