@@ -110,7 +110,15 @@ class Builder:
         self.load(lineup, wanted, changed_mind, drop_current)
         return lineup
 
-    def load(self, lineup: LineUp, seats: Sequence[Seat], changed_mind: ChangedMind, drop_current: bool) -> None:
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """First layer, and the first that is not its any more, of each worker that computes some."""
+        parts = {hand.name: hand.part for hand in self._crew.hands.values()}
+        return {name: (part.first, part.behind) for name, part in parts.items() if part is not None}
+
+    def load(
+        self, lineup: LineUp, seats: Sequence[Seat], changed_mind: ChangedMind = _never, drop_current: bool = False
+    ) -> None:
         """The parts of these seats, of the line-up's. Raises as `prepare`."""
         for seat in seats:
             if drop_current:

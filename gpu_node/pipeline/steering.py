@@ -143,7 +143,7 @@ class Steering:
             try:
                 self._turn()
             except MindChanged:
-                continue
+                self.course.seen = -1  # what was given up is thought over again
             except HandLost as error:
                 self._lose(error)
             except (LinksFailed, StageLost) as error:
@@ -237,7 +237,7 @@ class Steering:
             self._stop(error.told)
         elif not course.broken and course.uses(error.hand.name):
             self._fleet.refuse(error.hand.name, str(error))
-            self._drop_next()
+            self._dismiss_spares()
         else:
             course.loss = str(error)
             self._fleet.lost(error.hand.name, error.reason)
@@ -279,7 +279,7 @@ class Steering:
                     course.bad_rings = 0
                     raise ModelError(f"the stages cannot be kept together: {course.broken}")
                 self._dismiss_spares(picture, all_of_them=course.bad_rings >= TRUSTED_BAD_RINGS)
-                self._planning.tell_planned(picture, course.broken if course.epoch else "", self._held())
+                self._planning.tell_planned(picture, course.broken if course.epoch else "", self._builder().held)
                 self._establish(self._builder().prepare(picture, devices, drop_current=True))
 
     def _reconsider(self) -> None:
@@ -299,7 +299,7 @@ class Steering:
                 self._stop(error)
             case Build(picture, why):
                 self._dismiss_spares(picture)
-                self._planning.tell_planned(picture, why, self._held())
+                self._planning.tell_planned(picture, why, self._builder().held)
                 seen, inside = course.seen, course.inside_devices
                 lineup = self._builder().prepare(picture, devices, lambda: self._minds(seen), occupied=inside)
                 with self.changed:
@@ -323,7 +323,7 @@ class Steering:
         try:
             short = [seat for seat in lineup.seats if seat.loaded is None]
             if short:
-                self._builder().load(lineup, short, self._is_closing, drop_current=True)
+                self._builder().load(lineup, short, drop_current=True)
             self._establish(lineup)
         except NodeError as error:
             if not isinstance(error, HandLost | LinksFailed | StageLost):
@@ -348,10 +348,6 @@ class Steering:
         self._dismiss_spares()
         self._planning.tell_switched(lineup)
         self.wake()
-
-    def _held(self) -> dict[str, tuple[int, int]]:
-        hands = [] if self.crew is None else list(self.crew.hands.values())
-        return {hand.name: (hand.part.first, hand.part.behind) for hand in hands if hand.part is not None}
 
     # Tidying
 
@@ -395,10 +391,7 @@ class Steering:
                 self.crew.unwatch(ring.links)
             ring.close()
 
-    def _is_closing(self) -> bool:
-        return self._closing
-
     def _builder(self) -> Builder:
         if self.crew is None:
             self.crew = Crew(self._start, self._options, self.changed, self._clock)
-        return Builder(self.crew, self._model, self._options, self._is_closing, self._clock)
+        return Builder(self.crew, self._model, self._options, lambda: self._closing, self._clock)
