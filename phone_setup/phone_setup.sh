@@ -235,7 +235,7 @@ check_arguments() {
 
 # What an earlier run set up holds until something else is asked for: its way of running, its model, its gateway.
 remember_settings() {
-    local MODE=native HOST=0.0.0.0 PORT=11434 MODEL="" GATEWAY="" SESSION=""
+    local MODE=native HOST=0.0.0.0 PORT=11434 MODEL="" GATEWAY=""
     # shellcheck source=/dev/null
     if [ -r "$FOLDER/settings" ]; then . "$FOLDER/settings"; fi
     mode=${mode:-$MODE} port=${port:-$PORT} gateway=${gateway:-$GATEWAY}
@@ -356,7 +356,7 @@ ram_line() {
     while IFS= read -r line; do
         below=${line#*|}
         if [ "$1" -lt "${below%%|*}" ]; then
-            printf '%s' "$line"
+            say "$line"
             return 0
         fi
     done <<<"$RAM_TABLE"
@@ -746,6 +746,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=/dev/null
 . "$HERE/settings"
+SESSION=mobile-llm
 
 fail() {
     printf 'error: %s\n' "$*" >&2
@@ -767,7 +768,7 @@ shorten_log() {
 serve() {
     while answers; do sleep 30; done
     shorten_log
-    exec >>"$HERE/ollama.log" 2>&1 </dev/null
+    exec >>"$HERE/ollama.log" 2>&1 # stdin stays: tmux ends a session whose terminal nobody holds any more
     if command -v termux-wake-lock >/dev/null 2>&1; then termux-wake-lock || true; fi
     printf '%s\n' "$$" >"$HERE/server.pid"
     if [ -f "$HERE/phone_token" ]; then "$HERE/report.sh" "$$" >>"$HERE/report.log" 2>&1 & fi
@@ -826,6 +827,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=/dev/null
 . "$HERE/settings"
+SESSION=mobile-llm
 
 # The number may have gone to another program since: only ours is ended.
 is_ours() {
@@ -957,8 +959,7 @@ write_file() {
 settings_text() {
     local host=0.0.0.0
     if [ "$reach" = usb ]; then host=127.0.0.1; fi
-    printf 'MODE=%q\nHOST=%q\nPORT=%q\nMODEL=%q\nSESSION=%q\nGATEWAY=%q\n' \
-        "$1" "$host" "$port" "$model" "$SESSION" "$gateway"
+    printf 'MODE=%q\nHOST=%q\nPORT=%q\nMODEL=%q\nGATEWAY=%q\n' "$1" "$host" "$port" "$model" "$gateway"
 }
 
 # True if what runs listens as these settings want it.

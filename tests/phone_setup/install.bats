@@ -1,0 +1,126 @@
+#!/usr/bin/env bats
+# From a bare Termux to an answering phone, again, dry, and away again.
+
+load termux
+
+@test "a bare Termux becomes an answering phone" {
+    set_up qwen2.5:0.5b
+    went_well
+    called "pkg install -y ollama"
+    says "12.50 tokens/s"
+    says "http://192.168.7.31:$PORT"
+    says "Ollama has no password"
+    [[ $(answers tags) == *'"name":"qwen2.5:0.5b"'* ]]
+    grep -q "serve native 0.0.0.0:$PORT noprune=$" "$FAKE/serves"
+    called termux-wake-lock
+    tmux has-session -t =mobile-llm
+    [ "$(stat -c %a "$HOME/mobile-llm")" = 700 ]
+}
+
+@test "a second run changes nothing but the measurement" {
+    set_up qwen2.5:0.5b
+    went_well
+    server=$(cat "$HOME/mobile-llm/server.pid")
+    set_up qwen2.5:0.5b
+    went_well
+    says "qwen2.5:0.5b is there"
+    [ "$(cat "$HOME/mobile-llm/server.pid")" = "$server" ]
+    [ "$(grep -c 'pkg install' "$FAKE/calls")" = 1 ]
+    [ "$(wc -l <"$FAKE/serves")" = 1 ]
+}
+
+@test "without a model the phone gets the one for its RAM, and keeps it later" {
+    ram_gb 4
+    set_up
+    went_well
+    says "this phone gets gemma3:1b"
+    [[ $(answers tags) == *gemma3:1b* ]]
+    ram_gb 12
+    set_up
+    went_well
+    says "gemma3:1b is there"
+}
+
+@test "a dry run says every step and changes nothing" {
+    gateway
+    before=$(everything)
+    set_up qwen2.5:0.5b --dry-run --proot --gateway "$GATEWAY" --token abc
+    went_well
+    [ "$(everything)" = "$before" ]
+    for words in "Would install Debian" "Would start Ollama on 0.0.0.0:$PORT" "Would bring the model" "Would join the fleet"; do
+        says "$words"
+    done
+    says "Nothing was changed."
+    [ ! -s "$FAKE/gateway.log" ]
+    not_called "pkg install"
+    not answers version
+}
+
+@test "with --usb it listens on the phone itself only, also in a later run without the flag" {
+    set_up qwen2.5:0.5b --usb
+    went_well
+    grep -q "serve native 127.0.0.1:$PORT" "$FAKE/serves"
+    says "adb forward tcp:$PORT tcp:$PORT"
+    says_not "Ollama has no password"
+    set_up
+    went_well
+    [ "$(wc -l <"$FAKE/serves")" = 1 ]
+    set_up --wifi
+    went_well
+    grep -q "serve native 0.0.0.0:$PORT" "$FAKE/serves"
+}
+
+@test "uninstalling leaves nothing" {
+    before=$(everything | cut -d ' ' -f 1)
+    mkdir "$FAKE/boot_marker"
+    set_up qwen2.5:0.5b
+    went_well
+    set_up --uninstall
+    went_well
+    not answers version
+    not tmux has-session -t =mobile-llm
+    called "pkg uninstall -y ollama"
+    called termux-wake-unlock
+    [ "$(everything | cut -d ' ' -f 1)" = "$before" ]
+    set_up --uninstall
+    went_well
+    says "Nothing is set up"
+}
+
+@test "uninstalling keeps what was there before" {
+    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/ollama"
+    library="$HOME/.ollama/models/manifests/registry.ollama.ai/library"
+    mkdir -p "$library/mine"
+    echo '{}' >"$library/mine/latest"
+    set_up qwen2.5:0.5b
+    went_well
+    set_up --uninstall
+    went_well
+    [ -e "$library/mine/latest" ]
+    [ ! -e "$library/qwen2.5/0.5b" ]
+    [ -e "$FAKE/bin/ollama" ]
+    not_called "pkg uninstall"
+}
+
+@test "a dry uninstall removes nothing" {
+    set_up qwen2.5:0.5b
+    before=$(everything)
+    set_up --uninstall --dry-run
+    went_well
+    says "Would stop Ollama."
+    [ "$(everything)" = "$before" ]
+    answers version
+}
+
+@test "it comes by a pipe too, with its arguments" {
+    run bash -c 'cat "$1" | bash -s -- qwen2.5:0.5b --port "$2" 3>&-' - "$SCRIPT" "$PORT"
+    went_well
+    answers version
+}
+
+@test "half of the script does nothing" {
+    before=$(everything)
+    run bash -c 'head -c 30000 "$1" | bash 3>&-' - "$SCRIPT"
+    [ "$(everything)" = "$before" ]
+    [ ! -e "$FAKE/calls" ]
+}

@@ -1,0 +1,174 @@
+#!/usr/bin/env bats
+# The phone's way into a fleet, and what it reports from there.
+
+load termux
+
+joins() { grep 'POST /api/phones/join' "$FAKE/gateway.log"; }
+
+@test "a phone joins with what it is" {
+    gateway
+    set_up qwen2.5:0.5b --gateway "$GATEWAY/" --token invite-1 --name 'Kitchen "2"'
+    went_well
+    says 'joined as attic "5"'
+    id=$(cat "$HOME/mobile-llm/id")
+    [[ $id =~ ^[0-9a-f]{32}$ ]]
+    joins | head -n 1 | cut -d ' ' -f 4- >"$FAKE/body"
+    "$FAKE_PYTHON" - "$FAKE/body" "$id" "$PORT" <<'PYTHON'
+import json, sys
+body = json.load(open(sys.argv[1]))
+assert body == {
+    "token": "invite-1", "id": sys.argv[2], "name": 'Kitchen "2"', "port": int(sys.argv[3]), "chip": "SM8550",
+    "ram_bytes": 5713 * 1048576, "android": "11", "termux": "0.118.3", "ollama": "0.31.1", "mode": "native",
+    "model": "qwen2.5:0.5b", "tokens_per_second": 12.5,
+}, body
+PYTHON
+    [ "$(joins | head -n 1 | cut -d ' ' -f 3)" = - ]
+    [ "$(cat "$HOME/mobile-llm/phone_token")" = own-secret ]
+    [ "$(stat -c %a "$HOME/mobile-llm/phone_token")" = 600 ]
+    [ "$(stat -c %a "$HOME/mobile-llm/join.json")" = 600 ]
+    not grep -rq invite-1 "$HOME"
+}
+
+@test "as the gateway serves it: two lines in front" {
+    gateway
+    run bash -c '{ printf "POTLUCK_GATEWAY=%s\nPOTLUCK_TOKEN=%s\n" "$2" invite-2; cat "$1"; } |
+        bash -s -- qwen2.5:0.5b --port "$3" 3>&-' - "$SCRIPT" "$GATEWAY" "$PORT"
+    went_well
+    joins | grep -q '"token":"invite-2"'
+    joins | grep -q '"name":"Pixel \\"5\\""'
+}
+
+@test "a second run shows the phone's own token, and uses no invitation" {
+    gateway
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    : >"$FAKE/gateway.log"
+    set_up
+    went_well
+    joins | grep -q ' own-secret {"id"'
+    not grep -q invite "$FAKE/gateway.log"
+}
+
+@test "a phone that was removed comes back with a new invitation" {
+    gateway
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    "$HOME/mobile-llm/stop_ollama.sh"
+    echo yes >"$FAKE/forgotten"
+    set_up
+    fails_with "Who are you?"
+    set_up --gateway "$GATEWAY" --token invite-2
+    went_well
+    joins | grep -q invite-2
+}
+
+@test "a gateway that refuses, one that is not there, one that says nonsense" {
+    gateway
+    echo "403 Forbidden" >"$FAKE/gateway_status"
+    echo '{"error":{"message":"This invitation has expired.","code":"expired"}}' >"$FAKE/gateway_answer"
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token old
+    fails_with "This invitation has expired. Ollama itself is set up and runs."
+    answers version
+    [ ! -e "$HOME/mobile-llm/phone_token" ]
+    echo "200 OK" >"$FAKE/gateway_status"
+    echo '<html>hotel Wi-Fi</html>' >"$FAKE/gateway_answer"
+    set_up --gateway "$GATEWAY" --token old
+    fails_with "gave it no token of its own"
+    set_up --gateway "http://127.0.0.1:$(free_port)" --token old
+    fails_with "cannot be reached from this phone"
+}
+
+@test "no token is seen in any list of processes" {
+    gateway
+    cat >"$FAKE/bin/curl" <<'STUB'
+#!/usr/bin/env bash
+printf 'curl %s\n' "$*" >>"$FAKE/calls"
+ps -eo args >>"$FAKE/processes" 2>/dev/null || cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ' >>"$FAKE/processes"
+env >>"$FAKE/environments"
+exec /usr/bin/curl "$@"
+STUB
+    chmod +x "$FAKE/bin/curl"
+    echo '{"level": 71}' >"$FAKE/battery"
+    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/termux-battery-status"
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-secret
+    went_well
+    until_true grep -q 'report own-secret' "$FAKE/gateway.log"
+    joins | grep -q invite-secret
+    [ -s "$FAKE/processes" ]
+    not grep -q 'invite-secret' "$FAKE/processes"
+    not grep -q 'own-secret' "$FAKE/processes"
+    not grep -q 'secret' "$FAKE/environments"
+    not grep -rq secret "$HOME/mobile-llm/report.log" "$HOME/mobile-llm/ollama.log"
+}
+
+@test "a token from stdin" {
+    gateway
+    run bash -c 'echo invite-3 | bash "$1" qwen2.5:0.5b --port "$2" --gateway "$3" --token - 3>&-' - "$SCRIPT" "$PORT" "$GATEWAY"
+    went_well
+    joins | grep -q '"token":"invite-3"'
+}
+
+@test "the reporter tells battery and heat, also after a restart" {
+    gateway
+    printf '{\n  "percentage": 71,\n  "temperature": 31.2\n}\n' >"$FAKE/battery"
+    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/termux-battery-status"
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    until_true grep -q 'POST /api/phones/report own-secret {"battery":{ *"percentage": 71, *"temperature": 31.2 *}}' "$FAKE/gateway.log"
+    "$HOME/mobile-llm/stop_ollama.sh"
+    reports=$(grep -c report "$FAKE/gateway.log")
+    : >"$FAKE/gateway.log"
+    "$HOME/mobile-llm/start_ollama.sh" 3>&-
+    until_true grep -q report "$FAKE/gateway.log"
+    [ "$reports" -gt 0 ]
+    grep -q 'POST /api/phones/join own-secret {"id"' "$FAKE/gateway.log"
+}
+
+@test "the reporter ends with the server, and when the gateway does not know it any more" {
+    gateway
+    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/termux-battery-status"
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    until_true test -s "$HOME/mobile-llm/report.pid"
+    reporter=$(cat "$HOME/mobile-llm/report.pid")
+    kill -0 "$reporter"
+    echo "401 Unauthorized" >"$FAKE/report_answer"
+    until_true not kill -0 "$reporter"
+    answers version
+}
+
+@test "without Termux:API the address is renewed all the same, and people are told" {
+    gateway
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    says "pkg install termux-api"
+    until_true grep -q 'join own-secret' "$FAKE/gateway.log"
+    not grep -q /report "$FAKE/gateway.log"
+}
+
+@test "JSON: what is escaped comes back" {
+    POTLUCK_SOURCED=yes . "$SCRIPT"
+    set +eu
+    text=$'a "b" \\ c\td\ne\r\x01é}'
+    escaped=$(json_escape "$text")
+    [ "$(json_string key "{\"x\":1,\"key\" : \"$escaped\",\"y\":2}")" = $'a "b" \\ c\td\ne\ré}' ]
+    "$FAKE_PYTHON" -c 'import json, sys; assert json.loads("\"" + sys.argv[1] + "\"") == "a \"b\" \\ c\td\ne\ré}"' "$escaped"
+    [ "$(json_string key '{"other":"\"key\":\"wrong\"","key":"right"}')" = right ]
+    [ "$(json_string key '{"key":"a\/bA\\"}')" = 'a/bA\' ]
+    [ "$(json_number n '{"m":3,"n": 42.9}')" = 42 ]
+    not json_string key '{"key":3}'
+    not json_number key '{"key":"3"}'
+}
+
+@test "the address: ifconfig where ip is denied, else curl's own end, Wi-Fi first" {
+    POTLUCK_SOURCED=yes . "$SCRIPT"
+    set +eu
+    [ "$(own_address)" = 192.168.7.31 ]
+    [ "$(address_in <<<'3: rmnet0    inet 10.1.1.1/30 scope global
+24: wlan0    inet 192.168.1.9/24 brd 192.168.1.255 scope global wlan0')" = 192.168.1.9 ]
+    not address_in <<<'2: rmnet0    inet 93.184.1.1/30'
+    touch "$FAKE/no_ifconfig"
+    printf '#!/usr/bin/env bash\nprintf 172.20.3.4\n' >"$FAKE/bin/curl"
+    chmod +x "$FAKE/bin/curl"
+    [ "$(own_address)" = 172.20.3.4 ]
+}

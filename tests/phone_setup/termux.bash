@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+# A fake Termux for every test: its own $HOME and $PREFIX, stubs that log, a port of its own, a real tmux on its own
+# socket. What a test needs otherwise it writes to files below $FAKE (see tests/fakes/termux).
+
+REPOSITORY=$(cd "$BATS_TEST_DIRNAME/../.." && pwd)
+SCRIPT="$REPOSITORY/phone_setup/phone_setup.sh"
+
+setup() {
+    export FAKE="$BATS_TEST_TMPDIR/fake" HOME="$BATS_TEST_TMPDIR/data/home" PREFIX="$BATS_TEST_TMPDIR/data/usr"
+    mkdir -p "$FAKE/bin" "$FAKE/props" "$HOME" "$PREFIX/var"
+    local command
+    for command in pkg dpkg getprop df ip ifconfig pm termux-wake-lock termux-wake-unlock; do
+        ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/$command"
+    done
+    export PATH="$FAKE/bin:/usr/bin:/bin" FAKE_PYTHON=${FAKE_PYTHON:-$(command -v python3)}
+    export TMUX_TMPDIR="$BATS_TEST_TMPDIR" TERMUX_VERSION=0.118.3 EXTERNAL_STORAGE="$BATS_TEST_TMPDIR/sdcard"
+    export POTLUCK_MEMINFO="$FAKE/meminfo" POTLUCK_RETRY_SECONDS=0 POTLUCK_START_SECONDS=20 POTLUCK_REPORT_SECONDS=0.2
+    unset TMUX POTLUCK_GATEWAY POTLUCK_TOKEN POTLUCK_MODEL SVDIR OLLAMA_HOST OLLAMA_MODELS TERMUX_APP__TARGET_SDK
+    ram_gb 6
+    android 11 30
+    echo 20000000 >"$FAKE/df"
+    PORT=$(free_port)
+    cd "$HOME" || return 1
+}
+
+teardown() {
+    tmux kill-server 2>/dev/null || true
+    local pid
+    for pid in $(cat "$FAKE"/pids "$HOME/mobile-llm/server.pid" "$HOME/mobile-llm/report.pid" 2>/dev/null); do
+        kill "$pid" 2>/dev/null || true
+    done
+}
+
+free_port() {
+    "$FAKE_PYTHON" -S -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+ram_gb() { printf 'MemTotal:       %d kB\nMemFree: 1 kB\n' "$(($1 * 1048576 * 93 / 100))" >"$FAKE/meminfo"; }
+
+android() {
+    echo "$1" >"$FAKE/props/ro.build.version.release"
+    echo "$2" >"$FAKE/props/ro.build.version.sdk"
+    echo arm64-v8a >"$FAKE/props/ro.product.cpu.abilist64"
+    echo SM8550 >"$FAKE/props/ro.soc.model"
+    echo 'Pixel "5"' >"$FAKE/props/ro.product.model"
+}
+
+# set_up ARGUMENTS...: the script, as a person would run it; its words are in $output, errors too.
+set_up() { run bash "$SCRIPT" --port "$PORT" "$@" 3>&- </dev/null; }
+
+# A server beside the phone: gateway, or whoever else holds a port. serve_beside KIND PORT
+serve_beside() {
+    "$FAKE_PYTHON" -S -E "$REPOSITORY/tests/fakes/termux/server.py" "$1" 127.0.0.1 "$2" 3>&- </dev/null >/dev/null 2>&1 &
+    echo "$!" >>"$FAKE/pids"
+    until (exec 4<>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; do sleep 0.02; done
+}
+
+gateway() {
+    GATEWAY_PORT=$(free_port)
+    GATEWAY="http://127.0.0.1:$GATEWAY_PORT"
+    serve_beside gateway "$GATEWAY_PORT"
+}
+
+fails_with() {
+    [ "$status" -ne 0 ] || { echo "it went well: $output" && return 1; }
+    [ "$(grep -c '^error: ' <<<"$output")" -eq 1 ] || { echo "not one sentence: $output" && return 1; }
+    says "$1"
+}
+
+says() { [[ $output == *"$1"* ]] || { echo "missing '$1' in: $output" && return 1; }; }
+says_not() { [[ $output != *"$1"* ]] || { echo "unwanted '$1' in: $output" && return 1; }; }
+went_well() { [ "$status" -eq 0 ] || { echo "code $status: $output" && return 1; }; }
+called() { grep -qF -- "$1" "$FAKE/calls" || { cat "$FAKE/calls" && return 1; }; }
+not_called() { not grep -F -- "$1" "$FAKE/calls"; }
+# Where errors end the test, "! command" never does.
+not() { if "$@" 2>/dev/null; then return 1; fi; }
+answers() { curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/$1"; }
+
+# until_true COMMAND...: within ten seconds.
+until_true() {
+    local deadline=$((SECONDS + 10))
+    until "$@"; do
+        [ "$SECONDS" -lt "$deadline" ] || return 1
+        sleep 0.05
+    done
+}
+
+# What lies in the phone, to see that nothing changed.
+everything() { (cd "$BATS_TEST_TMPDIR/data" && find . -exec stat -c '%n %s %Y' {} +) | sort; }
