@@ -28,10 +28,12 @@ from gpu_node.plan_picture import size_text
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """A person adds a device; its name is made here. `available_bytes` of main memory; none: not looked at."""
+    """A person adds a device; its name is made here. `available_bytes` of main memory, `free_bytes` of its card; none:
+    not looked at."""
 
     device: Device
     available_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +147,15 @@ def _added(table: DeviceTable, event: Add, now: float) -> Outcome:
     _check_clash(table, device)
     if device.kind == "cpu":
         _check_room(table, device.budget_bytes or 0, event.available_bytes)
-    joined = FleetDevice(device, since=now)
+    joined = FleetDevice(device, since=now, free_bytes=event.free_bytes)
     happened = (Happening(device.name, "joined", budget_text(device)),)
     before = table.find(device.name)
     if before is None:
         return replace(table, devices=(*table.devices, joined)), happened
     # A card that went comes back: what is known of it stays known.
-    return put(table, replace(before, device=device, state="present", since=now, reason="", forced=False)), happened
+    free = before.free_bytes if event.free_bytes is None else event.free_bytes
+    back = replace(before, device=device, state="present", since=now, reason="", free_bytes=free, forced=False)
+    return put(table, back), happened
 
 
 def _named(table: DeviceTable, device: Device) -> Device:

@@ -97,9 +97,10 @@ class DeviceFleet:
 
     # What people ask for. Raises `UsageError` (bad text) and `RequestError` (with its status).
 
-    def add(self, text: str, available_bytes: int | None = None) -> Device:
-        """One device as `parse_devices` reads it. `available_bytes` of main memory bound budgets of CPUs."""
-        table, (joined,) = self._change(Add(one_device(text), available_bytes))
+    def add(self, text: str, available_bytes: int | None = None, free_bytes: int | None = None) -> Device:
+        """One device as `parse_devices` reads it. `available_bytes` of main memory bound budgets of CPUs; `free_bytes`
+        of the card are what plans count with until the next look."""
+        table, (joined,) = self._change(Add(one_device(text), available_bytes, free_bytes))
         return table.named(joined.device).device
 
     def ask(self, name: str, available_bytes: int | None = None) -> Device:

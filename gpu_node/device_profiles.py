@@ -45,7 +45,8 @@ class FoundDevice:
 
     @property
     def card(self) -> str:
-        return self.kind if self.kind in ("cpu", "mps") else f"{self.kind}:{self.number}"
+        """As `Device.card` says it, by which free memory and paces are found."""
+        return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.number}"
 
     @property
     def profile(self) -> DeviceProfile | None:

@@ -201,6 +201,7 @@ class Splitting:
         shape, pictured = wanted.shape, whole_picture_of if whole else picture_of
 
         def plan(devices: Sequence[Device]) -> Picture:
+            self.look()  # a card may have joined of which only a probe can say how much memory is free
             return pictured(wanted, shape, self._around(wanted.name, devices), self._rules.wish)
 
         return plan

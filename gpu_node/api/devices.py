@@ -112,8 +112,8 @@ class DevicesApi:
         available = self._service.machine().available_bytes
         try:
             if body.device is not None:
-                self._check_here(fleet, one_device(body.device))
-                return fleet.add(body.device, available).name
+                free = self._free_on(fleet, one_device(body.device))
+                return fleet.add(body.device, available, free).name
             name = body.name or ""
             if body.budget is None:
                 return fleet.ask(name, available).name
@@ -122,14 +122,22 @@ class DevicesApi:
             field = "device" if body.device is not None else "budget"
             raise RequestError(str(error), field=field) from error
 
-    def _check_here(self, fleet: DeviceFleet, device: Device) -> None:
-        """A card of which the driver is asked must be in this machine, or have been."""
-        if device.kind != "cuda" or any(one.device.card == device.card for one in fleet.devices):
-            return
-        cards = [f"cuda:{place}" for place, _ in enumerate(self._service.gpus())]
+    def _free_on(self, fleet: DeviceFleet, device: Device) -> int | None:
+        """What the driver says is free on its card, which must be in this machine, or have been; none: nobody is asked.
+
+        Over a card that is not here no plan could be made, and with it over none of the others."""
+        if device.kind == "cpu" or any(one.device.card == device.card for one in fleet.devices):
+            return None
+        if device.kind == "cuda":
+            cards = {f"cuda:{place}": gpu.free_bytes for place, gpu in enumerate(self._service.gpus())}
+        else:  # only torch knows them; whoever looks from time to time does not
+            probing = self._service.probing
+            found = probing.findings().devices if probing is not None else ()
+            cards = {one.card: one.free_bytes for one in found if one.kind != "cpu"}
         if device.card not in cards:
             there = ", ".join(cards) or "none"
             raise RequestError(f"this machine has no {device.card}; cards: {there}", status=404, field="device")
+        return cards[device.card] if device.kind == "cuda" else None
 
     def _check_needed(self, fleet: DeviceFleet, name: str) -> None:
         """Raises with the sentence of the first model that cannot do without it."""

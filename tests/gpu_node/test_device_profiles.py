@@ -20,7 +20,7 @@ from gpu_node.device_profiles import (
     line_of,
     read_line,
 )
-from gpu_node.devices import DeviceProfile
+from gpu_node.devices import DeviceProfile, parse_devices
 
 CPU = FoundDevice("cpu", 0, "a processor", "AMD", "", "", 1000, 400, 2e10, 1e11, 3e-6, 2)
 CARD = FoundDevice("cuda", 1, "a card", "NVIDIA", "570.1", "GPU-1", 9000, 8000, 9e11, 1e14, 5e-6)
@@ -31,6 +31,12 @@ KEY = {"torch": "2", "processor": ["x", 2, 0]}
 @pytest.mark.parametrize("told", [CPU, CARD, replace(CPU, bytes_per_second=None), FINDINGS.left_out[0]])
 def test_a_line_is_read_as_it_was_told(told: FoundDevice | LeftOut) -> None:
     assert read_line(line_of(told)) == told
+
+
+@pytest.mark.parametrize("text", ["cpu", "mps", "cuda:1", "rocm:0"])
+def test_a_card_has_the_name_by_which_plans_look_for_it(text: str) -> None:
+    (device,) = parse_devices(text)
+    assert replace(CPU, kind=device.kind, number=device.number).card == device.card
 
 
 @given(st.text())

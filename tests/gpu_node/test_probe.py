@@ -92,7 +92,7 @@ def test_cards_of_each_vendor() -> None:
     intel = told(PlayedTorch(1, place="xpu"))[0][1]
     assert (intel.card, intel.vendor, intel.driver) == ("xpu:0", "Intel", "1.2")
     apple = told(PlayedTorch(mps=True))[0][1]
-    assert (apple.card, apple.total_bytes, apple.free_bytes) == ("mps", 1000, 700)
+    assert (apple.card, apple.total_bytes, apple.free_bytes) == ("mps:0", 1000, 700)
 
 
 def test_a_card_that_fails_is_left_out_with_one_line_and_the_others_stay() -> None:

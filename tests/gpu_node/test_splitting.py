@@ -232,6 +232,16 @@ def test_the_probe_is_left_alone_where_nothing_depends_on_it() -> None:
     assert counts(found, wanted(max_running=1)) == {"xpu:0": 8}, "only the probe knows its memory"
 
 
+def test_a_card_that_joins_later_is_asked_for_then() -> None:
+    asked = Asked(found_device("xpu", 1e9))
+    found = splitting("cpu:20MiB", findings=asked)
+    with pytest.raises(DoesNotFit):
+        counts(found, wanted(max_running=1))
+    assert asked.times == 0
+    found.fleet.add("xpu:0")
+    assert counts(found, wanted(max_running=1))["xpu:0"] > 0
+
+
 def test_stages_on_one_cpu_share_its_threads() -> None:
     assert splitting("cpu:1GiB,cpu:1GiB").threads(8) == 4
     assert splitting("cpu:1GiB,cpu:1GiB,cpu:1GiB").threads(2) == 1

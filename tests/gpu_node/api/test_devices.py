@@ -78,6 +78,8 @@ async def test_a_node_that_splits_nothing_lists_its_device_and_says_how_to_split
         ({"device": "cpu:1GiB"}, 409, "1.07 GB of main memory are not free: 0.01 MB are available"),
         ({"device": "cuda:0:1GiB@2"}, 400, "has no speed behind its @"),
         ({"device": "cuda:7"}, 404, "this machine has no cuda:7; cards: cuda:0"),
+        ({"device": "rocm:0"}, 404, "this machine has no rocm:0; cards: none"),
+        ({"device": "mps:1GiB"}, 404, "this machine has no mps:0; cards: none"),
         ({"device": "cuda:1"}, 409, "has the memory of cuda:1"),
         ({"name": "cpu:9"}, 404, "there is no device cpu:9 here"),
         ({"name": "cuda:0"}, 409, "cuda:0 is present already"),
@@ -114,6 +116,13 @@ async def test_a_card_goes_and_comes_back() -> None:
     assert (again.status_code, again.json()["error"]) == (409, "cuda:1 has left already")
     assert (back.status_code, back.json()["budget_bytes"]) == (200, 32 * MIB)
     assert states(found) == {"cuda:0": "present", "cuda:1": "present", "cpu:0": "present"}
+
+
+async def test_of_a_card_that_joins_it_is_known_what_is_free() -> None:
+    fleet = fleet_of("cpu:1MiB")
+    async with serving(devices=fleet) as served:
+        reply = await served.client.post("/api/devices", json={"device": "cuda:0"})
+    assert (reply.status_code, reply.json()["free_bytes"]) == (200, 20_000), "or no plan could count with it"
 
 
 async def test_a_lost_device_is_asked_back() -> None:
