@@ -83,6 +83,7 @@ def greedy_ids(model: Path) -> list[int]:
     return ids
 
 
+@pytest.mark.timeout(300)
 def test_a_client_finds_loads_generates_and_moves_tensors_through_loss_and_cuts(lab: Lab, tmp_path: Path) -> None:
     client, server = lab.host("10.77.0.1/24"), lab.host("10.77.0.2/24")
     model = write_tiny_model(tmp_path / "tiny-llama")
