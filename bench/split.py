@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.contenders.protocol import Load, Outcome
 from bench.rig.contender import Contender, Recipe
 from bench.rig.models import default_gguf
 from bench.rig.report import Report, Target, at_least, at_most, median, table
+from gpu_node.probing import FILE_NAME
 from gpu_node.split import Strategy
 
 ONE, TWO_THREADS = "one device, 1 thread", "one device, 2 threads"
@@ -120,20 +121,21 @@ def unequal(need: int, slower: float) -> dict[str, Spec]:
 
 
 @contextmanager
-def running(specs: Mapping[str, Spec], gguf: Path, cores: str) -> Iterator[list[Contender]]:
+def running(specs: Mapping[str, Spec], arguments: argparse.Namespace) -> Iterator[list[Contender]]:
     contenders: list[Contender] = []
     try:
         for name, spec in specs.items():
-            recipe = Recipe(name, sys.executable, "potluck_split", (str(gguf), spec.words()))
-            contenders.append(Contender(recipe, cores, spec.threads))
+            words = replace(spec, findings=str(arguments.findings)).words()
+            recipe = Recipe(name, sys.executable, "potluck_split", (str(arguments.gguf), words))
+            contenders.append(Contender(recipe, arguments.cores, spec.threads))
         yield contenders
     finally:
         for contender in contenders:
             contender.close()
 
 
-def compare(gguf: Path, need: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    with running(ways(need), gguf, arguments.cores) as contenders:
+def compare(need: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    with running(ways(need), arguments) as contenders:
         measured = measure(contenders, WORKS, arguments.rounds)
         told = {}
         for one in contenders:
@@ -155,11 +157,11 @@ def rates(measured: Table) -> dict[str, Any]:
     }
 
 
-def strategies(gguf: Path, need: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def strategies(need: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Plans by memory and by pace, on equal devices and where one has half of the speed."""
     found = {}
     for word, slower in ((EQUAL, 1.0), (SLOWER, 0.5)):
-        with running(unequal(need, slower), gguf, arguments.cores) as contenders:
+        with running(unequal(need, slower), arguments) as contenders:
             figures = rates(measure(contenders, (ALONE, EIGHT), arguments.rounds))
             stages = {one.name: one.ask({"word": "status"})["stages"] for one in contenders}
         layers = {name: [stage["behind_layer"] - stage["first_layer"] for stage in row] for name, row in stages.items()}
@@ -167,19 +169,19 @@ def strategies(gguf: Path, need: int, arguments: argparse.Namespace) -> dict[str
     return found
 
 
-def kills(gguf: Path, need: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def kills(need: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Three devices, two of which are enough; a stage is killed while four answers run. Anew each time."""
     spec = Spec(2, devices([int(need * SPARE_SHARE)] * 3, [1.0] * 3))
     found = []
     for turn in range(arguments.deaths):
-        with running({"killed": spec}, gguf, arguments.cores) as (one,):
+        with running({"killed": spec}, arguments) as (one,):
             load = KILLED.load(random.Random(f"killed {turn}"))
             told = one.ask({"word": "kill", "load": asdict(load), "stage": turn % 2})
             found.append({**told, "load_seconds": one.facts["summary"]["load_seconds"]})
     return found
 
 
-def hop(gguf: Path, need: int, arguments: argparse.Namespace) -> dict[str, float]:
+def hop(need: int, arguments: argparse.Namespace) -> dict[str, float]:
     """Microseconds of 64 KB by a link, and by a bare socket."""
     with tempfile.TemporaryDirectory() as folder:
         found = links.measure_size(Path(folder), KIB64, arguments.rounds, 100)
@@ -244,8 +246,10 @@ def main() -> None:
     need = need_bytes(arguments.gguf)
     parts = {"ways": compare, "strategies": strategies, "kills": kills, "hop_us": hop}
     report.figures = {"need_bytes": need}
-    for name in arguments.parts or parts:
-        report.figures[name] = parts[name](arguments.gguf, need, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.findings = Path(folder) / FILE_NAME  # probed once, by the first that needs it
+        for name in arguments.parts or parts:
+            report.figures[name] = parts[name](need, arguments)
     show(report.figures)
     report.targets += judge(report.figures)
     report.finish(write=not arguments.no_write)

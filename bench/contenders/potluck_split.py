@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -45,6 +44,7 @@ class Spec:
     devices: str = ""
     strategy: Strategy = "profiled"
     goal: Goal = "throughput"
+    findings: str = ""  # the file in which all of them find what was probed once
 
     def words(self) -> str:
         return json.dumps(asdict(self))
@@ -114,20 +114,18 @@ def load_split(path: Path, spec: Spec) -> ModelRunner:
     from gpu_node.engine.cache_size import CacheOptions
     from gpu_node.engine.loader import LoadOptions, load_runner
     from gpu_node.model_store import default_cache
-    from gpu_node.probing import FILE_NAME, ProbeRun, Probing
+    from gpu_node.probing import ProbeRun, Probing
     from gpu_node.splitting import SplitRules, Splitting
 
     cache = CacheOptions(block_tokens=BLOCK_TOKENS, block_count=BLOCKS, context=CONTEXT)
     kernels = default_cache({}) / "kernels"
     if not spec.devices:
         return load_runner(path, LoadOptions(device="cpu", threads=spec.threads, cache=cache, kernel_folder=kernels))
-    with tempfile.TemporaryDirectory() as folder:
-        probing = Probing(Path(folder) / FILE_NAME, ProbeRun(threads=1))
-        wish = SplitWish(spec.strategy, spec.goal)
-        splitting = Splitting(DeviceFleet(parse_devices(spec.devices)), SplitRules(wish), probing.findings)
-        threads = splitting.threads(spec.threads)
-        options = LoadOptions(threads=threads, cache=cache, kernel_folder=kernels)
-        return splitting.load(wanted(path), path, options)
+    probing = Probing(Path(spec.findings), ProbeRun(threads=1))
+    wish = SplitWish(spec.strategy, spec.goal)
+    splitting = Splitting(DeviceFleet(parse_devices(spec.devices)), SplitRules(wish), probing.findings)
+    options = LoadOptions(threads=splitting.threads(spec.threads), cache=cache, kernel_folder=kernels)
+    return splitting.load(wanted(path), path, options)
 
 
 def wanted(path: Path) -> Wanted:
