@@ -199,7 +199,7 @@ class Failover:
         if match is not None:
             self._remembering.came_home(seat, match, done, course.arrived)
         cold = self._remembering.cold_tokens(seat, course.conversation, done) if match is None and plain else 0
-        learn_success(seat.load, Outcome(done, attempt.tokens, first, generating), cold, choice.trial)
+        learn_success(seat.load, Outcome(done, attempt.tokens, first, generating, now), cold, choice.trial)
         self._seating.reweigh(seat.id)
         if course.request.operation != "embed":
             self._remembering.told(seat, course.conversation, done, course.told.text, now)

@@ -26,6 +26,7 @@ from server.api.reply import Send
 from server.api.services import OpenRequests, Services
 from server.backends import Backends
 from server.breaker import BreakerLimits
+from server.care import CareLimits
 from server.discovery import Discovery, DiscoveryOptions
 from server.dispatch import Dispatcher
 from server.draining import Draining
@@ -104,7 +105,7 @@ async def running(
     async with AsyncExitStack() as stack:
         stack.enter_context(standard_logging(stream, settings.log_format))
         request_log = RequestLog(stream, settings.log_format, settings.log_prompts)
-        registry = Registry()
+        registry = Registry(_care(settings))
         keys = dict(environ)  # of nodes, by the names in `api_key_env`; the embedded node's is added later
         backends = Backends(keys)
         stack.push_async_callback(backends.aclose)
@@ -223,6 +224,18 @@ def _failover_limits(settings: Settings) -> FailoverLimits:
         total_seconds=settings.request_timeout_s,
     )
     return FailoverLimits(settings.attempts_per_outage, breaker, patience)
+
+
+def _care(settings: Settings) -> CareLimits:
+    return CareLimits(
+        settings.care,
+        settings.care_warm_c,
+        settings.care_hot_c,
+        settings.care_cooled_c,
+        settings.care_low_battery,
+        settings.care_charged,
+        settings.care_stale_s,
+    )
 
 
 def _pace(settings: Settings) -> ProbePace:

@@ -181,6 +181,9 @@ class _Gauges:
         yield self._breakers(nodes)
         for name, text, read in _PER_NODE:
             yield _per_node(name, text, nodes, read)
+        for name, text, read, combined in _PER_PHONE:
+            yield _per_node(name, text, nodes, read, combined)
+        yield self._resting()
         yield _per_node(
             "potluck_held_conversations",
             "Conversations whose prompt a node holds.",
@@ -203,6 +206,13 @@ class _Gauges:
             states = [load.breaker.state for _, load in sharing]
             for state in BreakerState:
                 family.add_metric([name, state], states.count(state))
+        return family
+
+    def _resting(self) -> Metric:
+        family = GaugeMetricFamily("potluck_resting_nodes", "Phones that rest, by the cause.", labels=["cause"])
+        cares = [node.care for node in self._registry.fleet.nodes.values()]
+        family.add_metric(["heat"], sum(care.hot for care in cares))
+        family.add_metric(["battery"], sum(care.low for care in cares))
         return family
 
     def _queue(self) -> Iterator[Metric]:
@@ -241,6 +251,27 @@ _PER_NODE: tuple[tuple[str, str, _Reading], ...] = (
 )
 
 
+def _told(field: str) -> _Reading:
+    """One thing of what a phone told of itself."""
+    return lambda node, _: getattr(node.condition, field, None)
+
+
+_Combining = Callable[[list[float]], float]
+# What phones tell of themselves: of those that share a name, the one that is worst off.
+_PER_PHONE: tuple[tuple[str, str, _Reading, _Combining], ...] = (
+    ("potluck_battery_percent", "Charge of a phone's battery.", _told("level"), min),
+    ("potluck_battery_charging", "1 while a phone is charging.", _told("charging"), min),
+    ("potluck_battery_temperature_celsius", "Temperature of a phone's battery.", _told("temperature_c"), max),
+    ("potluck_thermal_status", "Android's thermal status, 0 (none) to 6 (shutdown).", _told("thermal_status"), max),
+    (
+        "potluck_care_factor",
+        "Share of its work that a phone gets: 1 when it is well, 0 while it rests.",
+        lambda node, _: None if node.condition is None else node.care.factor,
+        min,
+    ),
+)
+
+
 def by_name(registry: Registry) -> ByName:
     """Nodes and loads under their label: the name, as counters have it too. Nodes that share one share their series."""
     found: ByName = {}
@@ -250,10 +281,10 @@ def by_name(registry: Registry) -> ByName:
     return found
 
 
-def _per_node(name: str, text: str, nodes: ByName, read: _Reading) -> Metric:
+def _per_node(name: str, text: str, nodes: ByName, read: _Reading, combined: _Combining = sum) -> Metric:
     family = GaugeMetricFamily(name, text, labels=["node"])
     for label, sharing in nodes.items():
         values = [value for node, load in sharing if (value := read(node, load)) is not None]
         if values:
-            family.add_metric([label], sum(values))
+            family.add_metric([label], combined(values))
     return family

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Literal, NewType
 
 from server.breaker import CLOSED, Breaker
+from server.care import UNTROUBLED, Care, Condition, Pace
 
 NodeId = NewType("NodeId", str)
 ModelKey = NewType("ModelKey", str)  # a model's name in the one spelling we compare: see `model_key`
@@ -109,6 +110,13 @@ class Node:
     failed_probes: int = 0
     refused_probe: bool = False  # since the last good probe, one found nobody listening: a restart
     last_error: str | None = None
+    condition: Condition | None = None  # battery and heat, of phones that tell
+    care: Care = UNTROUBLED  # what the condition means for the work it gets
+
+    @property
+    def resting(self) -> str | None:
+        """Why it gets no work though it could do some, in words."""
+        return self.care.resting
 
     @property
     def id(self) -> NodeId:
@@ -161,3 +169,4 @@ class Load:
     busy_until: float = 0.0  # the node itself said 429 or 503
     last_error: str | None = None
     in_flight_by_model: dict[ModelKey, int] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)  # what `tokens_per_second` was learned from

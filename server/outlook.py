@@ -21,11 +21,14 @@ class Outlook:
     fleet: Fleet
     slots: int = 0  # of the nodes in service
     silent: int = 0
+    cared_for: int = 0
     returning: dict[tuple[ModelKey | None, frozenset[NodeId]], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for node in self.fleet.nodes.values():
-            self.slots += node.slots if node.status is NodeStatus.READY else 0
+            ready, rests = node.status is NodeStatus.READY, node.resting is not None
+            self.slots += node.slots if ready and not rests else 0
+            self.cared_for += ready and rests
             self.silent += node.status is NodeStatus.SILENT
 
     def may_return(self, demand: Demand) -> bool:
@@ -44,4 +47,6 @@ class Outlook:
         if not known:
             return "there are no nodes"
         what = "any model" if demand.model is None else f"'{demand.model}'"
-        return f"no node can serve {what} now: {known} known, {self.silent} silent, the others resting after failures"
+        resting = f"{self.cared_for} too hot or low on battery, " if self.cared_for else ""
+        found = f"{known} known, {self.silent} silent, {resting}the others resting after failures"
+        return f"no node can serve {what} now: {found}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.breaker import on_renewed
+from server.care import CareLimits, Condition, decide, renewed
 from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeSpec, NodeStatus, ProbeReport, model_key
 
 FAILED_PROBES_TO_SILENT = 3  # with a probe a second after the first failure: silent within 10 s
@@ -53,7 +54,17 @@ class ProbeFailed:
     refused: bool = False
 
 
-RegistryEvent = NodeListed | NodeUnlisted | NodeGone | NodeProbed | ProbeFailed
+@dataclass(frozen=True, slots=True)
+class NodeCondition:
+    """A phone told its battery or heat, by whatever way."""
+
+    id: NodeId
+    condition: Condition
+    now: float
+
+
+RegistryEvent = NodeListed | NodeUnlisted | NodeGone | NodeProbed | ProbeFailed | NodeCondition
+DEFAULT_CARE = CareLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +75,11 @@ class Fleet:
     nodes: Mapping[NodeId, Node] = field(default_factory=dict)
 
 
-def apply(fleet: Fleet, event: RegistryEvent) -> Fleet:
-    """The fleet after the event; the same object when nothing changes."""
+def apply(fleet: Fleet, event: RegistryEvent, limits: CareLimits = DEFAULT_CARE) -> Fleet:
+    """The fleet after the event; the same object when nothing changes.
+
+    Care is decided anew with each reading, and with each probe, since readings grow old.
+    """
     match event:
         case NodeListed(spec, now):
             return _put(fleet, _listed(fleet.nodes.get(spec.id), spec, now))
@@ -79,9 +93,13 @@ def apply(fleet: Fleet, event: RegistryEvent) -> Fleet:
         case NodeUnlisted(_, now):
             return _put(fleet, _with_status(node, NodeStatus.DRAINING, now))
         case NodeProbed(_, report, now):
-            return _put(fleet, _probed(node, report, now))
+            return _put(fleet, _cared_for(_probed(node, report, now), limits, now))
         case ProbeFailed():
-            return _put(fleet, _probe_failed(node, event))
+            return _put(fleet, _cared_for(_probe_failed(node, event), limits, event.now))
+        case NodeCondition(_, told, now):
+            if not told.tells_anything:
+                return fleet
+            return _put(fleet, _cared_for(replace(node, condition=renewed(node.condition, told)), limits, now))
 
 
 def _put(fleet: Fleet, node: Node) -> Fleet:
@@ -90,18 +108,26 @@ def _put(fleet: Fleet, node: Node) -> Fleet:
     return Fleet(fleet.epoch + 1, {**fleet.nodes, node.id: node})
 
 
+def _cared_for(node: Node, limits: CareLimits, now: float) -> Node:
+    care = decide(node.condition, node.care, limits, now)
+    return node if care == node.care else replace(node, care=care)
+
+
 def _with_status(node: Node, status: NodeStatus, now: float) -> Node:
     return node if node.status is status else replace(node, status=status, since=now)
 
 
 def _listed(known: Node | None, spec: NodeSpec, now: float) -> Node:
     status = NodeStatus.UNKNOWN if spec.enabled else NodeStatus.DISABLED
-    if known is None or (known.spec.host, known.spec.port, known.spec.kind) != (
+    if known is None:
+        return Node(spec, status, now)
+    if (known.spec.host, known.spec.port, known.spec.kind) != (
         spec.host,
         spec.port,
         spec.kind,
     ):
-        return Node(spec, status, now)
+        # whoever has another address is as hot as before, and nothing else is known of it
+        return Node(spec, status, now, condition=known.condition, care=known.care)
     if spec.enabled and known.status not in (NodeStatus.DISABLED, NodeStatus.DRAINING):
         status = known.status  # what probes found out stays true
     elif spec.enabled and known.report is not None:
@@ -153,8 +179,9 @@ NodeListener = Callable[[Node | None, Node | None], None]
 class Registry:
     """The current fleet and the load of each node. On one event loop; `emit` is the only way to change the fleet."""
 
-    def __init__(self) -> None:
+    def __init__(self, care: CareLimits = DEFAULT_CARE) -> None:
         self.fleet = Fleet()
+        self.care = care
         self.loads: dict[NodeId, Load] = {}
         self._listeners: list[NodeListener] = []
 
@@ -164,7 +191,7 @@ class Registry:
 
     def emit(self, event: RegistryEvent) -> None:
         before = self.fleet
-        self.fleet = apply(before, event)
+        self.fleet = apply(before, event, self.care)
         if self.fleet is before:
             return
         node_id = event.spec.id if isinstance(event, NodeListed) else event.id

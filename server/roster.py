@@ -49,13 +49,23 @@ class Seat:
     def prompt_speed(self) -> float:
         return self.load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
 
+    @property
+    def resting(self) -> bool:
+        """It is too hot or too low: only when all others are, too, may it be asked."""
+        return self.node.care.resting is not None
+
+    @property
+    def busyness(self) -> float:
+        """The share of slots in use; those of a warm phone count for less."""
+        return self.load.in_flight / (self.slots * (self.node.care.factor or 1.0))
+
     def admits(self, now: float) -> bool:
         """In service, busy or not: its breaker does not rest."""
         return self.load.breaker.state is not BreakerState.OPEN or self.load.breaker.admits(now)
 
     def serves(self, now: float) -> bool:
-        """In service, and not for a trial only."""
-        return self.admits(now) and self.load.breaker.state is not BreakerState.HALF_OPEN
+        """In service, and neither for a trial only nor in an emergency."""
+        return not self.resting and self.admits(now) and self.load.breaker.state is not BreakerState.HALF_OPEN
 
     @property
     def rests_until(self) -> float:
@@ -71,7 +81,7 @@ class Roster:
 
     The index of free seats spares each choice a look at a thousand busy nodes. Who changes a node's load must `touch`
     its seats; a rest that ends by time alone is in `resting`. Last resorts stand apart, out of the rotation, so that
-    they take nothing from the weights of the others.
+    they take nothing from the weights of the others; so do phones that rest for heat or a low battery.
     """
 
     model: ModelKey | None
@@ -82,6 +92,8 @@ class Roster:
     rotation: Rotation = field(default_factory=Rotation)
     reserve: dict[NodeId, Seat] = field(default_factory=dict)  # free last resorts
     last_resorts: set[NodeId] = field(default_factory=set)
+    spared: dict[NodeId, Seat] = field(default_factory=dict)  # free, but they rest
+    troubled: set[NodeId] = field(default_factory=set)  # all that rest, free or not
     cursor: int = 0
 
     def touch(self, node_id: NodeId, now: float) -> None:
@@ -90,7 +102,7 @@ class Roster:
         if seat is None:
             return
         load = seat.load
-        seat.expected_seconds = expected_seconds(load)
+        seat.expected_seconds = expected_seconds(load) / (seat.node.care.factor or 1.0)
         if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
             self._take(node_id)
             return
@@ -98,6 +110,9 @@ class Roster:
         if until > now:
             self._take(node_id)
             self._look_at(until, node_id)
+        elif seat.resting:
+            self._take(node_id)
+            self.spared[node_id] = seat
         elif seat.node.spec.last_resort:
             self.reserve[node_id] = seat
         else:
@@ -105,10 +120,11 @@ class Roster:
             self.rotation.join(node_id, seat.weight)
 
     def is_free(self, node_id: NodeId) -> bool:
-        return node_id in self.free or node_id in self.reserve
+        return node_id in self.free or node_id in self.reserve or node_id in self.spared
 
     def _take(self, node_id: NodeId) -> None:
         self.reserve.pop(node_id, None)
+        self.spared.pop(node_id, None)
         if self.free.pop(node_id, None) is not None:
             self.rotation.leave(node_id)
 
@@ -133,15 +149,17 @@ class Roster:
     def place(self, node: Node, load: Load, memory: NodeMemory, now: float) -> None:
         """The node is new or has changed: give it the seat it deserves now, or none."""
         key = self.model if self.model is not None else node.own_model
-        if node.status is not NodeStatus.READY or key is None or key not in node.models:
+        if node.status is not NodeStatus.READY or key is None or key not in node.models or node.care.spent:
             self.remove(node.id)
             return
-        weight = node.spec.weight or learned_weight(load)
-        if node.spec.last_resort != (node.id in self.last_resorts):
+        troubled = node.care.resting is not None
+        if node.spec.last_resort != (node.id in self.last_resorts) or troubled != (node.id in self.troubled):
             self.remove(node.id)
+        if troubled:
+            self.troubled.add(node.id)
         if node.spec.last_resort:
             self.last_resorts.add(node.id)
-        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight)
+        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight_of(node, load))
         self.touch(node.id, now)
 
     def remove(self, node_id: NodeId) -> None:
@@ -149,6 +167,7 @@ class Roster:
         self.seats.pop(node_id, None)
         self.looks.pop(node_id, None)
         self.last_resorts.discard(node_id)
+        self.troubled.discard(node_id)
 
     def forget(self, node_id: NodeId) -> None:
         """The node is gone for good: nothing of it is kept, not even its place in the rotation."""
@@ -167,9 +186,14 @@ class Roster:
         """A node whose weight is "auto" has shown its speed."""
         seat = self.seats.get(node_id)
         if seat is not None and seat.node.spec.weight is None:
-            seat.weight = learned_weight(seat.load)
+            seat.weight = weight_of(seat.node, seat.load)
             if node_id in self.free:
                 self.rotation.join(node_id, seat.weight)
+
+
+def weight_of(node: Node, load: Load) -> float:
+    """The owner's weight or the learned one; less while the phone is warm. One that rests is not weighed."""
+    return (node.spec.weight or learned_weight(load)) * (node.care.factor or 1.0)
 
 
 def learned_weight(load: Load) -> float:

@@ -78,13 +78,13 @@ class Policy:
 def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice | Refusal:
     """Pick a seat for the demand, or say why not. Mutates only the rotation of the roster."""
     roster.wake(now)
-    last_resort = bool(roster.last_resorts) and _needs_last_resort(demand, roster, now)
+    emergency = bool(roster.last_resorts or roster.troubled) and _is_emergency(demand, roster, now)
     home = demand.home
-    if home is not None and (last_resort or home.node_id not in roster.last_resorts):
+    if home is not None and (emergency or home.node_id not in roster.last_resorts):
         outcome = _come_home(home, demand, roster, now)
         if outcome is not None:
             return outcome
-    if last_resort:
+    if emergency:
         return _take_last_resort(demand, roster, now)
     weighed = policy.affinity and demand.needs_memory and policy.returns.share > 0.0
     only = _candidates(demand, roster, weighed)
@@ -98,7 +98,7 @@ def choose(demand: Demand, roster: Roster, policy: Policy, now: float) -> Choice
 def _come_home(home: Home, demand: Demand, roster: Roster, now: float) -> Choice | Refusal | None:
     """The home's seat if it is free; else a wait, while that can still save something; None: go elsewhere."""
     seat = roster.seats.get(home.node_id)
-    if seat is None or not suits(seat, demand):
+    if seat is None or seat.resting or not suits(seat, demand):
         return None
     cheaper = _cheaper_than_home(home, seat, demand, roster, now)
     if cheaper is not None:
@@ -133,10 +133,21 @@ def _cheaper_than_home(home: Home, seat: Seat, demand: Demand, roster: Roster, n
 
 
 def _take_last_resort(demand: Demand, roster: Roster, now: float) -> Choice | Refusal:
+    """The embedded node while it is in service, busy or not; else, of the phones that rest, the least strained one.
+
+    Refusing everybody would help no phone for long, and people would switch care off. What cannot bear any work is not
+    among the seats.
+    """
     willing = [seat for seat in roster.reserve.values() if suits(seat, demand)]
-    if not willing:
+    if willing:
+        return Choice(min(willing, key=attrgetter("busyness")))
+    last_resorts = (roster.seats[node_id] for node_id in roster.last_resorts)
+    if any(seat.serves(now) and suits(seat, demand) for seat in last_resorts):
         return _refusal(demand, roster, now)
-    return Choice(min(willing, key=lambda seat: seat.load.in_flight / seat.slots))
+    spared = [seat for seat in roster.spared.values() if suits(seat, demand)]
+    if not spared:
+        return _refusal(demand, roster, now)
+    return Choice(min(spared, key=lambda seat: (seat.node.care.strain, seat.busyness)))
 
 
 def _candidates(demand: Demand, roster: Roster, weighed: bool) -> Sequence[Seat] | None:
@@ -164,8 +175,11 @@ def same_copy(seat: Seat, copy: ModelCopy, kind: NodeKind) -> bool:
     return seat.node.spec.kind == kind and seat.copy.name == copy.name
 
 
-def _needs_last_resort(demand: Demand, roster: Roster, now: float) -> bool:
-    """The embedded node serves only while no other can, busy or not. One on trial has yet to show that it can."""
+def _is_emergency(demand: Demand, roster: Roster, now: float) -> bool:
+    """The embedded node, and phones that rest, serve only while no other can, busy or not.
+
+    One on trial has yet to show that it can.
+    """
     others = (seat for seat in roster.seats.values() if not seat.node.spec.last_resort)
     return not any(seat.serves(now) and suits(seat, demand) for seat in others)
 
@@ -208,8 +222,8 @@ def least_busy(roster: Roster, only: Sequence[Seat] | None) -> Seat:
     if idle:
         return weighted_round_robin(roster, idle)
     candidates = list(roster.free.values()) if only is None else only
-    least = min(seat.load.in_flight / seat.slots for seat in candidates)
-    equals = [seat for seat in candidates if seat.load.in_flight / seat.slots == least]
+    least = min(seat.busyness for seat in candidates)
+    equals = [seat for seat in candidates if seat.busyness == least]
     return weighted_round_robin(roster, equals)
 
 
@@ -247,7 +261,7 @@ def find_home(prefixes: Sequence[tuple[int, int]], roster: Roster, memories: Mem
         for node_id in islice(memories.holders.get(key, ()), LOOKED_AT):
             seat = roster.seats.get(node_id)
             match = seat.memory.find(prefixes, seat.identity) if seat else None
-            if seat is None or match is None:
+            if seat is None or seat.resting or match is None:
                 continue
             rank = (roster.is_free(node_id), match.tokens)  # among several that hold it, one need not wait
             if rank > best_rank:

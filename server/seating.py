@@ -226,7 +226,7 @@ class Seating:
         if kind.home is None:
             return set()
         seat = self.roster(claim.demand.model).seats.get(kind.home)
-        lost = seat is None or not suits(seat, claim.demand)
+        lost = seat is None or seat.resting or not suits(seat, claim.demand)
         until = math.inf if seat is None or lost else max(now, seat.rests_until)
         leaving = [] if refusal.reason == "home" else [ticket]
         if until > now:
@@ -323,7 +323,8 @@ class Seating:
 def _offered_by(node: Node) -> tuple[object, ...]:
     """All of a node that decides who may sit there; most probes find nothing new in it."""
     contexts = [(key, model.context_length) for key, model in node.resident.items()]
-    return node.status, node.spec, node.slots, node.report is None, node.models, contexts
+    care = node.care.resting is None, node.care.spent
+    return node.status, node.spec, node.slots, node.report is None, node.models, contexts, care
 
 
 class Wait:

@@ -78,6 +78,15 @@ class Settings(BaseModel):
     retry_budget_ratio: float = Field(0.2, ge=0)
     retry_budget_floor: int = Field(10, ge=0)
 
+    # care for phones
+    care: bool = True
+    care_warm_c: float = Field(37.0, gt=0, lt=100)
+    care_hot_c: float = Field(43.0, gt=0, lt=100)
+    care_cooled_c: float = Field(39.0, gt=0, lt=100)
+    care_low_battery: float = Field(15.0, ge=0, lt=100)
+    care_charged: float = Field(30.0, gt=0, le=100)
+    care_stale_s: float = Field(180.0, gt=0)
+
     # answer cache
     enable_lru_cache: bool = True
     cache_entries: int = Field(1024, ge=1)
@@ -146,6 +155,9 @@ class Settings(BaseModel):
         _require_order(self, "breaker_rest_s", "breaker_longest_rest_s")
         _require_order(self, "first_token_floor_s", "silence_ceiling_s")
         _require_order(self, "between_tokens_floor_s", "silence_ceiling_s")
+        for smaller, larger in (("care_warm_c", "care_hot_c"), ("care_cooled_c", "care_hot_c")):
+            _require_order(self, smaller, larger, strictly=True)
+        _require_order(self, "care_low_battery", "care_charged", strictly=True)
         return self
 
     def __str__(self) -> str:
@@ -254,9 +266,11 @@ def _add_token(values: dict[str, Any], token: str) -> None:
     values["api_keys"] = ",".join([*others, f"{TOKEN_KEY_NAME}:{token}"])
 
 
-def _require_order(settings: Settings, smaller: str, larger: str) -> None:
-    if getattr(settings, smaller) > getattr(settings, larger):
-        raise ValueError(f"{PREFIX}{smaller.upper()} must not be more than {PREFIX}{larger.upper()}")
+def _require_order(settings: Settings, smaller: str, larger: str, *, strictly: bool = False) -> None:
+    low, high = getattr(settings, smaller), getattr(settings, larger)
+    if low > high or (strictly and low == high):
+        relation = "must be less than" if strictly else "must not be more than"
+        raise ValueError(f"{PREFIX}{smaller.upper()} {relation} {PREFIX}{larger.upper()}")
 
 
 def _sentence(problem: ValidationError, values: Mapping[str, Any], told_by: Mapping[str, str]) -> str:

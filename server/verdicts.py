@@ -27,12 +27,13 @@ SECOND = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt that ended well went, in seconds and tokens."""
+    """How an attempt that ended well went, in seconds and tokens; `at`: when it ended, on the loop's clock."""
 
     done: NodeDone
     tokens: int
     first_token_seconds: float | None
     generation_seconds: float
+    at: float
 
 
 def average(known: float | None, measured: float) -> float:
@@ -53,7 +54,7 @@ def learn_success(load: Load, outcome: Outcome, cold_tokens: int, trial: bool = 
     tokens = done.usage.completion_tokens or outcome.tokens
     seconds = done.durations.generation / SECOND or outcome.generation_seconds
     if tokens >= MEASURABLE_TOKENS and seconds > 0:
-        load.tokens_per_second = average(load.tokens_per_second, tokens / seconds)
+        load.tokens_per_second = load.pace.learn(tokens, seconds, outcome.at)
     prompt_seconds = done.durations.prompt / SECOND
     if cold_tokens >= MEASURABLE_PROMPT_TOKENS and prompt_seconds > 0:
         load.prompt_tokens_per_second = average(load.prompt_tokens_per_second, cold_tokens / prompt_seconds)

@@ -17,6 +17,7 @@ from server.api.incoming import Incoming
 from server.api.reply import JSON
 from server.api.services import Services
 from server.breaker import BreakerState
+from server.care import Condition
 from server.moments import SECOND_NS, utc_text
 from server.nodes import Load, Node, NodeStatus
 from server.version import VERSION
@@ -70,14 +71,19 @@ class FleetApi:
 
     def _is_usable(self, node: Node) -> bool:
         at_rest = self._load(node).breaker.state is BreakerState.OPEN
-        return node.status is NodeStatus.READY and not at_rest and bool(node.models)
+        able = node.status is NodeStatus.READY and not node.care.spent
+        return able and not at_rest and bool(node.models)
+
+    def _is_fine(self, node: Node) -> bool:
+        """One that rests for heat or a low battery is usable only where nothing else is."""
+        return self._is_usable(node) and node.resting is None
 
     def _status(self) -> str:
         """ok: all that should serve can; unavailable: none can; degraded: something between."""
         if not any(map(self._is_usable, self._listed())):
             return "unavailable"
         wanted = [node for node in self._listed() if node.status not in (NodeStatus.DISABLED, NodeStatus.DRAINING)]
-        fine = all(map(self._is_usable, wanted)) and self._services.fleet_file().error is None
+        fine = all(map(self._is_fine, wanted)) and self._services.fleet_file().error is None
         return "ok" if fine else "degraded"
 
     def _fleet_file(self) -> dict[str, Any]:
@@ -125,7 +131,22 @@ class FleetApi:
             "failed": load.failed,
             "last_error": load.last_error or node.last_error,
             "tags": spec.tags,
+            "condition": None if node.condition is None else _condition(node.condition),
+            "care_factor": node.care.factor,
+            "resting": node.resting,
         }
+
+
+def _condition(condition: Condition) -> dict[str, Any]:
+    """Null is what the phone did not tell."""
+    return {
+        "battery_percent": condition.level,
+        "charging": condition.charging,
+        "temperature_c": condition.temperature_c,
+        "thermal_status": condition.thermal_word,
+        "overheated": condition.overheated,
+        "told_at": iso_time(condition.heard_at),
+    }
 
 
 def _rounded(value: float | None, digits: int = 1) -> float | None:

@@ -11,10 +11,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.breaker import Breaker, BreakerState
+from server.care import Condition
 from server.exchange import AskRequest, CallerId, NodeShare, RequestId, Timings, Usage
 from server.metrics import MOST_CHILDREN, Metrics
 from server.nodes import NodeId
 from server.observer import RequestRecord
+from server.registry import NodeCondition
 from tests.server.api.gateway import MODEL, fleet, report, spec
 from tests.server.api.scripted_dispatch import ScriptedDispatch
 
@@ -158,6 +160,22 @@ def test_nodes_of_one_name_share_their_series_in_counters_and_gauges():
     assert {dict(labels).get("node") for _, labels in samples(metrics)} == {None, "phone", "c"}
 
 
+def test_what_phones_tell_and_who_rests():
+    registry = fleet((spec("a", name="phone"), report()), (spec("b", name="phone"), report()), (spec("c"), report()))
+    metrics = Metrics(registry)
+    metrics.watch(ScriptedDispatch(), 1.0)
+    registry.emit(NodeCondition(NodeId("a"), Condition(10.0, False, 44.0, 3, at=5.0), 5.0))
+    registry.emit(NodeCondition(NodeId("b"), Condition(90.0, True, 30.0, 0, at=5.0), 5.0))
+    assert value(metrics, "potluck_battery_percent", node="phone") == 10.0
+    assert value(metrics, "potluck_battery_charging", node="phone") == 0
+    assert value(metrics, "potluck_battery_temperature_celsius", node="phone") == 44.0
+    assert value(metrics, "potluck_thermal_status", node="phone") == 3
+    assert value(metrics, "potluck_care_factor", node="phone") == 0.0
+    assert value(metrics, "potluck_care_factor", node="c") is None
+    assert value(metrics, "potluck_resting_nodes", cause="heat") == 1
+    assert value(metrics, "potluck_resting_nodes", cause="battery") == 1
+
+
 def test_what_reached_no_node_neither_came_home_nor_to_the_cache():
     metrics = made()
     metrics.request_finished(replace(RECORD, outcome="failed", error_code="model_not_found", attempts=0, cache="off"))
@@ -182,6 +200,7 @@ def test_the_page_lists_every_metric_with_its_labels():
     metrics.attempt_failed(NodeId("kitchen"), MODEL, "broken")
     metrics.answer_resumed(NodeId("attic"), "raw")
     metrics.http_finished("/ask", 200)
+    metrics._fleet.emit(NodeCondition(NodeId("kitchen"), Condition(80.0, True, 30.0, 0, at=5.0), 5.0))
     metrics._fleet.loads[NodeId("kitchen")].tokens_per_second = 1.0
     metrics._fleet.loads[NodeId("kitchen")].prompt_tokens_per_second = 1.0
     told = {}

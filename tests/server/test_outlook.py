@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from server.care import Care
 from server.nodes import ModelKey, Node, NodeId, NodeStatus
 from server.outlook import Outlook
 from server.registry import Fleet
@@ -60,3 +61,11 @@ def test_slots_and_the_reason() -> None:
     assert outlook.slots == 4
     assert outlook.why_nobody(Demand(ModelKey("m"))).startswith("no node can serve 'm' now: 3 known, 1 silent")
     assert outlook_of().why_nobody(Demand(None)) == "there are no nodes"
+
+
+def test_phones_that_rest_have_no_slots_to_offer_and_are_named() -> None:
+    tired = replace(node_of("a", max_concurrency=4), care=Care(0.0, "hot"))
+    outlook = outlook_of(tired, node_of("b"))
+    assert (outlook.slots, outlook.cared_for) == (1, 1)
+    assert "2 known, 0 silent, 1 too hot or low on battery, the others" in outlook.why_nobody(Demand(None))
+    assert outlook.may_return(Demand(MODEL))

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.breaker import CLOSED, Breaker, BreakerState
+from server.care import UNTROUBLED, CareLimits, Condition
 from server.nodes import ModelCopy, Node, NodeId, NodeStatus
 from server.registry import (
     Fleet,
+    NodeCondition,
     NodeGone,
     NodeListed,
     NodeProbed,
@@ -276,3 +278,55 @@ def test_failed_probes_are_no_request_failures() -> None:
     for event in failures(9):
         registry.emit(event)
     assert (registry.loads[A].breaker, registry.loads[A].failed) == (CLOSED, 0)
+
+
+# --- what phones tell of themselves
+
+
+HOT = Condition(80.0, True, 44.0, at=10.0)
+
+
+def told(condition: Condition) -> NodeCondition:
+    return NodeCondition(A, condition, condition.at)
+
+
+def test_a_hot_phone_rests_and_stays_ready() -> None:
+    node = after(listed(), NodeProbed(A, GOOD, 2.0), told(HOT)).nodes[A]
+    assert (node.status, node.condition, node.care.hot) == (NodeStatus.READY, HOT, True)
+    assert node.resting is not None and "44.0 °C" in node.resting
+
+
+def test_a_reading_that_tells_nothing_changes_nothing() -> None:
+    fleet = after(listed(), told(HOT))
+    assert apply(fleet, told(Condition(at=20.0))) is fleet
+
+
+def test_the_decision_remembers_what_was_decided_before() -> None:
+    between = replace(HOT, temperature_c=41.0, at=20.0)
+    assert after(listed(), told(HOT), told(between)).nodes[A].care.hot
+    assert not after(listed(), told(between)).nodes[A].care.hot
+
+
+@pytest.mark.parametrize("event", [NodeProbed(A, GOOD, 191.0), ProbeFailed(A, "no answer", 191.0)])
+def test_a_reading_that_grew_old_ends_the_rest_with_the_next_probe(event: RegistryEvent) -> None:
+    at_rest = after(listed(), told(HOT), replace(event, now=190.0))
+    assert at_rest.nodes[A].care.hot
+    assert apply(at_rest, event).nodes[A].care == UNTROUBLED
+
+
+def test_a_phone_with_a_new_address_is_as_hot_as_before() -> None:
+    node = after(listed(), NodeProbed(A, GOOD, 2.0), told(HOT), listed(11.0, host="10.0.0.9")).nodes[A]
+    assert (node.report, node.status, node.care.hot) == (None, NodeStatus.UNKNOWN, True)
+
+
+def test_a_node_that_left_tells_nothing_any_more() -> None:
+    assert after(told(HOT)).nodes == {}
+
+
+def test_the_owners_marks_count() -> None:
+    for limits, hot in ((CareLimits(hot_c=50.0), False), (CareLimits(enabled=False), False), (CareLimits(), True)):
+        registry = Registry(limits)
+        list_node(registry, "a", GOOD)
+        registry.emit(told(HOT))
+        node = registry.node(A)
+        assert (node.care.hot, node.condition) == (hot, HOT)

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from server.affinity import Memories
 from server.breaker import Breaker, BreakerState
+from server.care import UNTROUBLED, Care
 from server.nodes import Load, NodeId, NodeStatus
 from server.roster import SWEPT_AT, Roster
 from server.routing import Choice, Refusal, choose, suits
@@ -46,6 +47,7 @@ class TheIndexEqualsAScan(RuleBasedStateMachine):
         slots=st.integers(1, 3),
         weight=st.sampled_from([1.0, 2.0, None]),
         last_resort=st.booleans(),
+        care=st.sampled_from([UNTROUBLED, UNTROUBLED, Care(0.5), Care(0.0, "hot"), Care(0.0, "hot", spent=True)]),
     )
     def place(
         self,
@@ -55,8 +57,10 @@ class TheIndexEqualsAScan(RuleBasedStateMachine):
         slots: int,
         weight: float | None,
         last_resort: bool,
+        care: Care,
     ) -> None:
         node = node_of(name, report_of(models), status, max_concurrency=slots, weight=weight, last_resort=last_resort)
+        node = replace(node, care=care)
         self.roster.place(node, self.loads.setdefault(name, Load()), self.memories.of(node.id), self.now)
 
     @rule(name=NAMES)
@@ -91,10 +95,11 @@ class TheIndexEqualsAScan(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         outcome = choose(DEMAND, self.roster, POLICY, self.now)
-        regular, reserve = self.scan()
+        regular, reserve, spared = self.scan()
         in_service = [s for s in self.roster.seats.values() if s.admits(self.now)]
         regulars = [seat for seat in in_service if seat.serves(self.now) and not seat.node.spec.last_resort]
-        eligible = regular if regulars else reserve
+        reserves = [seat for seat in in_service if seat.serves(self.now) and seat.node.spec.last_resort]
+        eligible = regular if regulars else reserve if reserves else spared
         if isinstance(outcome, Choice):
             assert outcome.seat.id in eligible
         else:
@@ -107,25 +112,29 @@ class TheIndexEqualsAScan(RuleBasedStateMachine):
                 assert outcome.retry_at is not None
                 assert self.now < outcome.retry_at <= min(rests)
 
-    def scan(self) -> tuple[set[NodeId], set[NodeId]]:
+    def scan(self) -> tuple[set[NodeId], set[NodeId], set[NodeId]]:
         free = {
             seat.id: seat
             for seat in self.roster.seats.values()
             if seat.load.in_flight < seat.slots and seat.load.breaker.admits(self.now) and seat.rests_until <= self.now
         }
-        reserve = {name for name, seat in free.items() if seat.node.spec.last_resort}
-        return set(free) - reserve, reserve
+        spared = {name for name, seat in free.items() if seat.node.resting}
+        reserve = {name for name, seat in free.items() if seat.node.spec.last_resort} - spared
+        return set(free) - reserve - spared, reserve, spared
 
     @invariant()
     def the_index_equals_a_scan(self) -> None:
         self.roster.wake(self.now)
-        regular, reserve = self.scan()
+        regular, reserve, spared = self.scan()
+        assert set(self.roster.spared) == spared
         assert set(self.roster.free) == regular
         assert set(self.roster.reserve) == reserve
         assert all(self.roster.free[name] is self.roster.seats[name] for name in self.roster.free)
         assert set(self.roster.rotation.group_of) == regular
         for name in self.roster.free:
             assert self.roster.rotation.group_of[name].weight == self.roster.seats[name].weight
+        assert not any(seat.node.care.spent for seat in self.roster.seats.values())
+        assert self.roster.troubled == {s.id for s in self.roster.seats.values() if s.node.resting}
         assert self.roster.last_resorts == {s.id for s in self.roster.seats.values() if s.node.spec.last_resort}
 
 

@@ -237,6 +237,19 @@ def test_devices_want_the_embedded_node():
     assert "POTLUCK_EMBEDDED_NODE is off" in error({**listed, "POTLUCK_EMBEDDED_NODE": "off"})
 
 
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"POTLUCK_CARE_COOLED_C": "43"}, "POTLUCK_CARE_COOLED_C must be less than POTLUCK_CARE_HOT_C"),
+        ({"POTLUCK_CARE_HOT_C": "30"}, "POTLUCK_CARE_WARM_C must be less than POTLUCK_CARE_HOT_C"),
+        ({"POTLUCK_CARE_LOW_BATTERY": "30"}, "POTLUCK_CARE_LOW_BATTERY must be less than POTLUCK_CARE_CHARGED"),
+        ({"POTLUCK_CARE_HOT_C": "111"}, "POTLUCK_CARE_HOT_C must be less than 100"),
+    ],
+)
+def test_marks_of_care_that_contradict_each_other(environment: dict[str, str], words: str):
+    assert words in error(environment)
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 

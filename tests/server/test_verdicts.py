@@ -8,6 +8,7 @@ import pytest
 
 from server.affinity import Conversation, Match, Memories, ReturnRate, conversation
 from server.breaker import CLOSED, Breaker, BreakerLimits, BreakerState
+from server.care.pace import WINDOW_SECONDS
 from server.errors import NodeBroken, NodeBusy, NodeError, NodeRefused, NodeStalled, NodeUnreachable
 from server.exchange import AskRequest, Durations, NodeDone, Usage
 from server.nodes import Load, NodeId
@@ -46,7 +47,9 @@ def done_of(read: int = 100, told: int = 20, **seconds: float) -> NodeDone:
 
 
 def success(load: Load, done: NodeDone, reads_cold: bool = True, **changes: Any) -> Load:
-    outcome = Outcome(**{"done": done, "tokens": 20, "first_token_seconds": 1.5, "generation_seconds": 4.0, **changes})
+    outcome = Outcome(
+        **{"done": done, "tokens": 20, "first_token_seconds": 1.5, "generation_seconds": 4.0, "at": NOW, **changes}
+    )
     learn_success(load, outcome, done.usage.prompt_tokens if reads_cold else 0)
     return load
 
@@ -95,6 +98,15 @@ def test_speeds_follow_slowly() -> None:
     assert speed == pytest.approx(5.0, abs=0.01)
 
 
+def test_the_speed_of_writing_is_that_of_a_window() -> None:
+    """A phone that throttles shows within minutes, and one that has cooled down is not judged by its heat."""
+    load = success(Load(), done_of(generation=2.0))
+    success(load, done_of(generation=4.0), at=NOW + 60)
+    assert load.tokens_per_second == pytest.approx(40 / 6)
+    success(load, done_of(generation=2.0), at=NOW + 61 + WINDOW_SECONDS)
+    assert load.tokens_per_second == 10.0
+
+
 def test_a_success_closes_the_breaker() -> None:
     """A breaker that requests opened closes only by a request."""
     load = success(Load(breaker=TRIAL), done_of(generation=2.0))
@@ -138,7 +150,7 @@ def test_a_request_that_breaks_one_node_after_another_gives_no_strike_but_the_fi
 def test_only_the_trial_judges_a_breaker_that_is_half_open() -> None:
     """Then exactly one request tries: those sent before it opened have no say, however they end."""
     for judge in (
-        lambda load: learn_success(load, Outcome(done_of(), 20, 1.0, 2.0), 0, trial=False),
+        lambda load: learn_success(load, Outcome(done_of(), 20, 1.0, 2.0, NOW), 0, trial=False),
         lambda load: learn_failure(load, NodeBroken("x"), NOW, LIMITS, trial=False),
         lambda load: learn_nothing(load, NOW, trial=False),
     ):

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from server.breaker import Breaker, BreakerState
+from server.care import Condition
 from server.nodes import NodeId, NodeStatus
 from server.phones_file import FleetFileState
-from server.registry import ProbeFailed
+from server.registry import NodeCondition, ProbeFailed
 from server.version import VERSION
 from tests.server.api.gateway import MODEL, fleet, gateway, get, report, spec
 
@@ -61,6 +62,9 @@ async def test_health_tells_the_whole_and_each_node():
         "failed": 2,
         "last_error": "cut",
         "tags": ["old"],
+        "condition": None,
+        "care_factor": 1.0,
+        "resting": None,
     }
     assert (await get(gateway(registry=registry).app, "/api/nodes")).json()["nodes"] == [node]
 
@@ -72,6 +76,34 @@ async def test_an_open_breaker_says_for_how_long():
     told = (await get(app, "/health")).json()
     assert told["status"] == "unavailable"
     assert (told["nodes"][0]["breaker"], told["nodes"][0]["breaker_open_for_s"]) == ("open", 12.5)
+    assert (await get(app, "/ready")).status == 503
+
+
+async def test_a_phone_that_rests_says_why_and_is_still_better_than_none():
+    registry = fleet()
+    app = gateway(registry=registry).app
+    registry.emit(NodeCondition(KITCHEN, Condition(81.0, True, 44.04, 2, at=2_000.0), 2_000.0))
+    told = (await get(app, "/health")).json()
+    assert told["status"] == "degraded"
+    (node,) = told["nodes"]
+    assert (node["status"], node["care_factor"]) == ("ready", 0.0)
+    assert node["resting"] == "hot: 44.0 °C, rests until 39 °C, thermal status moderate, rests until light"
+    assert node["condition"] == {
+        "battery_percent": 81.0,
+        "charging": True,
+        "temperature_c": 44.04,
+        "thermal_status": "moderate",
+        "overheated": False,
+        "told_at": "1970-01-01T00:33:20Z",
+    }
+    assert (await get(app, "/ready")).status == 200
+
+
+async def test_a_phone_that_cannot_bear_any_work_is_no_phone():
+    registry = fleet()
+    app = gateway(registry=registry).app
+    registry.emit(NodeCondition(KITCHEN, Condition(thermal_status=5, at=2_000.0), 2_000.0))
+    assert (await get(app, "/health")).json()["status"] == "unavailable"
     assert (await get(app, "/ready")).status == 503
 
 

@@ -1,0 +1,29 @@
+"""How fast a node writes now: tokens over seconds of the answers within a moving window. Pure; `now` is an argument.
+
+A phone that was quick in its first minute may be half as quick in its thirtieth, and quick again an hour later. So the
+window is one of time: what is older counts no more as soon as there is something newer, and long answers count for more
+than short ones. The last answer is kept however old it is, as the best that is known.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+WINDOW_SECONDS = 300.0  # phones heat up and cool down over minutes
+MOST_ANSWERS = 64  # of a node with many slots: what has just been is enough
+
+
+@dataclass(slots=True)
+class Pace:
+    """The answers of the window: when each ended, its tokens, the seconds of their writing."""
+
+    answers: deque[tuple[float, int, float]] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
+
+    def learn(self, tokens: int, seconds: float, now: float) -> float:
+        """One more answer; the tokens per second of the window, it included. `seconds` is more than 0."""
+        answers = self.answers
+        answers.append((now, tokens, seconds))
+        while answers[0][0] < now - WINDOW_SECONDS:
+            answers.popleft()
+        return sum(count for _, count, _ in answers) / sum(took for _, _, took in answers)

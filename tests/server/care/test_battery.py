@@ -1,0 +1,207 @@
+"""Every way in which a battery is told, and whatever is none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.care import Condition, parse_dumpsys_battery, parse_termux_battery
+from tests.server.care import dumps
+
+AT = 50.0
+
+
+def dumped(text: str) -> Condition:
+    return parse_dumpsys_battery(text, AT)
+
+
+def changed(old: str, new: str) -> Condition:
+    assert old in dumps.PLAIN
+    return dumped(dumps.PLAIN.replace(old, new))
+
+
+def termux(**changes: Any) -> Condition:
+    told = {**json.loads(dumps.TERMUX), **changes}
+    return parse_termux_battery({name: value for name, value in told.items() if value is not None}, AT)
+
+
+# --- dumpsys battery
+
+
+def test_the_plain_dump() -> None:
+    assert dumped(dumps.PLAIN) == Condition(71.0, True, 31.4, at=AT)
+
+
+def test_the_first_of_each_key_counts_and_vendors_lines_do_not() -> None:
+    """Plugged in, and still losing: that charger does not keep up with the load."""
+    assert dumped(dumps.SAMSUNG) == Condition(14.0, False, 40.2, at=AT)
+
+
+def test_values_that_were_set_by_hand_are_believed() -> None:
+    assert dumped(dumps.SET_BY_HAND) == dumped(dumps.PLAIN)
+
+
+def test_carriage_returns_of_old_shells() -> None:
+    assert dumped(dumps.PLAIN.replace("\n", "\r\n")) == dumped(dumps.PLAIN)
+
+
+def test_a_box_with_other_units() -> None:
+    assert dumped(dumps.TELEVISION_BOX).temperature_c == 26.0
+
+
+def test_a_box_without_a_battery_has_no_level() -> None:
+    assert dumped(dumps.NO_BATTERY) == Condition(at=AT)
+    assert not dumped(dumps.NO_BATTERY).tells_anything
+
+
+@pytest.mark.parametrize(
+    ("temperature", "celsius"),
+    [
+        ("-52", -5.2),
+        ("431", 43.1),
+        ("0", None),  # a sensor that is not there
+        ("43100", 43.1),
+        ("999999", None),
+        ("-999", None),
+        ("warm", None),
+        ("nan", None),
+        ("9" * 40, None),
+    ],
+)
+def test_temperatures(temperature: str, celsius: float | None) -> None:
+    assert changed("temperature: 314", f"temperature: {temperature}").temperature_c == celsius
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "level"),
+    [
+        ("scale: 100", "scale: 200", 35.5),
+        ("scale: 100", "scale: 0", 71.0),
+        ("  scale: 100\n", "", 71.0),
+        ("level: 71", "level: 130", None),
+        ("level: 71", "level: -1", None),
+        ("  level: 71\n", "", None),
+    ],
+)
+def test_levels(old: str, new: str, level: float | None) -> None:
+    assert changed(old, new).level == level
+
+
+@pytest.mark.parametrize(
+    ("status", "powered", "charging"),
+    [
+        ("1", "true", True),
+        ("1", "false", False),
+        ("2", "false", True),
+        ("3", "true", False),
+        ("4", "true", True),  # the charger holds it at its limit
+        ("4", "false", False),
+        ("5", "false", True),
+        ("17", "true", True),
+    ],
+)
+def test_charging(status: str, powered: str, charging: bool) -> None:
+    text = dumps.PLAIN.replace("status: 2", f"status: {status}").replace("USB powered: true", f"USB powered: {powered}")
+    assert dumped(text).charging is charging
+
+
+def test_charging_where_nothing_is_said_of_power() -> None:
+    assert dumped("  status: 4\n").charging is False
+    assert dumped("  status: 1\n").charging is None
+    assert dumped("  Dock powered: true\n").charging is True
+
+
+@pytest.mark.parametrize(("health", "overheated"), [("2", False), ("3", True), ("7", False), ("33", False)])
+def test_androids_own_verdict(health: str, overheated: bool) -> None:
+    assert changed("health: 2", f"health: {health}").overheated is overheated
+
+
+# --- termux-battery-status
+
+
+def test_termux() -> None:
+    assert parse_termux_battery(dumps.TERMUX, AT) == Condition(88.0, True, 33.2, at=AT)
+    assert parse_termux_battery(dumps.TERMUX.encode(), AT) == termux()
+
+
+@pytest.mark.parametrize(
+    ("changes", "charging"),
+    [
+        ({"status": "FULL"}, True),
+        ({"status": "DISCHARGING"}, False),
+        ({"status": "NOT_CHARGING"}, True),
+        ({"status": "NOT_CHARGING", "plugged": "UNPLUGGED"}, False),
+        ({"status": "UNKNOWN", "plugged": "PLUGGED_DOCK"}, True),
+        ({"status": None, "plugged": "UNPLUGGED"}, False),
+        ({"status": None, "plugged": None}, None),
+    ],
+)
+def test_termux_charging(changes: dict[str, Any], charging: bool | None) -> None:
+    assert termux(**changes).charging is charging
+
+
+def test_termux_leaves_out_what_it_does_not_know() -> None:
+    assert termux(temperature=None).temperature_c is None
+    assert termux(percentage=None, level=40, scale=80).level == 50.0
+    assert termux(percentage=None, level=None).level is None
+
+
+@pytest.mark.parametrize("changes", [{"present": False}, dict.fromkeys(json.loads(dumps.TERMUX))])
+def test_termux_without_a_battery(changes: dict[str, Any]) -> None:
+    assert not termux(**changes).tells_anything
+
+
+def test_termux_overheats() -> None:
+    assert termux(health="OVERHEAT").overheated
+    assert not termux(health="OVER_VOLTAGE").overheated
+
+
+@pytest.mark.parametrize("percentage", [True, "full", [], -3, 1e300, float("nan"), 10**500])
+def test_termux_levels_that_are_none(percentage: Any) -> None:
+    assert termux(percentage=percentage, level=None).level is None
+
+
+@pytest.mark.parametrize("said", ["", "null", "[]", "{", b"\xff", "Error: no permission", 7, None, "[" * 5000])
+def test_what_is_no_status_tells_nothing(said: object) -> None:
+    assert parse_termux_battery(said, AT) == Condition(at=AT)
+
+
+# --- whatever else
+
+VALUES = st.one_of(st.text(max_size=20), st.integers().map(str), st.floats().map(str), st.just("true"))
+KEYS = st.sampled_from(
+    ["level", "scale", "status", "health", "present", "temperature", "voltage", "AC powered", "USB powered", "x"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(["present", "health", "plugged", "status", "temperature", "percentage", "level", "scale"])
+
+
+def assert_sane(condition: Condition) -> None:
+    assert condition.at == AT
+    assert condition.level is None or 0.0 <= condition.level <= 100.0
+    assert condition.temperature_c is None or -40.0 <= condition.temperature_c <= 120.0
+    assert condition.charging in (None, True, False)
+
+
+@given(st.text())
+def test_any_text(text: str) -> None:
+    assert_sane(dumped(text))
+    assert_sane(parse_termux_battery(text, AT))
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), max_size=12))
+def test_known_keys_with_any_values(pairs: list[tuple[str, str]]) -> None:
+    assert_sane(dumped("".join(f"  {key}: {value}\n" for key, value in pairs)))
+
+
+@given(st.dictionaries(FIELDS, JSON) | JSON)
+def test_any_report(said: object) -> None:
+    assert_sane(parse_termux_battery(said, AT))
