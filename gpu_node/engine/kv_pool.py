@@ -46,15 +46,19 @@ class KvPool:
         block_count: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        storage: Tensor | None = None,
     ) -> None:
-        """Raises torch's out-of-memory error, or `MemoryError`, when the device has no room."""
+        """`storage`: memory of this shape that is there already, all numbers in it finite. Raises torch's out-of-memory
+        error, or `MemoryError`, when the device has no room."""
         self.shapes = tuple(shapes)
         self.block_tokens = block_tokens
         self.block_count = block_count
         self.dtype = dtype
         sizes = [shape.elements * block_tokens for shape in self.shapes]
         self._offsets = (0, *accumulate(sizes))
-        self.storage = _zeros(block_count, self._offsets[-1], dtype, torch.device(device))
+        self.storage = (
+            _zeros(block_count, self._offsets[-1], dtype, torch.device(device)) if storage is None else storage
+        )
         self._keys = tuple(self._layer(layer, values=False) for layer in range(len(self.shapes)))
         self._values = tuple(self._layer(layer, values=True) for layer in range(len(self.shapes)))
 

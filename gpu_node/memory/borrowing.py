@@ -34,7 +34,8 @@ class BorrowedCache:
         """`block_count`: of all blocks that may ever come, the near ones first."""
         self.form = CacheForm(near.shapes, near.block_tokens, near.dtype)
         self.near_count, self.device = near.block_count, near.device
-        self._held = {NEAR: HeldBlocks(self.form, near.device), HOST: HeldBlocks(self.form, "cpu")}
+        host = HeldBlocks(self.form, "cpu", max(block_count, near.block_count))
+        self._held = {NEAR: HeldBlocks(self.form, near.device), HOST: host}
         self._held[NEAR].add(0, near.block_count, near)
         self._lenders: dict[int, LentBlocks] = {}  # by place
         self._leases: dict[int, tuple[int, int]] = {}  # number -> first block, behind the last

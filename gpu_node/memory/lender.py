@@ -48,9 +48,12 @@ class _Holder:
 class Lender:
     """One for a worker's device."""
 
-    def __init__(self, device: torch.device | str, spare: Callable[[], int | None] = lambda: None) -> None:
-        """`spare`: bytes that may still be lent, asked before each; None: whatever the device has."""
-        self.device, self._spare = torch.device(device), spare
+    def __init__(
+        self, device: torch.device | str, spare: Callable[[], int | None] = lambda: None, most_blocks: int = 0
+    ) -> None:
+        """`spare`: bytes that may still be lent, asked before each; None: whatever the device has. `most_blocks`: of
+        any holder; 0: nobody knows."""
+        self.device, self._spare, self._most_blocks = torch.device(device), spare, most_blocks
         self._holders: dict[int, _Holder] = {}
         self._lock = threading.Lock()
         self.served = 0  # messages that were answered
@@ -72,7 +75,9 @@ class Lender:
         if spare is not None and size > spare:
             raise MemoryError(f"{size:,} bytes are asked for, and {spare:,} may still be lent")
         with self._lock:
-            found = self._holders.setdefault(holder, _Holder(HeldBlocks(form, self.device)))
+            found = self._holders.get(holder)
+            if found is None:
+                found = self._holders[holder] = _Holder(HeldBlocks(form, self.device, self._most_blocks))
         with found.lock:
             if lease in found.leases or found.blocks.form != form:
                 raise LeaseFault(f"lease {lease} is of another cache, or there already")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpu_node.engine.attention import SCORES_AT_ONCE, AttentionTerms
-from gpu_node.engine.kv_pool import KvPool
+from gpu_node.engine.kv_pool import KvPool, Scratch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,18 +40,23 @@ class Piece:
     rows: int
     count: int
     tables: Tensor  # [rows, blocks], numbers in the pool
-    seen: Tensor | None  # [rows, count, blocks * block_tokens]; None: everything
+    hidden: Tensor | None  # [rows, count, blocks * block_tokens]: what nobody sees; None: nothing
 
 
-def attend_part(query: Tensor, pool: KvPool, layer: int, piece: Piece, terms: AttentionTerms) -> Partial:
-    """`query` [rows * count, heads, key_dim]. The window of `terms` is part of `piece.seen`."""
-    key, value = (part.float() for part in pool.gather(layer, piece.tables))
+def attend_part(
+    query: Tensor, pool: KvPool, layer: int, piece: Piece, terms: AttentionTerms, scratch: Scratch | None = None
+) -> Partial:
+    """`query` [rows * count, heads, key_dim]. The window of `terms` is part of `piece.hidden`. `scratch`: CPU memory
+    that is used again each time; nothing of it is in what is returned."""
+    key, value = _gathered(pool, layer, piece.tables, scratch)
     rows, kv_heads, slots, dim = key.shape
     heads = query.shape[1]
     asked = query.float().mul(terms.scale).view(rows, piece.count, kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
     at_once = max(SCORES_AT_ONCE // (rows * heads * slots), 1)
     found = [
-        _scored(asked[:, :, :, begin : begin + at_once], key, value, _cut(piece.seen, begin, at_once), terms.soft_cap)
+        _scored(
+            asked[:, :, :, begin : begin + at_once], (key, value), _cut(piece.hidden, begin, at_once), terms, scratch
+        )
         for begin in range(0, piece.count, at_once)
     ]
     output = torch.cat([each[0] for each in found], 3) if len(found) > 1 else found[0][0]
@@ -83,24 +88,35 @@ def spread(part: Partial, tokens: Tensor, count: int) -> Partial:
     return whole
 
 
+def _gathered(pool: KvPool, layer: int, tables: Tensor, scratch: Scratch | None) -> tuple[Tensor, Tensor]:
+    """Keys and values in single precision."""
+    key, value = pool.gather(layer, tables, scratch)
+    if scratch is None or pool.dtype is torch.float32:
+        return key.float(), value.float()
+    return scratch.named("keys").widened(key, torch.float32), scratch.named("values").widened(value, torch.float32)
+
+
 def _scored(
-    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, soft_cap: float | None
+    query: Tensor, cache: tuple[Tensor, Tensor], hidden: Tensor | None, terms: AttentionTerms, scratch: Scratch | None
 ) -> tuple[Tensor, Tensor]:
     """`query` [rows, kv_heads, shared, count, dim]; outputs in the same order, and their lse."""
-    rows, kv_heads, shared, count, _ = query.shape
-    scores = query.reshape(rows, kv_heads, shared * count, -1) @ key.mT
-    if soft_cap is not None:
-        scores = torch.tanh(scores.div_(soft_cap)).mul_(soft_cap)
-    scores = scores.view(rows, kv_heads, shared, count, -1)
-    if seen is not None:
-        scores = scores.masked_fill_(~seen[:, None, None], -torch.inf)
-    most = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
-    weights = scores.sub_(most).exp_()
-    total = weights.sum(-1, keepdim=True)
-    output = (weights.flatten(2, 3) @ value).view(rows, kv_heads, shared, count, -1)
-    lse = (most + total.log()).squeeze(-1)
-    return output.div_(total.clamp_(min=torch.finfo(torch.float32).tiny)), lse
+    key, value = (part.flatten(0, 1) for part in cache)
+    rows, kv_heads, shared, count, dim = query.shape
+    size = (rows * kv_heads, shared * count, key.shape[1])
+    room = (
+        torch.empty(size, device=query.device) if scratch is None else scratch.named("scores").take(size, query.dtype)
+    )
+    torch.bmm(query.reshape(rows * kv_heads, shared * count, dim), key.mT, out=room)
+    if terms.soft_cap is not None:
+        room.div_(terms.soft_cap).tanh_().mul_(terms.soft_cap)
+    if hidden is not None:
+        room.view(rows, kv_heads, shared, count, -1).masked_fill_(hidden[:, None, None], -torch.inf)
+    most = room.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+    total = room.sub_(most).exp_().sum(-1, keepdim=True)
+    output = torch.bmm(room, value).div_(total.clamp(min=torch.finfo(torch.float32).tiny))
+    lse = total.log_().add_(most)
+    return output.view(rows, kv_heads, shared, count, -1), lse.view(rows, kv_heads, shared, count)
 
 
-def _cut(seen: Tensor | None, begin: int, count: int) -> Tensor | None:
-    return None if seen is None else seen[:, begin : begin + count]
+def _cut(hidden: Tensor | None, begin: int, count: int) -> Tensor | None:
+    return None if hidden is None else hidden[:, begin : begin + count]

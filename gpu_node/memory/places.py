@@ -1,7 +1,8 @@
 """Blocks of a cache by the holder's numbers, in pools of this process: near ones, lent ones, those in host memory.
 
-Invariants: a number is in one pool at most; pools come and go with leases, and what is in them goes with them. Where a
-step's blocks lie is worked out once a step and window (`Staged`). Must not know links, leases or who holds the blocks.
+Invariants: a number is in one pool at most; ranges come and go with leases, and what is in them goes with them. In host
+memory all ranges are of one pool, so that a step is computed in one go however many leases there are. Where a step's
+blocks lie is worked out once a step and window (`Staged`). Must not know links, leases or who holds the blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gpu_node.engine.attention import FEW_TOKENS, AttentionTerms, alike
-from gpu_node.engine.kv_pool import KvPool, LayerShape
+from gpu_node.engine.kv_pool import KvPool, LayerShape, Scratch
+from gpu_node.memory.arena import Arena
 from gpu_node.memory.errors import LeaseFault
 from gpu_node.memory.partial_attention import Partial, Piece, attend_part, merged, spread
 from gpu_node.memory.scene import Numbers, Scene
@@ -42,12 +44,12 @@ class CacheForm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Range:
-    first: int
-    pool: KvPool
+    """Blocks `first` to `behind` (excluded), of which the pool calls the first one `first - base`."""
 
-    @property
-    def behind(self) -> int:
-        return self.first + self.pool.block_count
+    first: int
+    behind: int
+    pool: KvPool
+    base: int
 
 
 @dataclass(slots=True, eq=False)
@@ -60,24 +62,27 @@ class Staged:
 
 
 class HeldBlocks:
-    def __init__(self, form: CacheForm, device: torch.device | str = "cpu") -> None:
+    def __init__(self, form: CacheForm, device: torch.device | str = "cpu", most_blocks: int = 0) -> None:
+        """`most_blocks`: numbers are below this; 0: nobody knows."""
         self.form, self.device = form, torch.device(device)
         self._ranges: list[_Range] = []
+        self._scratch = Scratch() if self.device.type == "cpu" else None
+        self._arena = Arena.of(form.block_bytes, most_blocks) if self._scratch is not None else None
+        self._whole: KvPool | None = None  # over the arena
 
     @property
     def bytes(self) -> int:
-        return sum(each.pool.block_count for each in self._ranges) * self.form.block_bytes
+        return sum(each.behind - each.first for each in self._ranges) * self.form.block_bytes
 
     def add(self, first: int, behind: int, pool: KvPool | None = None) -> None:
         """Room for blocks `first` to `behind` (excluded), empty unless a pool is given. Raises `LeaseFault` where some
         are here already, and torch's out-of-memory error or `MemoryError`."""
         if any(first < each.behind and each.first < behind for each in self._ranges):
             raise LeaseFault(f"blocks {first} to {behind - 1} are here already")
-        form = self.form
-        if pool is None:
-            with torch.inference_mode(False):  # written inside of it and outside
-                pool = KvPool(form.shapes, form.block_tokens, behind - first, form.dtype, self.device)
-        self._ranges.append(_Range(first, pool))
+        if pool is None and self._arena is not None and behind <= self._arena.blocks:
+            self._ranges.append(_Range(first, behind, self._in_arena(self._arena), 0))
+        else:
+            self._ranges.append(_Range(first, behind, pool or self._apart(behind - first), first))
 
     def remove(self, first: int) -> None:
         """The range that begins there, with its memory. Raises `LeaseFault`."""
@@ -85,6 +90,8 @@ class HeldBlocks:
         if not found:
             raise LeaseFault(f"no blocks from {first} on are here")
         self._ranges.remove(found[0])
+        if self._arena is not None and found[0].pool is self._whole:
+            self._arena.let_go(first, found[0].behind)
 
     def holds(self, blocks: Numbers) -> bool:
         """All of them."""
@@ -117,17 +124,20 @@ class HeldBlocks:
         """Clears what is fresh. The scene's blocks are all here."""
         self.clear(scene.fresh.tolist())
         staged = Staged(scene)
-        for each in self._ranges:
+        for each in self._spans():
             mine = (each.first <= scene.write_blocks) & (scene.write_blocks < each.behind)
             if mine.any():
-                slots = (self._tensor(scene.write_blocks[mine] - each.first), self._tensor(scene.write_slots[mine]))
+                slots = (self._tensor(scene.write_blocks[mine] - each.base), self._tensor(scene.write_slots[mine]))
                 staged.writes.append((each.pool, slots, self._tensor(numpy.flatnonzero(mine))))
         return staged
 
     def write(self, staged: Staged, layer: int, key: Tensor, value: Tensor) -> None:
         """Of the scene's writes, in their order: [writes, kv_heads, dim]."""
         for pool, slots, mine in staged.writes:
-            pool.write(layer, slots, key[mine], value[mine])
+            if len(mine) == len(key):
+                pool.write(layer, slots, key, value)
+            else:
+                pool.write(layer, slots, key[mine], value[mine])
 
     def attend(self, staged: Staged, layer: int, query: Tensor, terms: AttentionTerms) -> Partial:
         """`query` [tokens of the scene, heads, key_dim]: over all slots that are here; sinks do not count."""
@@ -137,7 +147,7 @@ class HeldBlocks:
         tokens, heads = query.shape[:2]
         parts = []
         for pool, piece in pieces:
-            part = attend_part(query[piece.tokens], pool, layer, piece, terms)
+            part = attend_part(query[piece.tokens], pool, layer, piece, terms, self._scratch)
             parts.append(part if part.lse.shape[0] == tokens else _among(part, piece.tokens, tokens))
         if not parts:
             return Partial.nothing(tokens, heads, self.form.shapes[layer].value_dim, self.device)
@@ -150,14 +160,14 @@ class HeldBlocks:
         if window is not None:  # the row's first new token looks back furthest
             wanted = (scene.at + 1) * tokens > (scene.starts + 1 - window)[row_of]
         found = []
-        for each in self._ranges:
+        for each in self._spans():
             mine = wanted & (each.first <= scene.blocks) & (scene.blocks < each.behind)
             for rows in _alike(scene, row_of[mine]):
                 chosen = [numpy.flatnonzero(mine & (row_of == row)) for row in rows]
-                found.append((each.pool, self._piece(scene, rows, chosen, each.first, window)))
+                found.append((each.pool, self._piece(scene, rows, chosen, each.base, window)))
         return found
 
-    def _piece(self, scene: Scene, rows: list[int], chosen: list[Numbers], first: int, window: int | None) -> Piece:
+    def _piece(self, scene: Scene, rows: list[int], chosen: list[Numbers], base: int, window: int | None) -> Piece:
         """`chosen`: for each row, which of the scene's blocks."""
         block_tokens, count = self.form.block_tokens, int(scene.counts[rows[0]])
         longest = max(len(each) for each in chosen)
@@ -165,7 +175,7 @@ class HeldBlocks:
         # What fills a table up repeats its last block, at slots that nobody sees: finite numbers, hidden by the mask.
         slots = numpy.full((len(rows), longest, block_tokens), numpy.iinfo(numpy.int64).max)
         for index, each in enumerate(chosen):
-            tables[index, : len(each)] = scene.blocks[each] - first
+            tables[index, : len(each)] = scene.blocks[each] - base
             tables[index, len(each) :] = tables[index, len(each) - 1]
             slots[index, : len(each)] = scene.at[each, None] * block_tokens + numpy.arange(block_tokens)
         positions = scene.starts[rows][:, None] + numpy.arange(count)
@@ -173,8 +183,8 @@ class HeldBlocks:
         seen = keys <= positions[:, :, None]
         if window is not None:
             seen &= keys > positions[:, :, None] - window
-        mask = None if seen.all() else self._tensor(seen)
-        return Piece(self._tokens(scene, rows), len(rows), count, self._tensor(tables), mask)
+        hidden = None if seen.all() else self._tensor(~seen)
+        return Piece(self._tokens(scene, rows), len(rows), count, self._tensor(tables), hidden)
 
     def _tokens(self, scene: Scene, rows: list[int]) -> slice | Tensor:
         ends = numpy.cumsum(scene.counts)
@@ -182,10 +192,30 @@ class HeldBlocks:
             return slice(int(ends[rows[0]] - scene.counts[rows[0]]), int(ends[rows[-1]]))
         return self._tensor(numpy.concatenate([numpy.arange(ends[row] - scene.counts[row], ends[row]) for row in rows]))
 
+    def _spans(self) -> list[_Range]:
+        """The ranges, those of the arena as one: what is between them is named by nobody."""
+        apart = [each for each in self._ranges if each.pool is not self._whole]
+        if self._whole is None or len(apart) == len(self._ranges):
+            return apart
+        return [_Range(0, self._whole.block_count, self._whole, 0), *apart]
+
+    def _in_arena(self, arena: Arena) -> KvPool:
+        if self._whole is None:
+            form = self.form
+            with torch.inference_mode(False):  # written inside of it and outside
+                storage = arena.memory.view(form.dtype).view(arena.blocks, form.block_elements)
+                self._whole = KvPool(form.shapes, form.block_tokens, arena.blocks, form.dtype, storage=storage)
+        return self._whole
+
+    def _apart(self, blocks: int) -> KvPool:
+        form = self.form
+        with torch.inference_mode(False):  # written inside of it and outside
+            return KvPool(form.shapes, form.block_tokens, blocks, form.dtype, self.device)
+
     def _find(self, block: int) -> tuple[KvPool, int]:
         for each in self._ranges:
             if each.first <= block < each.behind:
-                return each.pool, block - each.first
+                return each.pool, block - each.base
         raise LeaseFault(f"block {block} is not here")
 
     def _tensor(self, numbers: numpy.ndarray) -> Tensor:

@@ -86,7 +86,7 @@ class _Session:
     def __init__(self, worker: Surroundings, take: Take, part: LayeredPart) -> None:
         self.take = take
         self._worker = worker
-        self.lender = Lender(part.device, worker.spare_bytes)
+        self.lender = Lender(part.device, worker.spare_bytes, take.block_count)
         self.cache: BorrowedCache | None = None
         if take.block_count > take.near_count:
             assert part.pool is not None, "its near cache is taken before"
