@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class Subject:
         }
 
 
-def load_split(path: Path, spec: Spec) -> ModelRunner:
+def load_split(path: Path, spec: Spec, at_end: ExitStack) -> ModelRunner:
     from gpu_node.device_fleet import DeviceFleet
     from gpu_node.engine.cache_size import CacheOptions
     from gpu_node.engine.loader import LoadOptions, load_runner
@@ -124,6 +125,7 @@ def load_split(path: Path, spec: Spec) -> ModelRunner:
     probing = Probing(Path(spec.findings), ProbeRun(threads=1))
     wish = SplitWish(spec.strategy, spec.goal)
     splitting = Splitting(DeviceFleet(parse_devices(spec.devices)), SplitRules(wish), probing.findings)
+    at_end.callback(splitting.close)
     options = LoadOptions(threads=splitting.threads(spec.threads), cache=cache, kernel_folder=kernels)
     return splitting.load(wanted(path), path, options)
 
@@ -141,7 +143,8 @@ def need_bytes(path: Path) -> int:
 
 
 def main(path: str, words: str) -> None:
-    engine = Engine(lambda: load_split(Path(path), Spec(**json.loads(words))), options=EngineOptions(max_drafts=0))
+    spec, at_end = Spec(**json.loads(words)), ExitStack()
+    engine = Engine(lambda: load_split(Path(path), spec, at_end), options=EngineOptions(max_drafts=0))
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())
     subject = Subject(engine)
@@ -156,6 +159,7 @@ def main(path: str, words: str) -> None:
         serve({"summary": summary}, lambda load: loop.run_until_complete(subject.run(load)), other)
     finally:
         loop.run_until_complete(engine.close())
+        at_end.close()
         loop.close()
 
 
