@@ -121,6 +121,8 @@ class Node:
         if self._splitting is not None:
             await asyncio.to_thread(self._hot_plug.stop)
         ended = await self.residents.close(WORKER_SECONDS)
+        if self._splitting is not None:
+            await asyncio.to_thread(self._splitting.close)
         exit_code = code if isinstance(code, int) else 0
         if not ended:
             leave_now(exit_code)

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.device_profiles import Findings
 from gpu_node.devices import Device, local_links, planned_devices
-from gpu_node.engine.control_groups import granted_processors
 from gpu_node.errors import DeviceOutOfMemory, ModelError, UsageError
-from gpu_node.inventory import machine
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription, model_files
 from gpu_node.model_shape import shape_of
+from gpu_node.pipeline.nursery import Nursery
+from gpu_node.pipeline.process import StartWorker
 from gpu_node.pipeline.split_model import USUAL_SPLIT, PlanDevices, SplitModel, SplitOptions
 from gpu_node.plan_picture import Picture
+from gpu_node.processors import threads_each
 from gpu_node.split import SplitWish, plan_split
 from gpu_node.split_plan import RESERVE_SHARE, Demand, DoesNotFit, ModelShape, PlannedDevice, Sizes
 from gpu_node.vram import CONTEXTS_WANTED, POOL, Account, Claim
@@ -100,11 +101,7 @@ def step_tokens_over(devices: Sequence[Device]) -> int:
 def stage_threads(devices: Sequence[Device], told: int = 0) -> int:
     """Of each stage on the CPU, which they share. `told`: of all together, 0: as many as there are processors. 0 where
     nothing is to be shared: torch decides."""
-    stages = sum(device.kind == "cpu" for device in devices)
-    if stages < 2:
-        return told
-    usable = machine().usable_cores
-    return max((told or min(usable, granted_processors() or usable)) // stages, 1)
+    return threads_each(told, sum(device.kind == "cpu" for device in devices))
 
 
 def demand_of(wanted: Wanted, shape: ModelShape, devices: Sequence[Device]) -> Demand:
@@ -175,6 +172,7 @@ class Splitting:
     ) -> None:
         """`findings` is asked once, where plans need what only a probe can say; it may take its time."""
         self.fleet, self._rules, self._ask = fleet, rules, findings
+        self._nursery = Nursery()
         self._most_free: dict[str, int] = {}
         self._findings = Findings()
         self._asking = threading.Lock()
@@ -192,6 +190,10 @@ class Splitting:
         known = self.fleet.free_bytes()
         unknown = any(one.budget_bytes is None and one.card not in known for one in self.fleet.present())
         return unknown or self._rules.wish.strategy == "profiled"
+
+    def close(self) -> None:
+        """After all models are; no worker is started quickly any more."""
+        self._nursery.close()
 
     def threads(self, told: int) -> int:
         return stage_threads(self.fleet.present(), told)
@@ -232,7 +234,7 @@ class Splitting:
             if not is_splittable(folder):
                 plan = self.planner(wanted, whole=True)
             model = SplitModel(folder, wanted.shape, options, self._paces_measured())
-            return _runner(model, self.fleet, plan, self._rules.options)
+            return _runner(model, self.fleet, plan, self._rules.options, self._nursery.start)
         except DoesNotFit as error:
             if any(self._around(wanted.name, self.fleet.present()).held_by_others.values()):
                 raise DeviceOutOfMemory(str(error)) from error
@@ -276,7 +278,9 @@ class Splitting:
         return Surroundings(tuple(devices), free, others, itself, dict(self._most_free), findings)
 
 
-def _runner(model: SplitModel, fleet: DeviceFleet, plan: PlanDevices, options: SplitOptions) -> ModelRunner:
+def _runner(
+    model: SplitModel, fleet: DeviceFleet, plan: PlanDevices, options: SplitOptions, start: StartWorker
+) -> ModelRunner:
     from gpu_node.pipeline.split_runner import SplitRunner
 
-    return SplitRunner(model, fleet, plan, options)
+    return SplitRunner(model, fleet, plan, options, start)

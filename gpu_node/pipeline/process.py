@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from gpu_node.devices import Device
 from gpu_node.pipeline.orders import AnyPlace, place_text
@@ -47,7 +47,7 @@ class WorkerProcess(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """None: it is a thread of this process."""
+        """None: it is a thread of this process, or has not begun yet."""
         ...
 
     @property
@@ -89,23 +89,50 @@ def surroundings(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def arguments_of(words: WorkerWords) -> tuple[str, ...]:
+    """As `worker.main` takes them."""
+    return place_text(words.place), str(words.number), words.device.name
+
+
+class WorkerLog:
+    """What a worker writes to stderr, line by line into the log, in a thread that ends with the last writer."""
+
+    def __init__(self, name: str, lines: IO[bytes]) -> None:
+        self._name, self._lines, self._last = name, lines, ""
+        self._reader = threading.Thread(target=self._pass_on, name=f"log of {name}", daemon=True)
+        self._reader.start()
+
+    def join(self, within_seconds: float = 1.0) -> None:
+        self._reader.join(within_seconds)
+
+    def ending(self, code: int) -> str:
+        """In words. `code`: negative for a signal."""
+        said = f": {self._last}" if self._last and code > 0 else ""
+        return f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}{said}"
+
+    def _pass_on(self) -> None:
+        with self._lines as lines:
+            while line := lines.readline(LONGEST_LINE):
+                text = line.decode(errors="replace").rstrip()
+                self._last = text or self._last
+                log.info("%s: %s", self._name, text)
+
+
 class ChildWorker:
     command: tuple[str, ...] = (sys.executable, "-m", "gpu_node.pipeline.worker")
 
     def __init__(self, words: WorkerWords) -> None:
         self._name = words.device.name
         self._child = subprocess.Popen(
-            [*self.command, place_text(words.place), str(words.number), words.device.name],
+            [*self.command, *arguments_of(words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=surroundings(words.device, os.environ),
             start_new_session=True,
         )
-        self._last = ""
-        self._reader = threading.Thread(target=self._pass_on, name=f"log of {self._name}", daemon=True)
-        self._reader.start()
-        assert self._child.stdin is not None, "it was asked for as a pipe"
+        assert self._child.stdin is not None and self._child.stderr is not None, "they were asked for as pipes"
+        self._log = WorkerLog(self._name, self._child.stderr)
         try:
             self._child.stdin.write(words.token.encode() + b"\n")
             self._child.stdin.close()
@@ -119,10 +146,7 @@ class ChildWorker:
     @property
     def ending(self) -> str:
         code = self._child.poll()
-        if code is None:
-            return ""
-        said = f": {self._last}" if self._last and code > 0 else ""
-        return f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}{said}"
+        return "" if code is None else self._log.ending(code)
 
     def kill(self) -> None:
         if self._child.poll() is None:
@@ -135,13 +159,5 @@ class ChildWorker:
             self._child.wait(within_seconds)
         except subprocess.TimeoutExpired:
             return False
-        self._reader.join(1.0)
+        self._log.join()
         return True
-
-    def _pass_on(self) -> None:
-        assert self._child.stderr is not None, "it was asked for as a pipe"
-        with self._child.stderr as lines:
-            while line := lines.readline(LONGEST_LINE):
-                text = line.decode(errors="replace").rstrip()
-                self._last = text or self._last
-                log.info("%s: %s", self._name, text)
