@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.devices import Device, parse_devices
 from gpu_node.engine.loader import load_runner
+from gpu_node.pipeline.nursery import Nursery
 from gpu_node.pipeline.process import ChildWorker, WorkerWords, start_process, surroundings, torch_device
 from gpu_node.pipeline.split_model import SplitOptions
 from gpu_node.pipeline.split_runner import SplitRunner
@@ -40,12 +42,19 @@ def lost_devices(fleet: DeviceFleet) -> list[str]:
     return [event.detail for event in fleet.events if event.what == "lost"]
 
 
-def test_one_is_killed_another_freezes_and_the_last_goes_on(folder: Path) -> None:
+@pytest.fixture
+def nursery() -> Iterator[Nursery]:
+    found = Nursery()
+    yield found
+    found.close()
+
+
+def test_one_is_killed_another_freezes_and_the_last_goes_on(folder: Path, nursery: Nursery) -> None:
     alone = load_runner(folder, EXACT)
     expected = greedy(alone, PROMPT, 12)
     alone.close()
     fleet = fleet_of(3)
-    runner = SplitRunner(model_of(folder), fleet, by_hand(folder, (1, 2, 1), (2, 2), (4,)), CALM, start_process)
+    runner = SplitRunner(model_of(folder), fleet, by_hand(folder, (1, 2, 1), (2, 2), (4,)), CALM, nursery.start)
     try:
         story = Story(runner, PROMPT)
         story.go(4)
