@@ -76,6 +76,8 @@ def held(table: DeviceTable, model: str, holds: Mapping[str, int], now: float) -
     for one in table.devices:
         kept = tuple(entry for entry in one.held if entry[0] != model)
         changed = replace(one, held=(*kept, (model, holds[one.name])) if one.name in holds else kept)
+        if changed.held and not one.held:
+            changed = replace(changed, reason="")  # why it was of no use
         if changed.state == "leaving" and not changed.held:
             changed = moved(changed, "free", now)
             happened.append(Happening(one.name, "left", "nothing is held there any more"))

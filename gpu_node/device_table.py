@@ -139,8 +139,10 @@ def put(table: DeviceTable, changed: FleetDevice) -> DeviceTable:
 
 
 def _bounded(table: DeviceTable) -> DeviceTable:
-    """Of those that went, the longest gone are forgotten. Cards are not: one that a person removed would join again."""
+    """Of those that went, the longest gone are forgotten. Cards are not: one that a person removed would join again;
+    the last number of a CPU, behind which the next one is counted, is so last of all."""
+    last = max((one.device.number for one in table.devices if one.device.kind == "cpu"), default=0)
     gone = [one for one in table.devices if one.state == "gone" and one.name != one.device.card]
-    gone.sort(key=lambda one: one.since)
+    gone.sort(key=lambda one: (one.name == f"cpu:{last}", one.since))
     forgotten = {one.name for one in gone[: max(len(gone) - MOST_GONE, 0)]}
     return replace(table, devices=tuple(one for one in table.devices if one.name not in forgotten))

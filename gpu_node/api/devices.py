@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from math import isfinite
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import unquote
 
 from pydantic import ConfigDict
 from starlette.requests import Request
@@ -92,7 +91,7 @@ class DevicesApi:
     async def remove(self, request: Request) -> Response:
         """DELETE. 200 when it has left, 202 while it drains, 409 where the models cannot do without it."""
         fleet, seconds = self._fleet(), _wait_of(request, REMOVAL_WAIT_SECONDS)
-        name = unquote(request.url.path.removeprefix(PREFIX))
+        name = request.scope["path"].removeprefix(PREFIX)  # as the server has decoded it: once
         force = request.query_params.get("force", "").lower()
         if force not in ("", "true", "false", "1", "0"):
             raise RequestError("force is true or false", field="force")
@@ -112,7 +111,8 @@ class DevicesApi:
         available = self._service.machine().available_bytes
         try:
             if body.device is not None:
-                free = self._free_on(fleet, one_device(body.device))
+                device = one_device(body.device)
+                free = available if device.kind == "cpu" else self._free_on(fleet, device)
                 return fleet.add(body.device, available, free).name
             name = body.name or ""
             if body.budget is None:
@@ -126,7 +126,7 @@ class DevicesApi:
         """What the driver says is free on its card, which must be in this machine, or have been; none: nobody is asked.
 
         Over a card that is not here no plan could be made, and with it over none of the others."""
-        if device.kind == "cpu" or any(one.device.card == device.card for one in fleet.devices):
+        if any(one.device.card == device.card for one in fleet.devices):
             return None
         if device.kind == "cuda":
             cards = {f"cuda:{place}": gpu.free_bytes for place, gpu in enumerate(self._service.gpus())}

@@ -12,7 +12,7 @@ from gpu_node.devices import Device
 from gpu_node.errors import NodeError
 from gpu_node.pipeline.course import Course
 from gpu_node.pipeline.lineup import LineUp
-from gpu_node.pipeline.replan import Decision, Situation, decide, kept_layers
+from gpu_node.pipeline.replan import Decision, Keep, Situation, decide, kept_layers
 from gpu_node.pipeline.split_model import PlanDevices
 from gpu_node.plan_picture import Picture
 from gpu_node.split_plan import DoesNotFit
@@ -34,7 +34,10 @@ class Planning:
         leaving = frozenset(one.name for one in self._fleet.devices if one.state == "leaving")
         present = {device.name: device.budget_bytes for device in devices}
         plan = None if course.broken else course.plan
-        return decide(Situation(plan, course.budgets, present, leaving, found)), devices
+        decision = decide(Situation(plan, course.budgets, present, leaving, found))
+        if isinstance(decision, Keep):
+            self._tell_unused([] if plan is None else [stage.device for stage in plan.stages])
+        return decision, devices
 
     def found(self, devices: Sequence[Device]) -> Picture | DoesNotFit:
         """Whatever else keeps a plan from being made is a reason why it does not fit."""
@@ -62,6 +65,14 @@ class Planning:
         self._fleet.hold(self._name, lineup.held_bytes)
         for seat in lineup.seats:
             self._fleet.note(seat.device.name, "switched", f"layers {seat.plan.first} to {seat.plan.behind - 1}")
+        self._tell_unused(lineup.names)
+
+    def _tell_unused(self, used: Sequence[str]) -> None:
+        """Whoever added a device learns that it was thought of: once, and not where another model has a use for it."""
+        for device in self._fleet.devices:
+            idle = device.state == "present" and not device.held and device.name not in used
+            if idle and not device.reason and device.wanted_bytes is None:
+                self._fleet.refuse(device.name, f"{self._name} runs no better with it")
 
     def tell_nothing_runs(self) -> None:
         self._fleet.hold(self._name, {})

@@ -193,6 +193,8 @@ def _read(reply: httpx.Response, url: str) -> dict[str, Any]:
     said = told.get("error") if isinstance(told, dict) else None
     if reply.status_code == 401:
         _fail(str(said), "Give the key in the environment variable POTLUCK_API_KEY or with --key-file.")
+    if reply.status_code == 404 and "/api/devices" in reply.request.url.path and "/api/devices" in str(said):
+        _fail(f"{url} has no list of devices", "That is the gateway perhaps: --node takes the address of a GPU node.")
     if reply.status_code >= 400 and isinstance(said, str):
         if reply.status_code == 400:
             raise Misuse(said)
@@ -210,8 +212,9 @@ def _fail(message: str, advice: str = "") -> NoReturn:
 
 
 def _is_name(text: str) -> bool:
-    """`cpu:1` is one that was here; `cuda:1` may be new, and is taken back by adding it."""
-    return re.fullmatch(r"cpu:\d{1,3}|[a-z]+:\d{1,3}\.\d{1,3}", text.strip()) is not None
+    """`cpu:1` is one that was here; `cuda:1` may be new, and is taken back by adding it. A CPU's number has up to six
+    digits: so few bytes are no budget."""
+    return re.fullmatch(r"cpu:\d{1,6}|[a-z]+:\d{1,3}\.\d{1,3}", text.strip(), re.ASCII) is not None
 
 
 def _records(value: object) -> list[dict[str, Any]]:

@@ -188,6 +188,21 @@ def test_names_of_budgets_are_not_used_again() -> None:
     assert "are not free" in refusal(table, Ask("cpu:1", 65 * MIB))
 
 
+def test_a_number_is_not_used_again_when_its_device_is_forgotten() -> None:
+    table = table_of("cpu:1MiB")
+    for _ in range(MOST_GONE + 2):
+        table = play(table, Add(Device("", "cpu", 0, MIB)))
+    for at, name in enumerate(reversed([one.name for one in table.present[1:]])):  # the last one first
+        table = play(table, Remove(name), at=float(at))
+    assert f"cpu:{MOST_GONE + 3}" in states(play(table, Add(Device("", "cpu", 0, MIB))))
+
+
+def test_what_was_of_no_use_has_one_once_it_is_held() -> None:
+    table = play(table_of("cpu:64MiB,cpu:64MiB"), Refuse("cpu:1", "no use for it"))
+    assert table.named("cpu:1").reason == "no use for it"
+    assert play(table, Hold("m", (("cpu:1", 5),))).named("cpu:1").reason == ""
+
+
 def test_memory_of_a_card_belongs_to_one_device() -> None:
     table = table_of("cuda:0,cpu:64MiB")
     assert "409 cuda:0 (present) has the memory of cuda:0" in refusal(table, Add(parse_devices("cuda:0:1GiB")[0]))

@@ -125,6 +125,14 @@ async def test_of_a_card_that_joins_it_is_known_what_is_free() -> None:
     assert (reply.status_code, reply.json()["free_bytes"]) == (200, 20_000), "or no plan could count with it"
 
 
+async def test_a_name_in_a_path_is_decoded_once() -> None:
+    async with serving(devices=fleet_of(), real=True) as served:
+        other = await served.client.delete("/api/devices/cuda%253A1")
+        found = await listed(served)
+    assert (other.status_code, other.json()["error"][:31]) == (404, "there is no device cuda%3A1 her")
+    assert states(found)["cuda:1"] == "present"
+
+
 async def test_a_lost_device_is_asked_back() -> None:
     fleet = fleet_of()
     fleet.lost("cuda:1", "killed")

@@ -128,6 +128,21 @@ def test_a_device_that_joins_takes_over_between_steps(folder: Path, alone: list[
         assert sorted(threads.by_device) == ["cpu:0", "cpu:1"] and runner.depth == 2
 
 
+def test_a_device_without_a_use_is_told_so_once(folder: Path, alone: list[int]) -> None:
+    with split(folder, (2, 2), (2, 2, 0), (2, 2, 0, 0)) as (runner, fleet, _):
+        story = Story(runner, PROMPT)
+        story.go(2)
+        for _ in range(2):  # thought over twice
+            told = threading.Event()
+            end = fleet.watch(lambda told=told: told.set() if fleet.devices[-1].reason else None, every=True)
+            fleet.add("cpu:64MiB")
+            assert told.wait(SECONDS)
+            end()
+        assert story.go(10) == alone and story.changes == []
+        assert events(fleet, "refused") == ["cpu:2", "cpu:3"]
+        assert fleet.devices[-1].reason == "tiny runs no better with it"
+
+
 def test_a_plan_loads_beside_what_runs(folder: Path, alone: list[int]) -> None:
     """While the third worker has not even begun to load, two go on; the layers that stay are not read again."""
     threads, loading, go_on = Threads(), threading.Event(), threading.Event()

@@ -78,6 +78,8 @@ def test_events_are_shown_when_asked_for() -> None:
         (["add", "cpu:1GiB@0.5"], ("POST", "/api/devices?wait=0", {"device": "cpu:1GiB@0.5"})),
         (["add", "cuda:1", "--wait", "30"], ("POST", "/api/devices?wait=30", {"device": "cuda:1"})),
         (["add", "cpu:1"], ("POST", "/api/devices?wait=0", {"name": "cpu:1"})),
+        (["add", "cpu:123456"], ("POST", "/api/devices?wait=0", {"name": "cpu:123456"})),
+        (["add", "cpu:1048576"], ("POST", "/api/devices?wait=0", {"device": "cpu:1048576"})),
         (["add", "cuda:0.1"], ("POST", "/api/devices?wait=0", {"name": "cuda:0.1"})),
         (["resize", "cpu:1", "1GiB"], ("POST", "/api/devices?wait=0", {"name": "cpu:1", "budget": "1GiB"})),
         (["remove", "cpu:1"], ("DELETE", "/api/devices/cpu:1?wait=2", None)),
@@ -110,6 +112,9 @@ def test_what_is_no_node_is_told() -> None:
         with node(status, body) as server:
             done = devices(server, "list")
         assert (done.exit_code, "does not speak of devices" in done.stderr) == (1, True)
+    with node(404, {"error": "there is no /api/devices here"}) as server:
+        gateway = devices(server, "add", "cpu:1GiB")
+    assert (gateway.exit_code, "the gateway perhaps: --node takes" in gateway.stderr) == (1, True)
     gone = devices(server, "list")
     assert (gone.exit_code, "no node answers at" in gone.stderr, "potluck node" in gone.stderr) == (1, True, True)
     nonsense = runner.invoke(app, ["devices", "list", "--node", "ftp://here"])
