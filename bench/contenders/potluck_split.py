@@ -26,6 +26,7 @@ from gpu_node.engine.sequence import Bounds, Done, GenerationRequest, Token, Tok
 from gpu_node.engine.step import ModelRunner
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import describe
+from gpu_node.pipeline.split_model import SplitOptions
 from gpu_node.pipeline_record import pipeline_record
 from gpu_node.pipeline_status import PipelineStatus
 from gpu_node.split import Goal, SplitWish, Strategy
@@ -35,6 +36,8 @@ from gpu_node.splitting import Wanted, demand_of
 CONTEXT = 2048
 BLOCK_TOKENS = 16
 BLOCKS = 320  # 5,120 tokens: 32 answers of the measurement, with room to spare
+# Other work on the machine may keep a worker silent; one that is killed is noticed by its socket.
+PATIENT = SplitOptions(silence_seconds=5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ def load_split(path: Path, spec: Spec, at_end: ExitStack) -> ModelRunner:
         return load_runner(path, LoadOptions(device="cpu", threads=spec.threads, cache=cache, kernel_folder=kernels))
     probing = Probing(Path(spec.findings), ProbeRun(threads=1))
     wish = SplitWish(spec.strategy, spec.goal)
-    splitting = Splitting(DeviceFleet(parse_devices(spec.devices)), SplitRules(wish), probing.findings)
+    splitting = Splitting(DeviceFleet(parse_devices(spec.devices)), SplitRules(wish, PATIENT), probing.findings)
     at_end.callback(splitting.close)
     options = LoadOptions(threads=splitting.threads(spec.threads), cache=cache, kernel_folder=kernels)
     return splitting.load(wanted(path), path, options)
