@@ -60,7 +60,7 @@ class Provision:
         options = LoadOptions(
             device=wish.device if self._splitting is None else "auto",
             dtype=wish.dtype,
-            threads=wish.threads if self._splitting is None else self._splitting.threads(wish.threads),
+            threads=wish.threads,  # of all stages together
             template=description.template,
             weights=wish.weights,
             kernels=wish.kernels,

@@ -30,6 +30,7 @@ from gpu_node.pipeline.ring import Ring
 from gpu_node.pipeline.split_model import SplitModel, SplitOptions
 from gpu_node.pipeline.step_frames import RING_SETTINGS
 from gpu_node.plan_picture import Picture
+from gpu_node.processors import threads_each
 
 if TYPE_CHECKING:
     from gpu_node.engine.loader import LoadOptions
@@ -123,7 +124,7 @@ class Builder:
         for seat in seats:
             if drop_current:
                 seat.hand.part = None
-            self._order_load(seat, drop_current)
+            self._order_load(lineup, seat, drop_current)
         hands = [seat.hand for seat in seats]
         try:
             self._wait(lambda: all(seat.load in seat.hand.answers for seat in seats), hands, changed_mind, lineup)
@@ -161,13 +162,12 @@ class Builder:
             taken = seat.hand.answers.pop(number)
             assert isinstance(taken, Taken), "looked at before"
             lineup.cache_bytes[seat.device.name] = taken.cache_bytes
-            seat.hand.part = seat.as_taken()
         self._crew.watch(links)
         return Ring(links[0], links[1], lineup.ring(), lambda _: on_end())
 
-    def _order_load(self, seat: Seat, drop_current: bool) -> None:
+    def _order_load(self, lineup: LineUp, seat: Seat, drop_current: bool) -> None:
         device, stage = seat.device, seat.plan
-        words = load_words(self._model.options, device)
+        words = load_words(self._model.options, device, lineup.sharers(device))
         path = str(self._model.folder)
         budget, speed = device.budget_bytes, device.speed or 1.0
 
@@ -202,14 +202,17 @@ class Builder:
             behind = hello.place
         tokens = self._model.options.cache.block_tokens
         blocks, near = lineup.block_count, lineup.near_counts[stage]
+        threads = threads_each(self._model.options.threads, lineup.sharers(seat.device))
 
         def make(number: int) -> Take:
             return Take(
                 number, seat.load, lineup.epoch, stage, len(seats), tokens, blocks, near, behind,
-                links_seconds=self._options.take_seconds,
+                links_seconds=self._options.take_seconds, threads=threads,
             )  # fmt: skip
 
-        return self._crew.order(seat.hand, make)
+        order = self._crew.order(seat.hand, make)
+        seat.hand.part = seat.as_taken()  # whatever else becomes of the epoch
+        return order
 
     def _connect(self, lineup: LineUp, orders: Sequence[int]) -> Link:
         """To the first stage, which listens since its start and admits once its cache is made."""
@@ -308,7 +311,9 @@ def loading(lineup: LineUp) -> tuple[int, int]:
     return done, total
 
 
-def load_words(options: LoadOptions, device: Device) -> LoadWords:
+def load_words(options: LoadOptions, device: Device, sharers: int = 1) -> LoadWords:
+    """`sharers`: stages that compute on the same processors, this one included."""
     folder = None if options.kernel_folder is None else str(options.kernel_folder)
-    words = LoadWords(options.dtype, options.weights, options.kernels, folder, options.threads)
+    threads = threads_each(options.threads, sharers)
+    words = LoadWords(options.dtype, options.weights, options.kernels, folder, threads)
     return replace(words, device=torch_device(device))

@@ -159,8 +159,8 @@ class Crew:
             if hand is None:  # given up meanwhile
                 link.close()
                 continue
-            hand.admit(link)
-            self._heart.add(link)
+            if hand.admit(link):
+                self._heart.add(link)
 
     def _awaited(self) -> dict[LinkEnds, Hand]:
         with self.changed:

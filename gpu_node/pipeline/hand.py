@@ -55,6 +55,7 @@ class Hand:
         self.part: TakenPart | None = None
         self.since = self.heard = clock()
         self._busy_until = 0.0
+        self._ended = False
         self._counted = -1
 
     @property
@@ -70,14 +71,19 @@ class Hand:
         """That it has computed, as it told last."""
         return 0 if self.report is None else self.report.steps
 
-    def admit(self, link: Link) -> None:
-        """Its control link is made."""
-        self._control = ControlLink(link)
-        self.heard = self._clock()
-        self._reader = threading.Thread(
-            target=self._read, args=(self._control,), name=f"hears {self.name}", daemon=True
-        )
-        self._reader.start()
+    def admit(self, link: Link) -> bool:
+        """Its control link is made; False: too late, and the link is closed."""
+        with self._changed:
+            if self.gone or self._ended:
+                link.close()
+                return False
+            self._control = ControlLink(link)
+            self.heard = self._clock()
+            self._reader = threading.Thread(
+                target=self._read, args=(self._control,), name=f"hears {self.name}", daemon=True
+            )
+            self._reader.start()
+            return True
 
     def forget(self, number: int) -> None:
         """Nobody waits for this answer any more."""
@@ -122,6 +128,8 @@ class Hand:
         """Wait for the process and close what is left of it. After it was told to stop, or is gone."""
         if (self.gone and not self.dismissed) or not self.process.wait(within_seconds):
             self.process.kill()
+        with self._changed:
+            self._ended = True  # who is let in at this moment is not kept
         if self._control is not None:
             self._control.link.close()
         if self._reader is not None:

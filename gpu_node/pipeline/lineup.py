@@ -63,6 +63,10 @@ class LineUp:
     def names(self) -> tuple[str, ...]:
         return tuple(seat.device.name for seat in self.seats)
 
+    def sharers(self, device: Device) -> int:
+        """Stages on this machine's processors, where that device is one of them."""
+        return sum(seat.device.kind == "cpu" for seat in self.seats) if device.kind == "cpu" else 1
+
     @property
     def is_short(self) -> bool:
         return any(seat.short for seat in self.seats)

@@ -83,6 +83,7 @@ class Take:
     next_place: AnyPlace  # the data gate of the next stage's worker, or the head's ring gate
     limits: StepLimits = StepLimits()
     links_seconds: float = 10.0  # so long it waits for each of its two neighbours
+    threads: int = 0  # from now on: who loaded the part may have had others beside it; 0: torch decides
 
 
 @dataclass(frozen=True, slots=True)

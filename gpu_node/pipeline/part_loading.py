@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +37,8 @@ from gpu_node.model_folder import ModelFiles, model_files
 from gpu_node.pipeline.orders import LayerCache, Load, Loaded, LoadWords
 
 Told = Callable[[int, int], None]  # bytes of the part's files that are there, and in all
+# Before anybody has said how many.
+TORCHS_OWN = torch.get_num_threads()
 # Files that change while they are held are other files; names, sizes and times tell.
 Marks = tuple[tuple[str, int, int], ...]
 
@@ -73,7 +75,8 @@ class Earlier:
     model: Assembled
 
     def serves(self, order: Load, marks: Marks) -> bool:
-        return self.order.path == order.path and self.order.load == order.load and self.marks == marks
+        had = replace(self.order.load, threads=order.load.threads)  # which change no weight
+        return self.order.path == order.path and had == order.load and self.marks == marks
 
 
 class PartLoader:
@@ -88,7 +91,7 @@ class PartLoader:
         Raises `ModelError`, `DeviceOutOfMemory`."""
         begun = time.perf_counter()
         path = Path(order.path)
-        set_threads(order.load)
+        set_threads(order.load.threads)
         with quiet_transformers(), plain_failures(path.name):
             files = model_files(path)
             with closing(open_source(files)) as source:
@@ -150,10 +153,10 @@ def marks_of(files: ModelFiles) -> Marks:
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
-def set_threads(words: LoadWords) -> None:
-    """Of torch, for the calling thread and those that begin after it."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(words.threads or min(own, granted_processors() or own))
+def set_threads(told: int) -> None:
+    """Of torch, for the calling thread and those that begin after it. 0: as many as it began with, where a container
+    grants them."""
+    torch.set_num_threads(told or min(TORCHS_OWN, granted_processors() or TORCHS_OWN))
 
 
 def _options(words: LoadWords) -> LoadOptions:

@@ -17,8 +17,8 @@ from queue import SimpleQueue
 
 from gpu_node.engine.step import Step
 from gpu_node.engine.step_shares import StepShare
-from gpu_node.errors import DeviceOutOfMemory, GenerationFailed, NodeError, StageLost
-from gpu_node.pipeline.errors import LinkError
+from gpu_node.errors import BlocksLost, DeviceOutOfMemory, GenerationFailed, NodeError, StageLost
+from gpu_node.pipeline.errors import LinkClosed, LinkError
 from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.step_frames import Room, Rows, StepFailure, receive_answer, send_step
 from gpu_node.pipeline.step_message import NUMBER_MOST, StepMessage, pack_step
@@ -157,9 +157,9 @@ class Ring:
 
     def close(self) -> None:
         self._closing = True
-        self._awaited.put(None)
-        for link in self.links:
+        for link in self.links:  # first, so that nothing is sent off any more that the reader does not know of
             link.close()
+        self._awaited.put(None)
         self._reader.join()
 
     def _room(self) -> Room:
@@ -177,6 +177,7 @@ class Ring:
             while (one := self._awaited.get()) is not None:
                 self._outcomes.put(receive_answer(self._back, one.number, one.shape, one.room))
                 self.answered += 1
+            self._outcomes.put(self._back.fail(LinkClosed("the ring was closed")))  # who waits all the same goes on
         except LinkError as error:
             self._out.fail(error)
             self._outcomes.put(error)
@@ -191,4 +192,6 @@ def _lost(why: str) -> StageLost:
 def _error_of(failure: StepFailure) -> NodeError:
     if failure.kind == "out_of_memory":
         return DeviceOutOfMemory(f"{failure.device} ran out of memory: {failure.message}")
+    if failure.kind == "blocks_lost":
+        return BlocksLost(failure.stage, f"{failure.device}: {failure.message}")
     return GenerationFailed(f"{failure.device}: {failure.message}")

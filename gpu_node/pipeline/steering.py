@@ -39,6 +39,7 @@ TICK_SECONDS = 1.0
 MOST_BAD_RINGS = 4
 TRUSTED_BAD_RINGS = 2
 SOON_SECONDS = 60.0
+LEFT = "it has left this process"
 log = logging.getLogger("gpu_node.pipeline")
 
 
@@ -89,7 +90,7 @@ class Steering:
             course = self.course
             if course.inside:
                 course.inside, course.plan = False, None
-                course.broken = course.broken or ("" if course.next is not None else "it has left this process")
+                course.broken = course.broken or ("" if course.next is not None else LEFT)
             self._met = True
             self.changed.notify_all()
             self.changed.wait_for(self._has_verdict)
@@ -180,12 +181,14 @@ class Steering:
         if course.ring is not None and course.ring.over and not course.broken:
             self._mourn(course.ring.over)
         self._bury()
+        if course.plan is None and not course.broken and course.seen != self._fleet.epoch:
+            self._break(LEFT)  # and what was to follow is not what the devices want any more
         if course.broken:
             self._recover()
+        elif self._met and self._shrinking and course.lineup is not None:
+            self._take_over(course.lineup.again())  # before anything that would be given up for it
         elif course.seen != self._fleet.epoch:
             self._reconsider()
-        elif self._met and self._shrinking and course.lineup is not None:
-            self._take_over(course.lineup.again())
         elif self._met and course.next is not None:
             course.most_blocks = None  # that was another division's
             self._take_over(course.next)

@@ -249,7 +249,7 @@ class Worker:
 
     def _seated(self, take: Take, loaded: LoadedPart) -> StagePart:
         part = loaded.part
-        set_threads(loaded.order.load)
+        set_threads(take.threads)
         part.drop_cache()
         give_back(part.device)
         self.parts.check_cache(loaded, take.near_count * take.block_tokens * part.token_bytes)

@@ -150,3 +150,13 @@ def test_who_is_gone_is_killed_and_who_was_told_is_waited_for(told: bool) -> Non
             it.hand.lose("it is frozen")
         it.hand.end(0)
         assert it.process.killed == (not told)
+
+
+def test_who_is_let_in_after_its_end_is_not_kept() -> None:
+    """The gate had greeted it when it was given up."""
+    one, two = socket.socketpair()
+    with Link(one, control_ends(0), SETTINGS) as head, Link(two, control_ends(0), SETTINGS):
+        hand = Hand(DEVICE, 0, Process(), threading.Condition(), lambda: 0.0)
+        hand.end(0)
+        assert not hand.admit(head)
+        assert hand.link is None and head.end is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
@@ -187,3 +187,37 @@ def test_its_own_end_is_told_to_nobody() -> None:
         assert ends.empty() and ring.over
         with pytest.raises(StageLost):
             ring.begin(step(1))
+
+
+class Interrupted(Link):
+    """While it is closed something else happens, as from another thread."""
+
+    meanwhile: Callable[[], None] = staticmethod(lambda: None)
+
+    def close(self) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        super().close()
+
+
+def test_a_step_that_begins_as_the_ring_is_closed_ends_too() -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    out, back = (
+        Interrupted(pairs[0][0], LinkEnds(HEAD, 0, 1), SETTINGS),
+        Link(pairs[1][0], LinkEnds(1, HEAD, 1), SETTINGS),
+    )
+    ring = Ring(out, back, SHAPE, lambda _: None)
+    out.meanwhile = lambda: ring.begin(step(1))
+    ring.close()
+    errors: SimpleQueue[BaseException] = SimpleQueue()
+
+    def finish() -> None:
+        try:
+            ring.finish()
+        except StageLost as error:
+            errors.put(error)
+
+    threading.Thread(target=finish, daemon=True).start()
+    assert isinstance(errors.get(timeout=10), StageLost)
+    for _, line in pairs:
+        line.close()
