@@ -171,9 +171,9 @@ post_json() {
 }
 
 api() { printf 'http://127.0.0.1:%s/api/%s' "$port" "$1"; }
-ollama_version() { json_string version "$(curl -fsS --max-time 3 "$(api version)" 2>/dev/null)"; }
-is_answering() { ollama_version >/dev/null; }
 is_port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
+ollama_version() { json_string version "$(curl -fsS --max-time 3 "$(api version)" 2>/dev/null)"; }
+is_answering() { is_port_taken && ollama_version >/dev/null; }
 
 # --- Arguments ----------------------------------------------------------------------------------------------------
 
@@ -224,6 +224,8 @@ check_arguments() {
     if [ "$token" = - ]; then IFS= read -r token <&9 || fail "No token could be read."; fi
     [ -z "$token" ] || [ -n "$gateway" ] || fail "--token needs the gateway that gave it: --gateway URL."
     [[ $token =~ ^[A-Za-z0-9._~-]*$ ]] || fail "The token is not one that a gateway gives."
+    [ -z "$gateway" ] || [ -n "$token" ] || has_joined ||
+        fail "--gateway needs the token of an invitation, which 'potluck phones invite' shows there: --token TOKEN."
     [ -z "$gateway" ] || [[ $gateway =~ ^https?://[^[:space:]\"\'\\]+$ ]] ||
         fail "--gateway needs an address like http://192.168.1.5:8000, not '$gateway'."
     if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || [ "$port" -lt 1024 ] || [ "$port" -gt 65535 ]; then
@@ -233,12 +235,15 @@ check_arguments() {
     [ -z "$model_file" ] || [ -e "$model_file" ] || fail "$(missing_file_words "$model_file")"
 }
 
+has_joined() { [ -s "$FOLDER/phone_token" ] && [ -s "$FOLDER/gateway" ]; }
+
 # What an earlier run set up holds until something else is asked for: its way of running, its model, its gateway.
 remember_settings() {
-    local MODE=native HOST=0.0.0.0 PORT=11434 MODEL="" GATEWAY=""
+    local MODE=native HOST=0.0.0.0 PORT=11434 MODEL=""
     # shellcheck source=/dev/null
     if [ -r "$FOLDER/settings" ]; then . "$FOLDER/settings"; fi
-    mode=${mode:-$MODE} port=${port:-$PORT} gateway=${gateway:-$GATEWAY}
+    mode=${mode:-$MODE} port=${port:-$PORT}
+    if [ -z "$gateway" ] && has_joined; then gateway=$(cat "$FOLDER/gateway"); fi
     if [ -z "$model" ] && [ -z "$model_file" ]; then model=$MODEL; fi
     if [ -z "$reach" ] && [ "$HOST" = 127.0.0.1 ]; then reach=usb; fi
     reach=${reach:-wifi}
@@ -574,7 +579,7 @@ choose_model() {
     say "Model: $model"
 }
 
-size_mb() { du -skL "$1" | { read -r size _ && printf '%s' "$((size / 1024 + 1))"; }; }
+size_mb() { du -skL --apparent-size "$1" | { read -r size _ && printf '%s' "$((size / 1024 + 1))"; }; }
 
 # The blobs that a manifest names, as files of the store.
 blobs_of() { grep -o 'sha256:[0-9a-f]\{64\}' "$1" | sort -u | sed 's/^sha256:/sha256-/'; }
@@ -632,13 +637,18 @@ is_model_here() {
 
 # --- Bringing the programs ----------------------------------------------------------------------------------------
 
-record() { grep -qxF "$*" "$RECORD" 2>/dev/null || printf '%s\n' "$*" >>"$RECORD"; }
+record() {
+    if grep -qxF "$*" "$RECORD" 2>/dev/null; then return 0; fi
+    { printf '%s\n' "$*" >>"$RECORD"; } 2>/dev/null || fail_full
+}
+
+fail_full() { fail "Nothing can be written to $FOLDER; is the phone's storage full?"; }
 
 make_folder() {
-    mkdir -p "$FOLDER" || fail "The folder $FOLDER cannot be made; is the phone's storage full?"
+    mkdir -p "$FOLDER" 2>/dev/null || fail_full
     chmod 700 "$FOLDER"
     if [ ! -e "$RECORD" ]; then
-        : >"$RECORD" || fail "Nothing can be written to $FOLDER; is the phone's storage full?"
+        { : >"$RECORD"; } 2>/dev/null || fail_full
         [ -e "$HOME/.ollama" ] || record store
     fi
 }
@@ -753,8 +763,8 @@ fail() {
     exit 1
 }
 
-answers() { curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/version" 2>/dev/null | grep -q '"version"'; }
 is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; }
+answers() { is_taken && [[ $(curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/version" 2>/dev/null) == *'"version"'* ]]; }
 last_words() { tail -n 1 "$HERE/ollama.log" 2>/dev/null || true; }
 
 shorten_log() {
@@ -777,6 +787,7 @@ serve() {
     # At its start Ollama throws half-loaded downloads away; not before the model is complete.
     if [ -e "$HERE/pulling" ]; then export OLLAMA_NOPRUNE=1; fi
     if [ "$MODE" = proot ]; then
+        # shellcheck disable=SC2016 # the home is that of Debian
         exec proot-distro login debian -- bash -c 'exec "$HOME/mobile-llm/start_ollama.sh" --foreground'
     fi
     exec ollama serve
@@ -877,7 +888,7 @@ else
     tail -n 3 "$HERE/ollama.log" 2>/dev/null || true
     exit 1
 fi
-if [ -f "$HERE/phone_token" ]; then echo "Joined: $GATEWAY"; fi
+if [ -s "$HERE/gateway" ]; then echo "Joined: $(cat "$HERE/gateway")"; fi
 TEXT
 }
 
@@ -888,8 +899,7 @@ report_text() {
 # The phone's own token goes to that gateway only, and by stdin.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=/dev/null
-. "$HERE/settings"
+GATEWAY=$(cat "$HERE/gateway") # that gave the token, whatever is joined next
 SERVER=$1
 PAUSE=${POTLUCK_REPORT_SECONDS:-30}
 
@@ -951,15 +961,14 @@ TEXT
 
 # write_file PATH MODE: from stdin, whole or not at all.
 write_file() {
-    { cat >"$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"; } ||
-        fail "$1 cannot be written; is the phone's storage full?"
+    { cat >"$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"; } 2>/dev/null || fail_full
 }
 
 # The settings that every script reads. settings_text MODE
 settings_text() {
     local host=0.0.0.0
     if [ "$reach" = usb ]; then host=127.0.0.1; fi
-    printf 'MODE=%q\nHOST=%q\nPORT=%q\nMODEL=%q\nGATEWAY=%q\n' "$1" "$host" "$port" "$model" "$gateway"
+    printf 'MODE=%q\nHOST=%q\nPORT=%q\nMODEL=%q\n' "$1" "$host" "$port" "$model"
 }
 
 # True if what runs listens as these settings want it.
@@ -1305,7 +1314,7 @@ join_body() {
 # A phone that was here before shows its own token; a new one the invitation's. Prints as post_json does.
 ask_to_join() {
     local body=$1 own answer
-    if [ -s "$FOLDER/phone_token" ] && [ "$(cat "$FOLDER/gateway" 2>/dev/null)" = "$gateway" ]; then
+    if has_joined && [ "$(cat "$FOLDER/gateway")" = "$gateway" ]; then
         own=$(cat "$FOLDER/phone_token")
         answer=$(post_json "$gateway/api/phones/join" "$body" "$own" 60)
         case ${answer##*$'\n'} in
@@ -1331,9 +1340,13 @@ join_fleet() {
             "listen for the network? Ollama itself is set up and runs." ;;
         *) fail "The gateway did not let this phone in: $(refusal_words "$answer") Ollama itself is set up and runs." ;;
     esac
-    if own=$(json_string phone_token "$answer"); then printf '%s' "$own" | write_file "$FOLDER/phone_token" 600; fi
-    [ -s "$FOLDER/phone_token" ] || fail "The gateway let this phone in but gave it no token of its own."
-    printf '%s' "$gateway" | write_file "$FOLDER/gateway" 600
+    if own=$(json_string phone_token "$answer"); then
+        rm -f "$FOLDER/phone_token" # never beside the name of a gateway that did not give it
+        printf '%s' "$gateway" | write_file "$FOLDER/gateway" 600
+        printf '%s' "$own" | write_file "$FOLDER/phone_token" 600
+    elif ! has_joined || [ "$(cat "$FOLDER/gateway")" != "$gateway" ]; then
+        fail "The gateway $gateway did not answer as a Potluck gateway does. Ollama itself is set up and runs."
+    fi
     say "    joined as $(json_string name "$answer" || printf 'this phone')"
 }
 

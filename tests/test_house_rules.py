@@ -16,7 +16,10 @@ LONGEST_FUNCTION = 80
 # Put together here, so that this file does not hold what it looks for.
 INDEXES = ("py" + "pi", "python" + "hosted", "npm" + "js", "down" + "load.pytorch", "deb" + "ian")
 INDEX_ADDRESS = re.compile(r"://[a-z0-9.-]*(" + "|".join(INDEXES) + r")[a-z0-9]*\.")
-HOME_OF_SOMEBODY = re.compile(r"(?<![\w.])/(ho" + r"me/[a-z][\w-]*|Us" + r"ers/[a-z][\w-]*|ro" + r"ot)/")
+# What a phone has under proot-distro is the same on every phone.
+HOME_OF_SOMEBODY = re.compile(
+    r"(?<![\w.])/(ho" + r"me/[a-z][\w-]*|Us" + r"ers/[a-z][\w-]*|ro" + r"ot)/(?!\.ollama|mobile-llm)"
+)
 WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".pkl", ".whl")
 SOURCE = ("wire", "transport", "server", "gpu_node", "potluck", "scripts")
 

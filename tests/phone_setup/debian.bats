@@ -3,8 +3,6 @@
 
 load termux
 
-setup_file() { :; }
-
 with_downloads() {
     gateway
     export POTLUCK_OLLAMA_DOWNLOAD="$GATEWAY/download"
@@ -64,7 +62,7 @@ with_downloads() {
 
 @test "a Debian that was there stays" {
     with_downloads
-    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/proot-distro"
+    have proot-distro
     proot-distro install debian
     set_up qwen2.5:0.5b --proot
     went_well

@@ -72,7 +72,6 @@ load termux
 
 @test "uninstalling leaves nothing" {
     before=$(everything | cut -d ' ' -f 1)
-    mkdir "$FAKE/boot_marker"
     set_up qwen2.5:0.5b
     went_well
     set_up --uninstall
@@ -88,7 +87,7 @@ load termux
 }
 
 @test "uninstalling keeps what was there before" {
-    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/ollama"
+    have ollama
     library="$HOME/.ollama/models/manifests/registry.ollama.ai/library"
     mkdir -p "$library/mine"
     echo '{}' >"$library/mine/latest"

@@ -49,6 +49,35 @@ PYTHON
     not grep -q invite "$FAKE/gateway.log"
 }
 
+@test "a phone on a cable says so; the gateway needs an invitation" {
+    gateway
+    set_up qwen2.5:0.5b --gateway "$GATEWAY"
+    fails_with "potluck phones invite"
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1 --usb
+    went_well
+    joins | grep -q '"mode":"usb"'
+}
+
+@test "the token of one gateway never goes to another one" {
+    gateway
+    first=$GATEWAY
+    set_up qwen2.5:0.5b --gateway "$first" --token invite-1
+    went_well
+    until_true grep -q 'join own-secret' "$FAKE/gateway.log"
+    : >"$FAKE/gateway.log"
+    FAKE="$BATS_TEST_TMPDIR/other" && mkdir "$FAKE"
+    gateway
+    FAKE="$BATS_TEST_TMPDIR/fake"
+    echo '{"id":"x","name":"two","phone_token":"second-secret"}' >"$BATS_TEST_TMPDIR/other/gateway_answer"
+    set_up --gateway "$GATEWAY" --token invite-2 --port "$(free_port)"
+    went_well
+    until_true grep -q 'join second-secret' "$BATS_TEST_TMPDIR/other/gateway.log"
+    not grep own-secret "$BATS_TEST_TMPDIR/other/gateway.log"
+    not grep second-secret "$FAKE/gateway.log"
+    [ "$(cat "$HOME/mobile-llm/phone_token")" = second-secret ]
+    xargs kill <"$BATS_TEST_TMPDIR/other/pids"
+}
+
 @test "a phone that was removed comes back with a new invitation" {
     gateway
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
@@ -73,7 +102,7 @@ PYTHON
     echo "200 OK" >"$FAKE/gateway_status"
     echo '<html>hotel Wi-Fi</html>' >"$FAKE/gateway_answer"
     set_up --gateway "$GATEWAY" --token old
-    fails_with "gave it no token of its own"
+    fails_with "did not answer as a Potluck gateway does"
     set_up --gateway "http://127.0.0.1:$(free_port)" --token old
     fails_with "cannot be reached from this phone"
 }
@@ -89,7 +118,7 @@ exec /usr/bin/curl "$@"
 STUB
     chmod +x "$FAKE/bin/curl"
     echo '{"level": 71}' >"$FAKE/battery"
-    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/termux-battery-status"
+    have termux-battery-status
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-secret
     went_well
     until_true grep -q 'report own-secret' "$FAKE/gateway.log"
@@ -111,7 +140,7 @@ STUB
 @test "the reporter tells battery and heat, also after a restart" {
     gateway
     printf '{\n  "percentage": 71,\n  "temperature": 31.2\n}\n' >"$FAKE/battery"
-    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/termux-battery-status"
+    have termux-battery-status
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
     went_well
     until_true grep -q 'POST /api/phones/report own-secret {"battery":{ *"percentage": 71, *"temperature": 31.2 *}}' "$FAKE/gateway.log"
@@ -126,7 +155,7 @@ STUB
 
 @test "the reporter ends with the server, and when the gateway does not know it any more" {
     gateway
-    ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/termux-battery-status"
+    have termux-battery-status
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
     went_well
     until_true test -s "$HOME/mobile-llm/report.pid"

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2013,SC2034,SC2154 # bats gives and reads some of these names
 # A fake Termux for every test: its own $HOME and $PREFIX, stubs that log, a port of its own, a real tmux on its own
 # socket. What a test needs otherwise it writes to files below $FAKE (see tests/fakes/termux).
 
@@ -8,9 +8,10 @@ SCRIPT="$REPOSITORY/phone_setup/phone_setup.sh"
 setup() {
     export FAKE="$BATS_TEST_TMPDIR/fake" HOME="$BATS_TEST_TMPDIR/data/home" PREFIX="$BATS_TEST_TMPDIR/data/usr"
     mkdir -p "$FAKE/bin" "$FAKE/props" "$HOME" "$PREFIX/var"
+    export FAKE_STUBS="$REPOSITORY/tests/fakes/termux/bin"
     local command
     for command in pkg dpkg getprop df ip ifconfig pm termux-wake-lock termux-wake-unlock; do
-        ln -s "$REPOSITORY/tests/fakes/termux/bin/stub" "$FAKE/bin/$command"
+        have "$command"
     done
     export PATH="$FAKE/bin:/usr/bin:/bin" FAKE_PYTHON=${FAKE_PYTHON:-$(command -v python3)}
     export TMUX_TMPDIR="$BATS_TEST_TMPDIR" TERMUX_VERSION=0.118.3 EXTERNAL_STORAGE="$BATS_TEST_TMPDIR/sdcard"
@@ -30,6 +31,9 @@ teardown() {
         kill "$pid" 2>/dev/null || true
     done
 }
+
+# have COMMAND: it is installed.
+have() { ln -sf "$FAKE_STUBS/stub" "$FAKE/bin/$1"; }
 
 free_port() {
     "$FAKE_PYTHON" -S -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
