@@ -114,3 +114,11 @@ class StageLost(NodeError):
 
     def __init__(self, message: str = "a device that held a part of the model is gone") -> None:
         super().__init__(message)
+
+
+class BlocksLost(StageLost):
+    """The model is all there, but not what some blocks of the stage's cache held; the runner tells which."""
+
+    def __init__(self, stage: int, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage

@@ -23,7 +23,7 @@ from gpu_node.engine.scheduler import Scheduler
 from gpu_node.engine.stats import Counters, Gauges
 from gpu_node.engine.step import CacheChange, CacheShape, ModelRunner, Pick
 from gpu_node.engine.tending import ShortageCalls
-from gpu_node.errors import DeadlineExceeded, DeviceOutOfMemory, GenerationFailed, NodeError, StageLost
+from gpu_node.errors import BlocksLost, DeadlineExceeded, DeviceOutOfMemory, GenerationFailed, NodeError, StageLost
 
 __all__ = ["BARREN_STEPS", "DEATHS_OF_ONE", "EngineCore", "Job"]
 
@@ -312,10 +312,11 @@ class EngineCore:
         self._scheduler.abandon(planned)
 
     def _lose(self, oldest: Planned, error: StageLost) -> None:
-        """The next turn has the runner tended, and then everything is computed again."""
+        """The next turn has the runner tended, and then everything is computed again; or only what lay in blocks that
+        are lost."""
         log.warning("steps are void: %s", error)
         self._drop_from(oldest)
-        self._lost = True
+        self._lost = self._lost or not isinstance(error, BlocksLost)
         self._barren += 1  # losses one behind the other with no step between them
 
     def _make_room(self, planned: Planned, error: DeviceOutOfMemory) -> None:

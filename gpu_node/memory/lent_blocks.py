@@ -1,6 +1,7 @@
 """Blocks that lie with a lender, from their holder's side: what is asked over the channel, and the answers.
 
-Invariants: one question at a time; an answer is read before the next question. Whatever ends the channel is told as
+Invariants: one question at a time; an answer is read before the next question, also where nobody wanted it any more.
+Whatever ends the channel is told as
 `LenderLost`. Used by one thread at a time. Must not know what links are.
 """
 
@@ -44,6 +45,7 @@ class LentBlocks:
         self.close = close
         self.round_trips = 0
         self._asked: tuple[int, int, int] = (0, 0, 0)  # tokens, heads, value_dim of the answer that is due
+        self._due = False  # an answer to `ask`
 
     def stage(self, scene: Scene) -> None:
         self._say(Head(Kind.SCENE).pack(), scene.pack())
@@ -53,6 +55,7 @@ class LentBlocks:
         head = attend_head(layer, query.shape[1], terms)
         dtype = self._form.dtype
         self._say(head.pack(), bytes_of(query.float()), bytes_of(key.to(dtype)), bytes_of(value.to(dtype)))
+        self._due = True
         self._asked = (query.shape[0], query.shape[1], self._form.shapes[layer].value_dim)
 
     def answer(self) -> Partial:
@@ -89,11 +92,15 @@ class LentBlocks:
 
     def _say(self, *parts: Bytes) -> None:
         try:
+            if self._due:  # the forward that asked has failed meanwhile
+                self._due = False
+                self._channel.hear()
             self._channel.say(*parts)
         except NodeError as error:
             raise LenderLost(self.lender, str(error)) from error
 
     def _hear(self, wanted: Kind) -> memoryview:
+        self._due = False
         try:
             head, body = opened(self._channel.hear())
         except (NodeError, RemoteError) as error:

@@ -29,6 +29,8 @@ ANSWER_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 # Between workers of one machine, until a move has told better.
 USUAL_PACE = 1e9
+# After so many lenders were lost while their devices lived, nobody borrows in this epoch any more.
+MOST_LOSSES = 3
 log = logging.getLogger("gpu_node.pipeline")
 
 
@@ -53,10 +55,12 @@ class HeadLending:
         self._begun = self._looked_at = clock()
         self._pace = USUAL_PACE
         self._due = False
+        self._bereft: set[int] = set()
+        self._losses = 0
 
     @property
     def wants_more(self) -> bool:
-        return self._desk.wants_more
+        return self._desk.wants_more and self._losses < MOST_LOSSES
 
     @property
     def restless(self) -> bool:
@@ -72,6 +76,12 @@ class HeadLending:
         self._asked_back[device] = size
         self._looked_at = -LOOK_SECONDS
 
+    def lost(self, stage: int) -> None:
+        """A lender did not answer this stage any more: what the stage has with lenders is gone."""
+        self._bereft.add(stage)
+        self._losses += 1
+        self._due = True
+
     def used(self, step: Step) -> None:
         """A step begins."""
         if len(self._desk.book):
@@ -81,6 +91,8 @@ class HeadLending:
         """Blocks that may be used from now on, and those that may not any more."""
         now = self._clock()
         self._due, self._looked_at = False, now
+        self._bury()
+        shortage = shortage if self._losses < MOST_LOSSES else 0
         moves = self._desk.decide(shortage, self._stages_now(), now, urgent=shortage > 0)
         self._reclaim(moves)
         for lease in moves.repayments:
@@ -98,6 +110,15 @@ class HeadLending:
     def far_blocks(self, stage: int) -> int:
         """From any thread: of this stage, that lie elsewhere."""
         return sum(lease.terms.blocks for lease in self._desk.book if lease.terms.holder == stage)
+
+    def _bury(self) -> None:
+        """What the bereft had with lenders, and what was of use only together with it."""
+        for lease in self._desk.book:
+            gone = lease.terms.holder in self._bereft and lease.state == "lent"
+            if gone and self._desk.has(lease.number):
+                for each in self._desk.book.bundle(lease.number):
+                    self._end(each, reclaimed=each.number == lease.number)
+        self._bereft.clear()
 
     def _reclaim(self, moves: Moves) -> None:
         for reclaim in moves.reclaims:

@@ -20,7 +20,7 @@ from gpu_node.engine.batch import batch_of
 from gpu_node.engine.kv_pool import LayerShape
 from gpu_node.engine.layers.part import LayeredPart
 from gpu_node.memory.borrowing import BorrowedCache
-from gpu_node.memory.errors import LeaseFault, LendingError
+from gpu_node.memory.errors import LeaseFault, LenderLost, LendingError
 from gpu_node.memory.lender import Lender
 from gpu_node.memory.lent_blocks import LentBlocks
 from gpu_node.memory.places import CacheForm
@@ -64,14 +64,25 @@ class Surroundings(Protocol):
 class BorrowingPart:
     """A part whose blocks lie in its pool, and wherever leases say."""
 
-    def __init__(self, part: LayeredPart, block_tokens: int, close: Callable[[], None]) -> None:
-        self._part, self._block_tokens, self._close = part, block_tokens, close
+    def __init__(
+        self, part: LayeredPart, block_tokens: int, lose: Callable[[int], None], close: Callable[[], None]
+    ) -> None:
+        """`lose`: a lender is gone."""
+        self._part, self._block_tokens, self._lose, self._close = part, block_tokens, lose, close
 
     @property
     def device(self) -> torch.device:
         return self._part.device
 
     def compute(self, message: StepMessage, hidden: Tensor | None) -> Tensor:
+        """Raises `LendingError` where blocks are gone; those who use others may go on."""
+        try:
+            return self._computed(message, hidden)
+        except LenderLost as error:
+            self._lose(error.lender)
+            raise
+
+    def _computed(self, message: StepMessage, hidden: Tensor | None) -> Tensor:
         for copy in message.copies:
             self._part.copy(copy.source, copy.target)
         return self._part.forward(batch_of(message.rows, self._block_tokens, self._part.device), hidden, message.want)
@@ -93,16 +104,22 @@ class _Session:
             self.cache = BorrowedCache(part.pool, take.block_count)
             part.extend(self.cache)
         self._links: list[Link] = []
-        self._threads: dict[int, threading.Thread] = {}  # by holder
+        self._threads: list[threading.Thread] = []
+        self._awaited: set[int] = set()  # holders that may come
+        self._serving: set[int] = set()  # holders whose thread has not come to its end
+        self._turning = threading.Lock()  # over these three
         self._admitting, self._over = threading.Lock(), threading.Event()
 
     def await_holder(self, holder: int) -> None:
-        """Admitted and served by a thread, unless one does so already."""
-        thread = self._threads.get(holder)
-        if thread is None or not thread.is_alive():
-            thread = threading.Thread(target=self._serve, args=(holder,), name=f"lends to stage {holder}")
-            self._threads[holder] = thread
-            thread.start()
+        """Admitted and served by a thread, unless one does so already: that one awaits it once more."""
+        with self._turning:
+            self._awaited.add(holder)
+            if holder not in self._serving and not self._over.is_set():
+                self._serving.add(holder)
+                self._threads.append(
+                    threading.Thread(target=self._serve_all, args=(holder,), name=f"lends to stage {holder}")
+                )
+                self._threads[-1].start()
 
     def borrowed(self) -> BorrowedCache:
         """Raises `LeaseFault` where all blocks are near."""
@@ -119,16 +136,32 @@ class _Session:
         link = self._keep(connect_link(order.place, ends, self._worker.token, RING_SETTINGS, MEET_SECONDS))
         cache.meet(LentBlocks(order.lender, cache.form, LendChannel(link), link.close))
 
+    def lose(self, lender: int) -> None:
+        """It does not answer any more; it may be met anew."""
+        if self.cache is not None:
+            self.cache.part_with(lender)
+
     def close(self) -> None:
-        self._over.set()
+        with self._turning:
+            self._over.set()
         if self.cache is not None:
             self.cache.close()
         for link in self._links:
             self._worker.heart.remove(link)
             link.close()
-        for thread in self._threads.values():
+        for thread in self._threads:
             thread.join()
         self.lender.forget()
+
+    def _serve_all(self, holder: int) -> None:
+        """Each time that it comes, as long as it is awaited."""
+        while True:
+            with self._turning:
+                if self._over.is_set() or holder not in self._awaited:
+                    self._serving.discard(holder)
+                    return
+                self._awaited.discard(holder)
+            self._serve(holder)
 
     def _serve(self, holder: int) -> None:
         try:
@@ -190,7 +223,7 @@ class WorkerLending:
             if self._session is session:
                 self._session = None
 
-        return BorrowingPart(loaded.part, take.block_tokens, close)
+        return BorrowingPart(loaded.part, take.block_tokens, session.lose, close)
 
     def lend(self, order: Lend) -> None:
         session = self._of(order.epoch)

@@ -24,7 +24,7 @@ from gpu_node.engine.sampler import Sampler
 from gpu_node.engine.step import CacheChange, CacheShape, Choice, Pick, Step, StepResult
 from gpu_node.engine.step_shares import unpicked
 from gpu_node.engine.vocabulary import Vocabulary
-from gpu_node.errors import StageLost
+from gpu_node.errors import BlocksLost, StageLost
 from gpu_node.pipeline.course import Switch
 from gpu_node.pipeline.depth import HASTY_SECONDS, MEASURE_SECONDS, choose, measure
 from gpu_node.pipeline.head_lending import HeadLending, status_with
@@ -210,11 +210,19 @@ class SplitRunner:
             result = self._inside.finish(picks)
             self._pace.end()
         else:
-            result = self._drawn(self._ring, picks)
+            result = self._answered_by(self._ring, picks)
         self._steps += 1
         if decodes:
             self._seconds.append(time.perf_counter() - begun)
         return result
+
+    def _answered_by(self, ring: Ring, picks: Sequence[Pick]) -> StepResult:
+        try:
+            return self._drawn(ring, picks)
+        except BlocksLost as error:
+            if self._lending is not None:
+                self._lending.lost(error.stage)
+            raise
 
     def drop(self) -> None:
         self._begins.clear()

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.chain import Part
 from gpu_node.engine.step import Row
+from gpu_node.memory.errors import LendingError
 from gpu_node.pipeline.crossing import Crossing
 from gpu_node.pipeline.errors import LinkError
 from gpu_node.pipeline.links import Link
@@ -112,6 +113,9 @@ class StageLoop:
         try:
             hidden = None if work.hidden is None else self._crossing.inward(work.hidden)
             return self._part.compute(work.message, hidden)
+        except LendingError as error:
+            log.warning("A step has failed: %s", error)
+            return StepFailure.of(self._seat.stage, self._seat.device, "blocks_lost", error)
         except Exception as error:  # one step's failure must not be another's
             if is_shortage(error):
                 log.warning("Out of memory in a step of %d tokens", _tokens(work.message))

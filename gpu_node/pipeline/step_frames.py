@@ -31,6 +31,7 @@ RING_SETTINGS = LinkSettings(silence_seconds=10.0)
 NUMBER_BYTES = 4
 FAILURE_BYTES = 1 << 14
 NO_OUTPUT = b"\0"
+FailureKind = Literal["out_of_memory", "blocks_lost", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,11 @@ class StepFailure:
 
     stage: int
     device: str
-    kind: Literal["out_of_memory", "error"]
+    kind: FailureKind
     message: str
 
     @classmethod
-    def of(cls, stage: int, device: str, kind: Literal["out_of_memory", "error"], error: BaseException) -> StepFailure:
+    def of(cls, stage: int, device: str, kind: FailureKind, error: BaseException) -> StepFailure:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         # Half of the letters may be written with six of them.
         return cls(stage, device, kind, text[: TEXT_MOST // 8].replace("\0", " "))

@@ -39,11 +39,12 @@ class Scene:
     def __init__(self, folder: Path, **changes: float) -> None:
         self._folder, self._policy = folder, replace(LendingPolicy(chunk_blocks=4, idle_seconds=1e6), **changes)  # type: ignore[arg-type]
         self.runner: SplitRunner | None = None
+        self._threads = Threads()
 
     def load(self) -> SplitRunner:
         options = replace(PATIENT, lending=self._policy)
         model = model_of(self._folder, replace(EXACT, cache=CACHE))
-        self.runner = SplitRunner(model, mismatched(), by_hand(self._folder, (2, 2)), options, Threads())
+        self.runner = SplitRunner(model, mismatched(), by_hand(self._folder, (2, 2)), options, self._threads)
         return self.runner
 
     @property
@@ -52,6 +53,12 @@ class Scene:
         status = self.runner.pipeline
         assert status is not None and status.lending is not None
         return status.lending
+
+    def hang_up(self) -> None:
+        """The link between lender and holder ends, and nothing else."""
+        session = self._threads.by_device["cpu:1"].worker.lending._session
+        assert session is not None
+        session._hang_up(0)
 
     async def after_steps(self, count: int) -> None:
         assert self.runner is not None
@@ -86,3 +93,20 @@ async def test_reclaims_in_the_middle_change_no_token(folder: Path, alone: Answe
         assert await asking == alone
         told = scene.lending
         assert told.recomputed_blocks if changes else told.moved_blocks
+
+
+@pytest.mark.parametrize("losses", [1, 4])
+async def test_lenders_that_hang_up_cost_no_token(folder: Path, alone: Answers, losses: int) -> None:
+    """What lay there is computed again; after a few times nobody borrows any more."""
+    scene = Scene(folder)
+    async with engine_over(scene.load, step_tokens=16, mixed_step_tokens=9) as engine:
+        asking = asyncio.gather(*(ids_of(engine, request) for request in REQUESTS))
+        for loss in range(losses):
+            await scene.after_steps(7 * (loss + 1))
+            scene.hang_up()
+        assert await asking == alone
+        assert (scene.runner is not None and scene.runner.lends) or losses > 1
+        assert scene.lending.recomputed_blocks and scene.lending.reclaimed
+        assert engine.stats().failed == 0 and engine.stats().restarts == 0
+        status = scene.runner.pipeline if scene.runner is not None else None
+        assert status is not None and status.epoch == 1, "the ring was never in question"

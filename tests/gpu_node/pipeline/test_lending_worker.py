@@ -193,7 +193,24 @@ def test_a_lender_that_hangs_up_fails_the_step_by_name_and_the_ring_goes_on(tmp_
         session._hang_up(0)
         failure = lent.ring.receive(lent.ring.send([row(LONG, 10, 1, FAR)], "logits"), 1, "logits")
         assert isinstance(failure, StepFailure) and "the lender of stage 1 is gone" in failure.message
+        assert failure.kind == "blocks_lost" and failure.stage == 0
         lent.ring.run(row(SHORT, 0, 5, NEARBY))
+
+
+def test_a_lender_that_hung_up_is_met_anew(tmp_path: Path, folder: Path) -> None:
+    runner = single(folder)
+    with lending(tmp_path, folder) as lent:
+        for lease in (1, 2, 3):
+            lent.grant(lease, NEAR, BLOCKS)
+            rows, _ = STEPS[0]
+            same(lent.ring.run(*rows), runner.run(Step(rows), ()).arrays)
+            session = lent.crowd.workers[1].lending._session
+            assert session is not None
+            session._hang_up(0)
+            failure = lent.ring.receive(lent.ring.send([row(LONG, 30, 1, FAR)], "logits"), 1, "logits")
+            assert isinstance(failure, StepFailure) and failure.kind == "blocks_lost"
+            assert isinstance(lent.repay(lease), Done) and isinstance(lent.take_back(lease), Done)
+    runner.close()
 
 
 def test_a_new_epoch_begins_without_leases(tmp_path: Path, folder: Path) -> None:
