@@ -20,7 +20,8 @@ from tests.fakes.tiny_model import write_tiny_model
 from tests.gpu_node.process import PATIENCE_SECONDS, running
 
 # Six layers of a megabyte: two of these budgets hold the model, one does not. The stated slowness makes answers last.
-DEVICES = "cpu:5MiB@0.2,cpu:5MiB@0.2,cpu:5MiB@0.2"
+# Four of them: one that was lost comes back only after a pause.
+DEVICES = ",".join(["cpu:5MiB@0.2"] * 4)
 LARGER = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
 SMALL = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_BLOCKS": "64", "POTLUCK_NODE_STEP_TOKENS": "64"}
 PROMPTS = ("the quick", "brown fox", "jumps over")
