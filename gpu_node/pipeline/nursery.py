@@ -47,7 +47,7 @@ BORN_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 # One that dies may have been somebody's mistake; several have a reason.
 MOST_TEMPLATES = 3
-# A template that is told to end gives its workers half a second.
+# A template that is told to end gives its workers a moment.
 CLOSE_SECONDS = 3.0
 # A process that dies hangs up first.
 DEATH_SECONDS = 0.2

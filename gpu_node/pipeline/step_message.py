@@ -19,8 +19,9 @@ number stands in the headers of the step's hidden states too. Pure. Must not kno
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from functools import lru_cache
 from typing import Any, get_args
 
 import numpy
@@ -31,7 +32,11 @@ from wire.errors import BadPayload, OutOfBounds
 MAGIC, VERSION = b"PSTP", 1
 NUMBER_MOST = 0xFFFF_FFFF
 SEQUENCE_MOST = (1 << 63) - 1
+# Fewer numbers are looked through before numpy has begun.
+FEW = 64
 _OUTPUTS: tuple[Output, ...] = get_args(Output)
+_KINDS = {output: number for number, output in enumerate(_OUTPUTS)}
+_OUTPUT_MOST = len(_OUTPUTS) - 1
 _HEADER = struct.Struct("<4sBBxxIIIIII")
 _ROW = struct.Struct("<QIIIIBBxx")
 _COPY = struct.Struct("<II")
@@ -69,125 +74,143 @@ def pack_step(message: StepMessage, vectors: bool = True) -> bytes:
 
     Raises `OutOfBounds` for a number that has no place in the message."""
     rows = message.rows
-    given = [row.vectors for row in rows if vectors and row.vectors is not None]
+    heads: list[Any] = []
+    tokens: list[int] = []
+    blocks: list[int] = []
+    given = []
+    for row in rows:
+        has = vectors and row.vectors is not None
+        if has:
+            given.append(row.vectors)
+        mine, its_blocks = row.tokens, row.blocks
+        if row.sequence > SEQUENCE_MOST:
+            raise OutOfBounds(f"sequences are counted up to {SEQUENCE_MOST}")
+        sizes = len(mine), len(its_blocks), row.output_tokens
+        heads += (row.sequence, row.start, *sizes, _KINDS[row.output], has)
+        tokens += mine
+        blocks += its_blocks
+    pairs = [number for copy in message.copies for number in (copy.source, copy.target)]
     numbers = sum(array.size for array in given)
-    tokens, blocks = sum(len(row.tokens) for row in rows), sum(len(row.blocks) for row in rows)
-    counts = (message.number, len(rows), len(message.copies), tokens, blocks, numbers)
+    counts = (message.number, len(rows), len(message.copies), len(tokens), len(blocks), numbers)
+    lists = struct.Struct(f"<{len(pairs) + len(tokens) + len(blocks)}I")
     try:
-        parts = [
-            _HEADER.pack(MAGIC, VERSION, _OUTPUTS.index(message.want), *counts),
-            *(_packed_row(row, vectors) for row in rows),
-            *(_COPY.pack(copy.source, copy.target) for copy in message.copies),
-            struct.pack(f"<{tokens}I", *chain.from_iterable(row.tokens for row in rows)),
-            struct.pack(f"<{blocks}I", *chain.from_iterable(row.blocks for row in rows)),
-        ]
+        packed = _table(len(rows)).pack(MAGIC, VERSION, _KINDS[message.want], *counts, *heads)
+        packed += lists.pack(*pairs, *tokens, *blocks)
     except struct.error as error:
         raise OutOfBounds(f"a number of this step has no place in a message: {error}") from error
-    return b"".join([*parts, *(numpy.ascontiguousarray(array, "<f4").tobytes() for array in given)])
+    if not given:
+        return packed
+    return b"".join([packed, *(numpy.ascontiguousarray(array, "<f4").tobytes() for array in given)])
 
 
 def unpack_step(data: bytes | bytearray | memoryview, bounds: StepBounds) -> StepMessage:
     """Raises `BadPayload` for what is no step of this part. Embeddings are read-only views of a copy of `data`."""
-    reader = _Reader(memoryview(data).cast("B"))
-    magic, version, want, number, row_count, copy_count, tokens, blocks, numbers = reader.take(_HEADER)
-    _must(magic == MAGIC and version == VERSION and want < len(_OUTPUTS), "this is no step that can be read here")
-    _must(0 < row_count <= bounds.rows, f"a step has 1 to {bounds.rows} rows, not {row_count}")
-    _must(copy_count <= bounds.copies, f"a step has at most {bounds.copies} copies, not {copy_count}")
-    _must(tokens <= bounds.tokens, f"a step has at most {bounds.tokens} tokens, not {tokens}")
-    size = row_count * _ROW.size + copy_count * _COPY.size + 4 * (tokens + blocks + numbers)
-    _must(reader.left == size, f"a step of {size} bytes has {reader.left}")
-    heads = [_Head(*reader.take(_ROW)) for _ in range(row_count)]
-    copies = tuple(BlockCopy(*reader.take(_COPY)) for _ in range(copy_count))
-    _must(all(max(copy.source, copy.target) < bounds.block_count for copy in copies), "a copy of no block here")
-    body = _Body(reader.numbers(tokens), reader.numbers(blocks), reader.floats(numbers))
-    body.check(bounds)
-    rows = tuple(body.row(head, bounds) for head in heads)
-    _must(body.is_empty, "the rows are not all that is in the step")
-    return StepMessage(number, rows, _OUTPUTS[want], copies)
+    view = memoryview(data).cast("B")
+    if view.nbytes < _HEADER.size:
+        raise BadPayload("the step is cut short")
+    magic, version, want, number, row_count, copy_count, tokens, blocks, given = _HEADER.unpack_from(view)
+    if magic != MAGIC or version != VERSION or want >= len(_OUTPUTS):
+        raise BadPayload("this is no step that can be read here")
+    if not 0 < row_count <= bounds.rows:
+        raise BadPayload(f"a step has 1 to {bounds.rows} rows, not {row_count}")
+    if copy_count > bounds.copies:
+        raise BadPayload(f"a step has at most {bounds.copies} copies, not {copy_count}")
+    if tokens > bounds.tokens:
+        raise BadPayload(f"a step has at most {bounds.tokens} tokens, not {tokens}")
+    table = _HEADER.size + row_count * _ROW.size
+    behind = table + copy_count * _COPY.size
+    size = behind + 4 * (tokens + blocks + given)
+    if view.nbytes != size:
+        raise BadPayload(f"a step of {size} bytes has {view.nbytes}")
+    copies = _copies(view[table:behind], bounds) if copy_count else ()
+    vectors = numpy.frombuffer(bytes(view[size - 4 * given :]), "<f4") if given else None
+    lists = _Lists(view[behind : size - 4 * given], tokens, vectors)
+    lists.check(bounds)
+    return StepMessage(
+        number, _rows(_ROW.iter_unpack(view[_HEADER.size : table]), lists, bounds), _OUTPUTS[want], copies
+    )
 
 
-def _packed_row(row: Row, vectors: bool) -> bytes:
-    counts = (row.start, len(row.tokens), len(row.blocks), row.output_tokens)
-    if row.sequence > SEQUENCE_MOST:
-        raise OutOfBounds(f"sequences are counted up to {SEQUENCE_MOST}")
-    return _ROW.pack(row.sequence, *counts, _OUTPUTS.index(row.output), vectors and row.vectors is not None)
+def _copies(view: memoryview, bounds: StepBounds) -> tuple[BlockCopy, ...]:
+    copies = tuple(BlockCopy(*pair) for pair in _COPY.iter_unpack(view))
+    if max(max(copy.source, copy.target) for copy in copies) >= bounds.block_count:
+        raise BadPayload("a copy of no block here")
+    return copies
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """A row without its lists."""
+@lru_cache(maxsize=256)
+def _table(rows: int) -> struct.Struct:
+    """The header and so many rows, packed by one call."""
+    return struct.Struct(_HEADER.format + _ROW.format[1:] * rows)
+
+
+@dataclass(slots=True)
+class _OpenRow:
+    """A `Row` while it is made: fields of a frozen one take four times as long to be set, one after the other, which
+    would be half of all time here."""
 
     sequence: int
+    tokens: tuple[int, ...]
     start: int
-    tokens: int
-    blocks: int
+    blocks: tuple[int, ...]
+    output: Output
     output_tokens: int
-    output: int
-    given: int
-
-    def check(self, bounds: StepBounds) -> None:
-        _must(self.sequence <= SEQUENCE_MOST and self.output < len(_OUTPUTS) and self.given <= 1, "this is no row")
-        _must(self.tokens > 0 and self.output_tokens <= self.tokens, "a row has tokens, and outputs of them only")
-        end = self.start + self.tokens
-        _must(end <= min(self.blocks * bounds.block_tokens, bounds.slots), "a row has blocks up to its end")
+    vectors: Any
 
 
-class _Body:
-    """The lists of all rows, taken from the front."""
+class _Lists:
+    """What the rows share out among themselves, from the front."""
 
-    def __init__(self, tokens: tuple[int, ...], blocks: tuple[int, ...], vectors: numpy.ndarray) -> None:
-        self._tokens, self._blocks, self._vectors = tokens, blocks, vectors
-        self._token = self._block = self._number = 0
-
-    @property
-    def is_empty(self) -> bool:
-        left = (len(self._tokens) - self._token, len(self._blocks) - self._block, self._vectors.size - self._number)
-        return left == (0, 0, 0)
+    def __init__(self, view: memoryview, tokens: int, vectors: numpy.ndarray | None) -> None:
+        self.numbers: tuple[int, ...] = struct.unpack(f"<{view.nbytes // 4}I", view)  # tokens, then blocks
+        self.tokens, self.vectors, self._view = tokens, vectors, view
 
     def check(self, bounds: StepBounds) -> None:
         """Of all rows at once."""
-        inside = max(self._tokens, default=0) < bounds.vocabulary and max(self._blocks, default=0) < bounds.block_count
-        _must(inside, "a token or a block of no model here")
+        tokens, blocks = self._most(0, self.tokens), self._most(self.tokens, len(self.numbers))
+        if tokens >= bounds.vocabulary or blocks >= bounds.block_count:
+            raise BadPayload("a token or a block of no model here")
 
-    def row(self, head: _Head, bounds: StepBounds) -> Row:
-        head.check(bounds)
-        tokens = self._tokens[self._token : self._token + head.tokens]
-        blocks = self._blocks[self._block : self._block + head.blocks]
-        self._token, self._block = self._token + head.tokens, self._block + head.blocks
-        _must(len(tokens) == head.tokens and len(blocks) == head.blocks, "rows claim more than is in the step")
-        vectors = self._given(head.tokens, bounds.hidden_size) if head.given else None
-        output = _OUTPUTS[head.output]
-        return Row(head.sequence, tokens, head.start, blocks, output, head.output_tokens, vectors)
-
-    def _given(self, tokens: int, hidden_size: int) -> numpy.ndarray:
-        found = self._vectors[self._number : self._number + tokens * hidden_size]
-        self._number += tokens * hidden_size
-        _must(found.size == tokens * hidden_size, "rows claim more embeddings than are in the step")
-        return found.reshape(tokens, hidden_size)
+    def _most(self, start: int, behind: int) -> int:
+        if behind - start < FEW:
+            return max(self.numbers[start:behind], default=0)
+        return int(numpy.frombuffer(self._view, "<u4", behind - start, 4 * start).max())
 
 
-class _Reader:
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._at = data, 0
+def _rows(heads: Iterable[tuple[int, ...]], lists: _Lists, bounds: StepBounds) -> tuple[Row, ...]:
+    """One loop, whose every line counts: each stage runs it for each row of each step."""
+    numbers, behind = lists.numbers, lists.tokens
+    block_tokens, slots = bounds.block_tokens, bounds.slots
+    token, block, given = 0, behind, 0
+    rows: list[Any] = []
+    for sequence, start, count, held, outputs, output, has in heads:
+        if sequence > SEQUENCE_MOST or output > _OUTPUT_MOST or has > 1:
+            raise BadPayload("this is no row")
+        if not 0 < count >= outputs:
+            raise BadPayload("a row has tokens, and outputs of them only")
+        end = start + count
+        if end > held * block_tokens or end > slots:
+            raise BadPayload("a row has blocks up to its end")
+        token_end, block_end = token + count, block + held
+        if token_end > behind or block_end > len(numbers):
+            raise BadPayload("rows claim more than is in the step")
+        vectors = None
+        if has:
+            vectors = _given(lists.vectors, given, (count, bounds.hidden_size))
+            given += vectors.size
+        mine, its_blocks = numbers[token:token_end], numbers[block:block_end]
+        row = _OpenRow(sequence, mine, start, its_blocks, _OUTPUTS[output], outputs, vectors)
+        row.__class__ = Row  # type: ignore[assignment]  # with the same fields in the same places
+        rows.append(row)
+        token, block = token_end, block_end
+    left = 0 if lists.vectors is None else lists.vectors.size - given
+    if token != behind or block != len(numbers) or left:
+        raise BadPayload("the rows are not all that is in the step")
+    return tuple(rows)
 
-    @property
-    def left(self) -> int:
-        return len(self._data) - self._at
 
-    def take(self, layout: struct.Struct) -> tuple[Any, ...]:
-        _must(self.left >= layout.size, "the step is cut short")
-        self._at += layout.size
-        return layout.unpack_from(self._data, self._at - layout.size)
-
-    def numbers(self, count: int) -> tuple[int, ...]:
-        return self.take(struct.Struct(f"<{count}I"))
-
-    def floats(self, count: int) -> numpy.ndarray:
-        piece = bytes(self._data[self._at : self._at + 4 * count])
-        self._at += 4 * count
-        return numpy.frombuffer(piece, "<f4")
-
-
-def _must(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise BadPayload(otherwise)
+def _given(vectors: numpy.ndarray | None, start: int, shape: tuple[int, int]) -> numpy.ndarray:
+    size = shape[0] * shape[1]
+    if vectors is None or vectors.size < start + size:
+        raise BadPayload("rows claim more embeddings than are in the step")
+    return vectors[start : start + size].reshape(shape)

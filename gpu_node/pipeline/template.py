@@ -32,7 +32,7 @@ from wire.errors import BadPayload
 # The worker, and what loading would import: what all model families share comes with any of them.
 IMPORTED = ("gpu_node.pipeline.worker", "transformers.models.llama.modeling_llama")
 # When the node is gone its workers end by themselves, as they notice; after this they are ended.
-LEAVING_SECONDS = 0.5
+LEAVING_SECONDS = 0.3
 LONGEST_REASON = 500
 log = logging.getLogger("gpu_node.pipeline")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpu_node.engine.batch import batch_of
 from gpu_node.engine.step import BlockCopy, Row
-from gpu_node.pipeline.step_message import StepBounds, StepMessage, pack_step, unpack_step
+from gpu_node.pipeline.step_message import FEW, StepBounds, StepMessage, pack_step, unpack_step
 from wire.errors import BadPayload, OutOfBounds
 
 BOUNDS = StepBounds(block_tokens=4, block_count=32, vocabulary=211, hidden_size=3, rows=8, tokens=64, copies=4)
@@ -68,6 +68,24 @@ def test_the_batch_made_of_it_is_the_one_that_was_meant(message: StepMessage) ->
     for name in ("tokens", "positions", "tables", "output_rows"):
         assert getattr(found, name).equal(getattr(meant, name)), name
     assert (found.starts, found.lengths, found.fresh) == (meant.starts, meant.lengths, meant.fresh)
+
+
+def test_rows_are_rows_like_any_other() -> None:
+    found = unpack_step(pack_step(STEP), BOUNDS).rows
+    assert found == STEP.rows and hash(found) == hash(STEP.rows) and repr(found) == repr(STEP.rows)
+    assert {type(row) for row in found} == {Row} and replace(found[0], start=3).start == 3
+    with pytest.raises(FrozenInstanceError):
+        found[0].start = 3
+
+
+@pytest.mark.parametrize("count", [FEW - 1, FEW, FEW + 1])
+def test_many_numbers_are_looked_through_as_few_are(count: int) -> None:
+    wide = StepBounds(block_tokens=4, block_count=200, vocabulary=300, hidden_size=3)
+    good = Row(1, (299,) * count, 0, (*range(count - 1), 199), "logits", 1)
+    assert unpack_step(pack_step(StepMessage(1, (good,), "logits")), wide).rows == (good,)
+    for wrong in (replace(good, tokens=(*good.tokens[1:], 300)), replace(good, blocks=(*good.blocks[1:], 200))):
+        with pytest.raises(BadPayload, match="a token or a block"):
+            unpack_step(pack_step(StepMessage(1, (wrong,), "logits")), wide)
 
 
 def test_lists_and_ranges_are_rows_too() -> None:
