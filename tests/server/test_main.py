@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.care import CareLimits
 from server.main import Application, create_app, running
 from server.nesting import DEEPEST
 from server.nodes import NodeId
@@ -73,6 +74,15 @@ async def test_what_a_client_sends_for_the_gateway_reaches_no_node(tmp_path: Pat
             headers = {name.lower(): value for name, value in seen.headers.items()}
             assert not {name.lower() for name in [*secrets, "Origin"]} & set(headers), headers
             assert headers["host"] == f"{phone.host}:{phone.port}"
+
+
+async def test_the_marks_of_care_are_the_owners(tmp_path: Path):
+    marks = {"care": False, "care_warm_c": 30, "care_hot_c": 35, "care_cooled_c": 31}
+    marks |= {"care_low_battery": 40, "care_charged": 50, "care_stale_s": 60}
+    async with live_gateway(tmp_path, **marks) as live:
+        limits = live.gateway.services.registry.care
+    assert limits == CareLimits(False, 30.0, 35.0, 31.0, 40.0, 50.0, 60.0)
+    assert CareLimits() == CareLimits(*(value for name, value in Settings() if name.startswith("care")))
 
 
 async def test_a_change_of_the_fleet_file_is_seen(tmp_path: Path):
