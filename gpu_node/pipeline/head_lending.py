@@ -91,7 +91,9 @@ class HeadLending:
         """Blocks that may be used from now on, and those that may not any more."""
         now = self._clock()
         self._due, self._looked_at = False, now
-        self._bury()
+        if self._bereft:
+            self._bury()
+            return self._desk.changes()  # before the same blocks are granted anew: what they held is gone
         shortage = shortage if self._losses < MOST_LOSSES else 0
         moves = self._desk.decide(shortage, self._stages_now(), now, urgent=shortage > 0)
         self._reclaim(moves)

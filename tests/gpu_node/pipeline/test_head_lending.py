@@ -197,3 +197,16 @@ def test_copies_between_near_and_far_blocks_keep_their_content(folder: Path, alo
         pick = Pick(0, GREEDY, key=1, written=0, history=prompt)
         step = Step((Row(1, prompt[-1:], len(prompt) - 1, mixed, "logits", 1),), copies)
         assert runner.run(step, [pick]).choices[0].tokens == (alone[0][0],)
+
+
+def test_blocks_of_a_lender_that_was_lost_are_taken_away_before_they_are_granted_anew(folder: Path) -> None:
+    """Their numbers may come back with the next call, their content does not."""
+    with lending(folder) as (runner, people):
+        change = people.tend(8)
+        assert change is not None and runner._lending is not None
+        runner._lending.lost(0)
+        assert runner.restless
+        gone = people.tend(8)
+        assert gone is not None and gone.retired == change.restored and not gone.restored
+        again = people.tend(8)
+        assert again is not None and again.restored == change.restored
