@@ -899,7 +899,9 @@ report_text() {
 # The phone's own token goes to that gateway only, and by stdin.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-GATEWAY=$(cat "$HERE/gateway") # that gave the token, whatever is joined next
+# Both read once: when another gateway is joined, neither gets the other one's token.
+GATEWAY=$(cat "$HERE/gateway")
+TOKEN=$(cat "$HERE/phone_token")
 SERVER=$1
 PAUSE=${POTLUCK_REPORT_SECONDS:-30}
 
@@ -910,10 +912,8 @@ quote() {
 
 # post PATH BODY: prints the status of the answer, 000 if there was none.
 post() {
-    local token
-    token=$(cat "$HERE/phone_token") || return 1
     printf 'header = "Content-Type: application/json"\nheader = %s\ndata = %s\n' \
-        "$(quote "Authorization: Bearer $token")" "$(quote "$2")" |
+        "$(quote "Authorization: Bearer $TOKEN")" "$(quote "$2")" |
         curl -s -o /dev/null --config - --connect-timeout 5 --max-time 15 --write-out '%{http_code}' \
             "$GATEWAY/api/phones/$1" || true
 }

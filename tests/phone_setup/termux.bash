@@ -5,14 +5,18 @@
 REPOSITORY=$(cd "$BATS_TEST_DIRNAME/../.." && pwd)
 SCRIPT="$REPOSITORY/phone_setup/phone_setup.sh"
 
+# Once a file: what every phone has.
+setup_file() {
+    export FAKE_STUBS="$REPOSITORY/tests/fakes/termux/bin" FAKE="$BATS_FILE_TMPDIR"
+    mkdir "$FAKE/bin"
+    local command
+    for command in pkg dpkg getprop df ip ifconfig pm termux-wake-lock termux-wake-unlock; do have "$command"; done
+}
+
 setup() {
     export FAKE="$BATS_TEST_TMPDIR/fake" HOME="$BATS_TEST_TMPDIR/data/home" PREFIX="$BATS_TEST_TMPDIR/data/usr"
-    mkdir -p "$FAKE/bin" "$FAKE/props" "$HOME" "$PREFIX/var"
-    export FAKE_STUBS="$REPOSITORY/tests/fakes/termux/bin"
-    local command
-    for command in pkg dpkg getprop df ip ifconfig pm termux-wake-lock termux-wake-unlock; do
-        have "$command"
-    done
+    mkdir -p "$FAKE/props" "$HOME" "$PREFIX/var"
+    cp -a "$BATS_FILE_TMPDIR/bin" "$FAKE/bin"
     export PATH="$FAKE/bin:/usr/bin:/bin" FAKE_PYTHON=${FAKE_PYTHON:-$(command -v python3)}
     export TMUX_TMPDIR="$BATS_TEST_TMPDIR" TERMUX_VERSION=0.118.3 EXTERNAL_STORAGE="$BATS_TEST_TMPDIR/sdcard"
     export POTLUCK_MEMINFO="$FAKE/meminfo" POTLUCK_RETRY_SECONDS=0 POTLUCK_START_SECONDS=20 POTLUCK_REPORT_SECONDS=0.2
@@ -35,9 +39,17 @@ teardown() {
 # have COMMAND: it is installed.
 have() { ln -sf "$FAKE_STUBS/stub" "$FAKE/bin/$1"; }
 
+# Below those that the kernel gives to clients, so that nobody takes it in between.
 free_port() {
-    "$FAKE_PYTHON" -S -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
+    local candidate
+    while true; do
+        candidate=$((20000 + RANDOM % 12000))
+        if not is_open "$candidate"; then break; fi
+    done
+    echo "$candidate"
 }
+
+is_open() { (exec 4<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 ram_gb() { printf 'MemTotal:       %d kB\nMemFree: 1 kB\n' "$(($1 * 1048576 * 93 / 100))" >"$FAKE/meminfo"; }
 
@@ -56,7 +68,7 @@ set_up() { run bash "$SCRIPT" --port "$PORT" "$@" 3>&- </dev/null; }
 serve_beside() {
     "$FAKE_PYTHON" -S -E "$REPOSITORY/tests/fakes/termux/server.py" "$1" 127.0.0.1 "$2" 3>&- </dev/null >/dev/null 2>&1 &
     echo "$!" >>"$FAKE/pids"
-    until (exec 4<>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; do sleep 0.02; done
+    until is_open "$2"; do sleep 0.02; done
 }
 
 gateway() {
