@@ -73,6 +73,7 @@ class SplitRunner:
         self._closed = False
         self.vocabulary: Vocabulary = load_vocabulary(model.folder, model.options.template)
         self._steering = Steering(model, fleet, plan, options, start, self._depth_of)
+        self._steering.idle = self._look_around
         try:
             self._start()
         except BaseException:
@@ -249,6 +250,12 @@ class SplitRunner:
             return None
         self._install(switch)
         return CacheChange(switch.shape, reset=True)
+
+    def _look_around(self) -> None:
+        """In the pipeline's thread: an engine that computes nothing does not see that memory is asked back."""
+        lending = self._lending
+        if lending is not None and lending.restless:
+            self._steering.wake()
 
     def _lent(self, shortage: int) -> CacheChange | None:
         if self._lending is None:

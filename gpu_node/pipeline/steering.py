@@ -58,12 +58,12 @@ class Steering:
         self._model, self._fleet, self._options, self._start, self._clock = model, fleet, options, start, clock
         self._planning = Planning(model.shape.name, fleet, plan)
         self._switching = Switching(model, measure, self.poke, options.lending)
-        self.changed = threading.Condition()
-        self.course = Course()
+        self.changed, self.course = threading.Condition(), Course()
         self.crew: Crew | None = None
         self.verdict: Switch | NodeError | None = None
         self.restless = False
         self.wake: Callable[[], None] = lambda: None
+        self.idle: Callable[[], None] = lambda: None  # called now and then in the pipeline's thread
         self._met = self._closing = self._shrinking = False
         self._unwatch: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
@@ -165,6 +165,7 @@ class Steering:
                     return not self._closing
             if any(device.state == "lost" for device in self._fleet.devices):
                 self._fleet.tick()
+            self.idle()
 
     def _has_work(self) -> bool:
         course = self.course
@@ -360,13 +361,12 @@ class Steering:
             return
         kept: Collection[str] = () if picture is None else [stage.device for stage in picture.plan.stages]
         runs = not self.course.broken
-        self.crew.dismiss(
-            [
-                hand
-                for hand in self.crew.hands.values()
-                if all_of_them or not (hand.name in kept or (runs and self.course.uses(hand.name)))
-            ]
-        )
+        spares = [
+            hand
+            for hand in self.crew.hands.values()
+            if all_of_them or not (hand.name in kept or (runs and self.course.uses(hand.name)))
+        ]
+        self.crew.dismiss(spares)
 
     def _drop_next(self) -> None:
         with self.changed:

@@ -62,6 +62,7 @@ CONNECT_SECONDS = 10.0
 # Kernels of a GPU are compiled at their first call: by the head it is forgiven for so long.
 WARM_SECONDS = 60.0
 LONGEST_MESSAGE = 2000  # letters, for people
+FREE_STEPS = 50  # of a device's memory
 log = logging.getLogger("gpu_node.pipeline")
 
 Handler = Callable[[Any], None]
@@ -74,6 +75,7 @@ class Worker:
 
     def __init__(self, place: WorkerPlace, codec: OrderCodec = CODEC) -> None:
         self._place, self._codec = place, codec
+        self.device_bytes: Callable[[], tuple[int, int]] = device_bytes  # total and free
         self.parts = Parts()
         self.heart = Heart()
         self.handlers: dict[type, Handler] = {
@@ -132,7 +134,7 @@ class Worker:
             self.heart.add(link)
             self.heart.start(self._lose)
             try:
-                self.say(Hello(os.getpid(), gate.place, place.name, *device_bytes(), round(process_seconds(), 3)))
+                self.say(Hello(os.getpid(), gate.place, place.name, *self.device_bytes(), round(process_seconds(), 3)))
                 for thread in threads:
                     thread.start()
                 while (turn := self._turns.get()) is not None:
@@ -293,10 +295,13 @@ class Worker:
             self._news.clear()
             tally, weights, cache = self._tally, self.parts.weights_bytes, self.parts.cache_bytes
             standing = (self._running, tally.steps, tally.tokens, round(tally.busy_seconds, 6), weights, cache)
-            if (*standing, self._broken) != told:
-                told = (*standing, self._broken)
+            total, free = self.device_bytes()
+            # What somebody else takes or leaves is of interest to whoever has lent, in steps that are worth a word.
+            beside = free * FREE_STEPS // max(total, 1) if self.lending.lent_bytes else 0
+            if (*standing, self._broken, beside) != told:
+                told = (*standing, self._broken, beside)
                 broken = self._broken[:LONGEST_MESSAGE].replace("\0", " ")
-                self.say(Report(*standing, resident_bytes(), device_bytes()[1], broken))
+                self.say(Report(*standing, resident_bytes(), free, broken))
 
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         self.stop()

@@ -4,14 +4,18 @@ samples, guesses, too few blocks for everybody, and reclaims in the middle."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gpu_node.device_fleet import DeviceFleet
 from gpu_node.engine.cache_size import CacheOptions
 from gpu_node.memory.lending_policy import LendingPolicy
 from gpu_node.pipeline.split_runner import SplitRunner
+from gpu_node.pipeline.surroundings import WorkerPlace
+from gpu_node.pipeline.worker import Worker
 from gpu_node.pipeline_status import LendingStatus
 from tests.fakes.tiny_model import write_tiny_model
 from tests.gpu_node.engine.layers.chains import LAYERS
@@ -39,12 +43,12 @@ class Scene:
     def __init__(self, folder: Path, **changes: float) -> None:
         self._folder, self._policy = folder, replace(LendingPolicy(chunk_blocks=4, idle_seconds=1e6), **changes)  # type: ignore[arg-type]
         self.runner: SplitRunner | None = None
-        self._threads = Threads()
+        self.threads, self.fleet, self.cache = Threads(), mismatched(), CACHE
 
     def load(self) -> SplitRunner:
         options = replace(PATIENT, lending=self._policy)
-        model = model_of(self._folder, replace(EXACT, cache=CACHE))
-        self.runner = SplitRunner(model, mismatched(), by_hand(self._folder, (2, 2)), options, self._threads)
+        model = model_of(self._folder, replace(EXACT, cache=self.cache))
+        self.runner = SplitRunner(model, self.fleet, by_hand(self._folder, (2, 2)), options, self.threads)
         return self.runner
 
     @property
@@ -56,17 +60,22 @@ class Scene:
 
     def hang_up(self) -> None:
         """The link between lender and holder ends, and nothing else."""
-        session = self._threads.by_device["cpu:1"].worker.lending._session
+        session = self.threads.by_device["cpu:1"].worker.lending._session
         assert session is not None
         session._hang_up(0)
 
     async def after_steps(self, count: int) -> None:
-        assert self.runner is not None
+        runner = self.runner
+        assert runner is not None
+        await self.until(lambda: runner.steps >= count)
+
+    @staticmethod
+    async def until(seen: Callable[[], bool]) -> None:
         for _ in range(int(SECONDS / 0.002)):
-            if self.runner.steps >= count:
+            if seen():
                 return
             await asyncio.sleep(0.002)
-        raise AssertionError("the model computes nothing")
+        raise AssertionError("what is waited for does not come")
 
 
 async def test_everybody_runs_over_borrowed_blocks_and_says_the_same(folder: Path, alone: Answers) -> None:
@@ -110,3 +119,36 @@ async def test_lenders_that_hang_up_cost_no_token(folder: Path, alone: Answers, 
         assert engine.stats().failed == 0 and engine.stats().restarts == 0
         status = scene.runner.pipeline if scene.runner is not None else None
         assert status is not None and status.epoch == 1, "the ring was never in question"
+
+
+class OtherProcess:
+    """Takes memory of the second device, which has no budget of its own."""
+
+    def __init__(self) -> None:
+        self.free_bytes = 3 << 20
+
+    def worker(self, place: WorkerPlace) -> Worker:
+        worker = Worker(place)
+        if place.name == "cpu:1":
+            worker.device_bytes = lambda: (4 << 20, self.free_bytes)
+        return worker
+
+
+async def test_an_idle_engine_gives_back_what_another_process_needs(folder: Path, alone: Answers) -> None:
+    other, fleet = OtherProcess(), mismatched()
+    first, second = fleet.present()
+    scene = Scene(folder)
+    scene.threads, scene.cache = (
+        Threads(other.worker),
+        CacheOptions(block_tokens=4, size_bytes=80 * 2048, max_running=8),
+    )
+    scene.fleet = DeviceFleet([first, replace(second, budget_bytes=None)])
+    async with engine_over(scene.load, step_tokens=16, mixed_step_tokens=9) as engine:
+        assert await asyncio.gather(*(ids_of(engine, request) for request in REQUESTS)) == alone
+        assert scene.runner is not None and scene.lending.lent_bytes and not scene.lending.reclaimed
+        steps = scene.runner.steps
+        other.free_bytes = 1 << 18
+        await scene.until(lambda: not scene.lending.lent_bytes)
+        assert scene.lending.reclaimed and scene.runner.steps == steps
+        other.free_bytes = 3 << 20
+        assert await asyncio.gather(*(ids_of(engine, request) for request in REQUESTS)) == alone
