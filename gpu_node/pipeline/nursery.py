@@ -40,6 +40,8 @@ COMMAND = (sys.executable, "-m", "gpu_node.pipeline.template")
 CALM = {"OPENBLAS_NUM_THREADS": "1"}
 # Read by libraries when they are loaded: where these have changed a copy would be another process than it should be.
 READ_EARLY = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "PYTHON", "ATEN_")
+# Their libraries look for cards when they are first used, not when they are loaded; of other kinds that is not known.
+COPIED = ("cpu", "cuda")
 # Importing takes seconds, on a machine with much to do tens of them; a worker has not much longer than this to begin.
 READY_SECONDS = 60.0
 # A ready template answers within milliseconds, or never.
@@ -81,6 +83,8 @@ class Nursery:
 
     def start(self, words: WorkerWords) -> WorkerProcess:
         """At once; the process may begin later. Raises OSError where the system starts none."""
+        if words.device.kind not in COPIED:
+            return self._plainly(words)
         new = surroundings(words.device, os.environ)
         with self._lock:
             house = self._open()

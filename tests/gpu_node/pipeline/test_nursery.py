@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
-import re
 import select
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,16 +14,13 @@ from pathlib import Path
 
 import numpy
 import pytest
-import torch
 
 from gpu_node.devices import Device
 from gpu_node.engine.cache_size import CacheOptions
 from gpu_node.engine.loader import LoadOptions, load_runner
 from gpu_node.engine.step import Row, Step
-from gpu_node.pipeline.births import CODEC, Birth
 from gpu_node.pipeline.nursery import Nursery
 from gpu_node.pipeline.process import ChildWorker, WorkerWords
-from gpu_node.pipeline.template import reseed, unfitness
 from tests.fakes.tiny_model import write_tiny_model
 from tests.gpu_node.pipeline.worker_crowd import BLOCK, BLOCKS, TOKEN, Crowd, crowd, ring_of
 
@@ -251,6 +244,13 @@ def test_a_template_that_dies_again_and_again_is_not_asked_any_more() -> None:
         nursery.close()
 
 
+@pytest.mark.parametrize("kind", ["rocm", "xpu", "mps"])
+def test_libraries_that_look_for_cards_when_they_are_loaded_are_not_copied(kind: str) -> None:
+    nursery = Nursery(("/nowhere",), Plain)
+    worker = nursery.start(WorkerWords("/nowhere", 0, Device(f"{kind}:0", kind, 0), TOKEN))
+    assert isinstance(worker, Plain) and worker.wait(END_SECONDS)
+
+
 def test_no_template_where_none_is_possible() -> None:
     nursery = Nursery(("/nowhere",), Plain, possible=False)
     worker = nursery.start(NOBODY)
@@ -341,12 +341,6 @@ def of_sessions(sessions: set[int]) -> list[int]:
     return found
 
 
-def test_a_birth_tells_what_is_other_than_in_the_template() -> None:
-    birth = Birth.between(3, ("/x", "1", "cuda:1"), {"A": "1", "B": "2", "C": "3"}, {"A": "1", "B": "4", "D": "5"})
-    assert birth == Birth(3, ("/x", "1", "cuda:1"), (("B", "4"), ("D", "5")), ("C",))
-    assert CODEC.unpack(CODEC.pack(birth)) == birth
-
-
 def test_surroundings_reach_a_copy() -> None:
     """As they are when it is asked for; and its own card alone."""
     nursery = Nursery(copying("os._exit(4)"), Plain)
@@ -361,34 +355,3 @@ def test_surroundings_reach_a_copy() -> None:
     finally:
         del os.environ["SEEN"], os.environ["CUDA_VISIBLE_DEVICES"]
         nursery.close()
-
-
-def test_copies_draw_numbers_of_their_own() -> None:
-    def drawn() -> tuple[float, float, float]:
-        return random.random(), float(numpy.random.random()), float(torch.rand(1))
-
-    def seeded() -> None:
-        random.seed(1)
-        numpy.random.seed(1)
-        torch.manual_seed(1)
-
-    seeded()
-    same = drawn()
-    seeded()
-    assert drawn() == same
-    seeded()
-    reseed()
-    assert not set(drawn()) & set(same)
-
-
-def test_what_has_threads_or_holds_something_is_not_copied() -> None:
-    """As this process, which has more descriptors than a template."""
-    one, other = socket.socketpair()
-    with one, other:
-        assert re.fullmatch(r"it (has \d+ threads|holds .+)", unfitness(one))
-        waiting = threading.Event()
-        thread = threading.Thread(target=waiting.wait)
-        thread.start()
-        assert re.fullmatch(r"it has \d+ threads", unfitness(one))
-        waiting.set()
-        thread.join()
