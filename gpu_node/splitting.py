@@ -195,9 +195,6 @@ class Splitting:
         """After all models are; no worker is started quickly any more."""
         self._nursery.close()
 
-    def threads(self, told: int) -> int:
-        return stage_threads(self.fleet.present(), told)
-
     def planner(self, wanted: Wanted, whole: bool = False) -> PlanDevices:
         """`whole`: it cannot be split, and lies on one of the devices or on none."""
         shape, pictured = wanted.shape, whole_picture_of if whole else picture_of

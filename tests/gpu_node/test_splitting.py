@@ -21,7 +21,7 @@ from gpu_node.node import beside, devices_of, rules_of_splits
 from gpu_node.settings import read_settings
 from gpu_node.split import SplitWish
 from gpu_node.split_plan import DoesNotFit
-from gpu_node.splitting import GPU_STEP_TOKENS, SplitRules, Splitting, Wanted, demand_of, is_splittable
+from gpu_node.splitting import GPU_STEP_TOKENS, SplitRules, Splitting, Wanted, demand_of, is_splittable, stage_threads
 from gpu_node.vram import POOL, Account
 from tests.fakes.tiny_model import write_tiny_model
 from tests.gpu_node.serving import DESCRIPTION
@@ -243,10 +243,11 @@ def test_a_card_that_joins_later_is_asked_for_then() -> None:
 
 
 def test_stages_on_one_cpu_share_its_threads() -> None:
-    assert splitting("cpu:1GiB,cpu:1GiB").threads(8) == 4
-    assert splitting("cpu:1GiB,cpu:1GiB,cpu:1GiB").threads(2) == 1
-    assert splitting("cpu:1GiB,cuda:0").threads(8) == 8
-    assert splitting("cpu:1GiB,cpu:1GiB").threads(0) >= 1
+    assert stage_threads(parse_devices("cpu:1GiB,cpu:1GiB"), 8) == 4
+    assert stage_threads(parse_devices("cpu:1GiB,cpu:1GiB,cpu:1GiB"), 2) == 1
+    assert stage_threads(parse_devices("cpu:1GiB,cuda:0"), 8) == 8
+    assert stage_threads(parse_devices("cpu:1GiB,cpu:1GiB")) >= 1
+    assert stage_threads(parse_devices("cpu:1GiB")) == 0
 
 
 def settings(**flags: Any) -> Any:
