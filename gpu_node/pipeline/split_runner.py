@@ -8,6 +8,7 @@ draws are the sampler's alone, so that where layers lie changes no token; after 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +25,9 @@ from gpu_node.engine.sampler import Sampler
 from gpu_node.engine.step import CacheChange, CacheShape, Choice, Pick, Step, StepResult
 from gpu_node.engine.step_shares import unpicked
 from gpu_node.engine.vocabulary import Vocabulary
-from gpu_node.errors import BlocksLost, StageLost
+from gpu_node.errors import BlocksLost, NodeError, StageLost
 from gpu_node.pipeline.course import Switch
-from gpu_node.pipeline.depth import HASTY_SECONDS, MEASURE_SECONDS, choose, measure
+from gpu_node.pipeline.depth import HASTY_SECONDS, Trial, choose, measure, measure_seconds
 from gpu_node.pipeline.head_lending import HeadLending, status_with
 from gpu_node.pipeline.head_status import Measures, status_of
 from gpu_node.pipeline.lineup import LineUp
@@ -44,6 +45,7 @@ from gpu_node.split_plan import DoesNotFit
 # Steps of so many tokens at most count as decodes, whose time a plan predicts.
 DECODE_TOKENS = 64
 STEPS_REMEMBERED = 64
+log = logging.getLogger("gpu_node.pipeline")
 
 
 class SplitRunner:
@@ -71,6 +73,7 @@ class SplitRunner:
         self._steps = self._answered = 0
         self._recovery_seconds: float | None = None
         self._closed = False
+        self._load_seconds: float | None = None
         self.vocabulary: Vocabulary = load_vocabulary(model.folder, model.options.template)
         self._steering = Steering(model, fleet, plan, options, start, self._depth_of)
         self._steering.idle = self._look_around
@@ -142,7 +145,7 @@ class SplitRunner:
             "forms": holding.forms,
             "weight_bytes": holding.bytes,
             "weight_error": holding.error,
-            "load_seconds": round(self._load_seconds, 3),
+            "load_seconds": round(self._load_seconds or 0.0, 3),
             "cache_dtype": self.dtype,
             "cache_blocks": shape.block_count,
             "cache_tokens": shape.block_count * shape.block_tokens,
@@ -340,19 +343,38 @@ class SplitRunner:
             return self._options.depth, {}
         division = spans(lineup.picture.plan)
         if division not in self._depths:
-            seconds = HASTY_SECONDS if self._depths else MEASURE_SECONDS
-            steps = _Measured(ring, self._drawn)
-            self._depths[division] = choose(measure(steps, shape, len(lineup.seats), time.perf_counter, seconds))
+            stage_seconds = [seat.plan.seconds for seat in lineup.seats]
+            self._depths[division] = choose(self._measured(ring, shape, len(lineup.seats)), stage_seconds)
         return self._depths[division]
+
+    def _measured(self, ring: Ring, shape: CacheShape, stages: int) -> Mapping[Trial, float]:
+        starts = self._load_seconds is None
+        seconds = measure_seconds(time.perf_counter() - self._begun) if starts else HASTY_SECONDS
+        try:
+            return measure(_Measured(ring, self._drawn, self._ends), shape, stages, time.perf_counter, seconds)
+        except StageLost:
+            raise
+        except NodeError as error:  # what cannot be measured can still be run
+            log.warning("how many steps are worth being under way cannot be measured: %s", error)
+            ring.drop()
+            return {}
+
+    def _ends(self) -> bool:
+        return self._closed
 
 
 class _Measured:
     """A ring that nobody else uses yet, with the sampling that decodes have."""
 
-    def __init__(self, ring: Ring, draw: Callable[[Ring, Sequence[Pick]], StepResult]) -> None:
-        self._ring, self._draw = ring, draw
+    def __init__(
+        self, ring: Ring, draw: Callable[[Ring, Sequence[Pick]], StepResult], ends: Callable[[], bool]
+    ) -> None:
+        """`ends`: nobody wants to know any more."""
+        self._ring, self._draw, self._ends = ring, draw, ends
 
     def begin(self, step: Step) -> None:
+        if self._ends():
+            raise StageLost("the model is closed")
         self._ring.begin(step)
 
     def finish(self, picks: Sequence[Pick]) -> StepResult:

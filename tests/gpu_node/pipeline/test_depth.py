@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from gpu_node.engine.step import CacheShape, Pick, Step, StepResult
-from gpu_node.pipeline.depth import Trial, choose, measure, trials
+from gpu_node.pipeline.depth import Trial, choose, measure, measure_seconds, supposed, trials
 
 CACHE = CacheShape(4, 100, 64)
 
@@ -100,3 +100,54 @@ def test_slow_steps_are_not_tried() -> None:
     pipe = Pipe(2, 0.5, 0.0)
     assert measure(pipe, CACHE, 2, lambda: pipe.now) == {}
     assert pipe.count == 2
+
+
+@pytest.mark.parametrize(
+    ("stages", "step_seconds", "row_seconds", "depth"),
+    [
+        (2, 0.0, 2e-2, 2),  # 0.32 s a step of eight: too slow to be repeated
+        (3, 0.0, 2e-2, 3),
+        (2, 0.2, 1e-3, 1),  # weights are all that is read: smaller groups gain nothing
+    ],
+)
+def test_slow_steps_are_tried_once_each(stages: int, step_seconds: float, row_seconds: float, depth: int) -> None:
+    pipe = Pipe(stages, step_seconds, row_seconds)
+    seconds = 2.5
+    measured = measure(pipe, CACHE, stages, lambda: pipe.now, seconds)
+    assert pipe.now < seconds and not pipe._flying
+    assert {trial.depth for trial in measured} >= {1, stages} and {trial.rows for trial in measured} == {8}
+    assert choose(measured)[0] == depth
+
+
+def test_a_burst_foresees_what_many_steps_measure() -> None:
+    """The same pipeline, with time for everything and with time for one burst a depth."""
+    pipe = Pipe(2, 1e-3, 5e-3)
+    long = measure(pipe, CACHE, 2, lambda: pipe.now, 1000.0)
+    short = measure(pipe, CACHE, 2, lambda: pipe.now, 0.7)
+    assert {trial.depth for trial in short} == {1, 2, 3}
+    for trial, speed in short.items():
+        assert speed == pytest.approx(long[trial], rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "depth"),
+    [
+        ((0.5, 0.5), 2),
+        ((0.5, 0.51), 2),
+        ((0.5, 0.25), 1),  # the slow one would be waited for
+        ((0.2, 0.2, 0.2, 0.2), 4),
+        ((0.4, 0.3, 0.3), 2),
+        ((0.5, None), 1),
+        ((0.0, 0.0), 1),
+        ((), 1),
+    ],
+)
+def test_without_a_measurement_the_times_of_the_stages_decide(seconds: tuple[float | None, ...], depth: int) -> None:
+    assert supposed(seconds) == depth
+    assert choose({}, seconds) == (depth, {})
+    assert choose(speeds(100, 104), seconds)[0] == 1, "measured is measured"
+
+
+@pytest.mark.parametrize(("loading", "measuring"), [(0.5, 1.0), (10.0, 1.0), (45.0, 4.5), (3600.0, 10.0)])
+def test_what_takes_long_to_load_is_measured_for_longer(loading: float, measuring: float) -> None:
+    assert measure_seconds(loading) == pytest.approx(measuring)
