@@ -278,7 +278,9 @@ class EngineCore:
     def _wants_tending(self, now: float) -> bool:
         if self.runner.restless or (self._lost and self._jobs):
             return True
-        return self.runner.lends and self._calls.due(now) and self._calls.worth(self._scheduler.shortage, now)
+        if not self.runner.lends or not self._calls.due(now):
+            return False
+        return self._calls.worth(self._scheduler.shortage, now, self._scheduler.pressing)
 
     def _tend(self) -> None:
         while self._flying:
@@ -286,7 +288,7 @@ class EngineCore:
         self._jobs.publish()  # what follows may take long
         shortage = self._scheduler.shortage if self.runner.lends else 0
         try:
-            change = self.runner.tend(shortage)
+            change = self.runner.tend(shortage, bool(shortage) and self._scheduler.pressing)
         except NodeError as error:
             log.error("the model cannot be computed: %s", error)
             self.fail_all(error)

@@ -46,12 +46,23 @@ class Population:
         return chain(self.line.returned, chain.from_iterable(self.line.lines.values()))
 
     @property
-    def shortage(self) -> int:
-        """Blocks that would be needed now, by those who run and by those who have a seat, and are not there."""
-        tables, soon, behind = self.tables, 0, 0
+    def pressing(self) -> bool:
+        """Blocks are missing for those who run: somebody gives way, unless more are found."""
+        return self._needed_soon > self.tables.pool.available
+
+    @property
+    def _needed_soon(self) -> int:
+        """By those who run."""
+        tables, soon = self.tables, 0
         for state in self.running:
             slots = min(len(state.tokens) + SOON_TOKENS, state.max_context)
             soon += max(0, tables.blocks_for(slots) - len(state.blocks))
+        return soon
+
+    @property
+    def shortage(self) -> int:
+        """Blocks that would be needed now, by those who run and by those who have a seat, and are not there."""
+        tables, soon, behind = self.tables, self._needed_soon, 0
         for state in islice(self.waiting, max(self.room_to_run, 0)):
             behind += tables.missing(state, tables.pool.find(tables.shareable(state)))
         needed = max(soon, len(self.running)) + behind if behind else soon  # as much as `admit` asks for

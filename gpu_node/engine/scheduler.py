@@ -166,6 +166,11 @@ class Scheduler:
         """Blocks that are needed now and are not there; 0: all is well."""
         return self._people.shortage
 
+    @property
+    def pressing(self) -> bool:
+        """The shortage is such that somebody who runs gives way; otherwise somebody waits."""
+        return self._people.pressing
+
     def retire(self, blocks: Sequence[int]) -> None:
         """Nobody may use them from now on; nothing is under way. Those who do are computed again elsewhere. Only blocks
         beyond `Limits.promised` come and go: the others are what the longest context needs."""

@@ -185,10 +185,11 @@ class ModelRunner(Protocol):
         """`wake` is called, from any thread, when the runner becomes restless: an idle engine asks nothing."""
         ...
 
-    def tend(self, shortage: int) -> CacheChange | None:
+    def tend(self, shortage: int, urgent: bool = False) -> CacheChange | None:
         """Do what is to be done between steps, while nothing is under way; it may take long.
 
-        `shortage`: blocks that the engine needs now and does not find. Raises `NodeError` when the model cannot be
+        `shortage`: blocks that the engine needs now and does not find; `urgent`: somebody who runs gives way without
+        them, otherwise somebody waits. Raises `NodeError` when the model cannot be
         computed any more: what asks for it ends with that error, and later requests lead to another try."""
         ...
 
@@ -225,5 +226,5 @@ class StepByStep:
     def listen(self, wake: Callable[[], None]) -> None:
         pass
 
-    def tend(self, shortage: int) -> CacheChange | None:
+    def tend(self, shortage: int, urgent: bool = False) -> CacheChange | None:
         return None

@@ -18,19 +18,21 @@ class ShortageCalls:
         self._pause = PAUSE_SECONDS
         self._asked = 0  # the shortage that was asked for last and not met
         self._pressing_at = float("-inf")
+        self._urgent = False  # what was asked for last
 
     def due(self, now: float) -> bool:
         """Even whether there is a shortage is asked no more often."""
         return now >= self._again_at
 
-    def worth(self, shortage: int, now: float) -> bool:
+    def worth(self, shortage: int, now: float, urgent: bool = False) -> bool:
+        """What becomes urgent is asked for at once."""
         self._again_at = now + PAUSE_SECONDS
         if not shortage:
-            self._asked, self._pause, self._pressing_at = 0, PAUSE_SECONDS, float("-inf")
+            self._asked, self._pause, self._pressing_at, self._urgent = 0, PAUSE_SECONDS, float("-inf"), False
             return False
-        if shortage <= self._asked and now < self._pressing_at:
+        if shortage <= self._asked and now < self._pressing_at and self._urgent >= urgent:
             return False
-        self._asked = shortage
+        self._asked, self._urgent = shortage, urgent
         return True
 
     def answered(self, something_came: bool, now: float) -> None:

@@ -87,7 +87,7 @@ class HeadLending:
         if len(self._desk.book):
             self._desk.used(max(max(row.blocks) for row in step.rows), self._clock())
 
-    def tend(self, shortage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def tend(self, shortage: int, urgent: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Blocks that may be used from now on, and those that may not any more."""
         now = self._clock()
         self._due, self._looked_at = False, now
@@ -95,7 +95,7 @@ class HeadLending:
             self._bury()
             return self._desk.changes()  # before the same blocks are granted anew: what they held is gone
         shortage = shortage if self._losses < MOST_LOSSES else 0
-        moves = self._desk.decide(shortage, self._stages_now(), now, urgent=shortage > 0)
+        moves = self._desk.decide(shortage, self._stages_now(), now, urgent)
         self._reclaim(moves)
         for lease in moves.repayments:
             if self._desk.has(lease.number):

@@ -240,11 +240,11 @@ class SplitRunner:
         if self.restless:
             wake()
 
-    def tend(self, shortage: int) -> CacheChange | None:
+    def tend(self, shortage: int, urgent: bool = False) -> CacheChange | None:
         if self._over:  # noticed here first: `meet` waits until it is known who is to blame
             self._steering.restless = True
         if not self._steering.restless:
-            return self._lent(shortage)
+            return self._lent(shortage, urgent)
         if self._inside is not None:
             self._inside.close()
             self._inside = None
@@ -260,10 +260,10 @@ class SplitRunner:
         if lending is not None and lending.restless:
             self._steering.wake()
 
-    def _lent(self, shortage: int) -> CacheChange | None:
+    def _lent(self, shortage: int, urgent: bool) -> CacheChange | None:
         if self._lending is None:
             return None
-        restored, retired = self._lending.tend(shortage)
+        restored, retired = self._lending.tend(shortage, urgent)
         return CacheChange(self.cache, retired=retired, restored=restored) if restored or retired else None
 
     def shrink_cache(self, block_count: int) -> CacheShape:

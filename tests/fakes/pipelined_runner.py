@@ -25,6 +25,7 @@ class PipelinedRunner(ScriptedRunner):
         self.most = self.begun = self.drops = 0
         self.flights: list[int] = []  # how many were under way when a step had begun
         self.tended: list[int] = []  # with which shortage
+        self.urgent: list[bool] = []  # and whether somebody would give way
         self.wake: Callable[[], None] = lambda: None
         self.change: CacheChange | None = None  # what the next `tend` has to tell
         # Faults, by the number of the step.
@@ -74,9 +75,10 @@ class PipelinedRunner(ScriptedRunner):
     def listen(self, wake: Callable[[], None]) -> None:
         self.wake = wake
 
-    def tend(self, shortage: int) -> CacheChange | None:
+    def tend(self, shortage: int, urgent: bool = False) -> CacheChange | None:
         assert not self.flying, "something is under way"
         self.tended.append(shortage)
+        self.urgent.append(urgent)
         if self.broken is not None:
             raise self.broken
         change, self.change = self.change, None

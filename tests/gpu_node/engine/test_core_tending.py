@@ -102,8 +102,8 @@ def test_when_no_plan_is_possible_all_end_with_that_error_and_later_ones_try_aga
 
 def test_a_runner_that_forgets_to_say_that_the_cache_is_lost_is_not_believed() -> None:
     class Forgetful(PipelinedRunner):
-        def tend(self, shortage):
-            super().tend(shortage)
+        def tend(self, shortage, urgent=False):
+            super().tend(shortage, urgent)
 
     desk = Desk(Forgetful())
     desk.runner.lost_later = {9}
@@ -156,6 +156,19 @@ def test_a_shortage_is_told_but_not_all_the_time() -> None:
     passed = desk.now - began
     assert desk.runner.tended and all(shortage > 0 for shortage in desk.runner.tended)
     assert len(desk.runner.tended) < passed / 0.05
+
+
+def test_it_is_told_whether_somebody_waits_or_would_give_way() -> None:
+    waits = lending(24, 12)
+    for number in range(3):  # of 6 blocks each from the beginning, and no more
+        waits.ask(f"{number}" * 20, bounded(2))
+    waits.run()
+    assert waits.runner.urgent and not any(waits.runner.urgent) and not waits.stats.preemptions
+    grows = lending(24, 12)
+    clients = asked(grows, 3, tokens=30)  # they fit until they have written
+    grows.run()
+    assert_right(clients, 30)
+    assert any(grows.runner.urgent) and grows.stats.preemptions
 
 
 def test_nobody_is_told_of_a_shortage_while_there_are_blocks() -> None:

@@ -44,3 +44,14 @@ def test_tending_for_other_reasons_counts_too() -> None:
     calls = ShortageCalls()
     calls.answered(True, 5.0)
     assert not calls.due(5.0 + PAUSE_SECONDS / 2) and calls.due(5.0 + PAUSE_SECONDS)
+
+
+def test_what_becomes_urgent_is_asked_for_at_once() -> None:
+    calls = ShortageCalls()
+    assert calls.worth(5, 0.0)
+    calls.answered(False, 0.0)
+    assert not calls.worth(5, 0.06), "nothing came of it a moment ago"
+    assert calls.worth(5, 0.06, urgent=True)
+    calls.answered(False, 0.06)
+    assert not calls.worth(5, 0.12, urgent=True), "nor of this"
+    assert not calls.worth(5, 0.12)

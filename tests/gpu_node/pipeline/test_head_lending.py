@@ -210,3 +210,23 @@ def test_blocks_of_a_lender_that_was_lost_are_taken_away_before_they_are_granted
         assert gone is not None and gone.retired == change.restored and not gone.restored
         again = people.tend(8)
         assert again is not None and again.restored == change.restored
+
+
+def test_after_a_refusal_only_what_is_urgent_is_asked_again(folder: Path) -> None:
+    with lending(folder, pause_seconds=1e6) as (runner, _):
+        runner.ask_back("cpu:1", 1 << 20)
+        refused = []
+        for urgent in (False, False, True, False):
+            assert runner.tend(8, urgent) is None
+            status = runner.pipeline
+            assert status is not None and status.lending is not None
+            refused.append(status.lending.refused)
+        assert refused == [1, 1, 2, 2]
+        runner.ask_back("cpu:1", 0)
+        assert runner.tend(8) is None
+        change = runner.tend(4, urgent=True)
+        assert change is not None
+        status = runner.pipeline
+        assert status is not None and status.lending is not None
+        by_priority = {lease.priority: lease.blocks for lease in status.lending.leases}
+        assert by_priority == {1: 4, 0: len(change.restored) - 4}, "what comes along is given back first"
