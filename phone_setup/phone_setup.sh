@@ -939,11 +939,13 @@ battery() {
 }
 
 printf '%s\n' "$$" >"$HERE/report.pid"
+# An ended process that nobody has asked after yet has no command line any more.
+is_running() { IFS= read -r -d '' _ <"/proc/$1/cmdline"; } 2>/dev/null
 is_newest() { [ "$(cat "$HERE/report.pid" 2>/dev/null)" = "$$" ]; }
 
 # The address may have changed since the last start; later the reports themselves renew it.
 rounds=0
-while kill -0 "$SERVER" 2>/dev/null && is_newest; do
+while is_running "$SERVER" && is_newest; do
     if [ $((rounds % 10)) -eq 0 ]; then
         status=$(post join "$(cat "$HERE/join.json")")
         leave_if_refused "$status"
@@ -1003,7 +1005,8 @@ stop_server() {
 
 is_server_ours() {
     local pid
-    pid=$(cat "$FOLDER/server.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] && kill -0 "$pid" 2>/dev/null
+    pid=$(cat "$FOLDER/server.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] && [ -r "/proc/$pid/cmdline" ] &&
+        IFS= read -r -d '' _ <"/proc/$pid/cmdline"
 }
 
 # Somebody else's Ollama may listen on loopback only or belong to another set-up: it is neither used nor ended.

@@ -119,15 +119,20 @@ STUB
     chmod +x "$FAKE/bin/curl"
     echo '{"level": 71}' >"$FAKE/battery"
     have termux-battery-status
-    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-secret
+    # Only this run knows these, and what looks for them here does not hold them itself.
+    invitation="inv-$RANDOM$RANDOM" own="own-$RANDOM$RANDOM"
+    echo "{\"id\":\"x\",\"name\":\"y\",\"phone_token\":\"$own\"}" >"$FAKE/gateway_answer"
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token "$invitation"
     went_well
-    until_true grep -q 'report own-secret' "$FAKE/gateway.log"
-    joins | grep -q invite-secret
+    until_true grep -q 'report own-' "$FAKE/gateway.log"
+    "$HOME/mobile-llm/stop_ollama.sh"
+    joins | grep -q "$invitation"
     [ -s "$FAKE/processes" ]
-    not grep -q 'invite-secret' "$FAKE/processes"
-    not grep -q 'own-secret' "$FAKE/processes"
-    not grep -q 'secret' "$FAKE/environments"
-    not grep -rq secret "$HOME/mobile-llm/report.log" "$HOME/mobile-llm/ollama.log"
+    for secret in "$invitation" "$own"; do
+        not grep -q "$secret" "$FAKE/processes"
+        not grep -q "$secret" "$FAKE/environments"
+        not grep -rq "$secret" "$HOME/mobile-llm/ollama.log"
+    done
 }
 
 @test "a token from stdin" {
@@ -153,16 +158,27 @@ STUB
     grep -q 'POST /api/phones/join own-secret {"id"' "$FAKE/gateway.log"
 }
 
-@test "the reporter ends with the server, and when the gateway does not know it any more" {
+@test "the reporter ends with the server" {
+    gateway
+    have termux-battery-status
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    until_true grep -q 'report own-secret' "$FAKE/gateway.log"
+    reporter=$(cat "$HOME/mobile-llm/report.pid")
+    is_running "$reporter"
+    kill "$(cat "$HOME/mobile-llm/server.pid")"
+    until_true not is_running "$reporter"
+}
+
+@test "the reporter ends when the gateway does not know the phone any more" {
     gateway
     have termux-battery-status
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
     went_well
     until_true test -s "$HOME/mobile-llm/report.pid"
     reporter=$(cat "$HOME/mobile-llm/report.pid")
-    kill -0 "$reporter"
+    is_running "$reporter"
     echo "401 Unauthorized" >"$FAKE/report_answer"
-    until_true not kill -0 "$reporter"
+    until_true not is_running "$reporter"
     answers version
 }
 

@@ -92,6 +92,9 @@ not_called() { not grep -F -- "$1" "$FAKE/calls"; }
 not() { if "$@" 2>/dev/null; then return 1; fi; }
 answers() { curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/$1"; }
 
+# An ended process may still be listed, but without its command line.
+is_running() { IFS= read -r -d '' _ <"/proc/$1/cmdline"; }
+
 # until_true COMMAND...: within ten seconds.
 until_true() {
     local deadline=$((SECONDS + 10))

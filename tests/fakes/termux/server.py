@@ -142,7 +142,10 @@ def read_request(connection: socket.socket) -> tuple[str, str, str, str]:
     first, _, headers = head.decode().partition("\r\n")
     length = next((int(line[15:]) for line in headers.splitlines() if line.lower().startswith("content-length:")), 0)
     while len(body) < length:
-        body += connection.recv(65536)
+        more = connection.recv(65536)
+        if not more:
+            raise ConnectionError
+        body += more
     method, path, _ = first.split(" ")
     return method, path, body.decode(), headers
 
