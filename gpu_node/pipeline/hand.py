@@ -17,6 +17,7 @@ from gpu_node.pipeline.errors import LinkError
 from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.orders import Busy, Done, Failed, Hello, Loaded, Progress, Report, Taken
 from gpu_node.pipeline.process import WorkerProcess
+from gpu_node.pipeline.vital_signs import is_at_work
 
 Answer = Loaded | Taken | Done | Failed
 
@@ -39,9 +40,10 @@ class Hand:
         process: WorkerProcess,
         changed: threading.Condition,
         clock: Callable[[], float],
+        at_work: Callable[[int | None], bool] = is_at_work,
     ) -> None:
         self.device, self.number, self.process = device, number, process
-        self._changed, self._clock = changed, clock
+        self._changed, self._clock, self._at_work = changed, clock, at_work
         self._control: ControlLink | None = None
         self._reader: threading.Thread | None = None
         self.hello: Hello | None = None
@@ -109,16 +111,18 @@ class Hand:
             self._changed.notify_all()
 
     def look(self, now: float, silence_seconds: float, loading_seconds: float) -> None:
-        """Whether it still says anything. A frozen one is lost."""
+        """Whether it still says anything. A frozen one is lost; one that computes has as long as one that loads."""
         link = self.link
         if self.gone or link is None or self.hello is None:
             return
         counted = link.counters.beats_received + link.counters.frames_received
         if counted != self._counted:
             self._counted, self.heard = counted, now
-        bound = loading_seconds if self.loading else silence_seconds
-        if now - self.heard > bound and now > self._busy_until:
-            self.lose(f"it has said nothing for {now - self.heard:.1f} s")
+        silent = now - self.heard
+        if silent <= (loading_seconds if self.loading else silence_seconds) or now <= self._busy_until:
+            return
+        if silent > loading_seconds or not self._at_work(self.process.pid):
+            self.lose(f"it has said nothing for {silent:.1f} s")
 
     def forgive(self, seconds: float) -> None:
         """The head itself was asleep for so long."""

@@ -38,8 +38,8 @@ class SplitOptions:
     """Times are bounds: what takes longer is given up, with its worker."""
 
     depth: int = 0  # steps under way at once; 0: as many as prove worth it
-    silence_seconds: float = 0.4  # of a worker that says nothing until it counts as frozen
-    loading_silence_seconds: float = 5.0  # the same while it loads: reading and compiling may hold its interpreter
+    silence_seconds: float = 0.4  # of a worker that says and computes nothing until it counts as frozen
+    loading_silence_seconds: float = 5.0  # while it loads or computes: a long call may hold its interpreter
     start_seconds: float = 90.0  # until a worker says that it is there; importing torch takes seconds
     stall_seconds: float = 120.0  # without a byte more while it loads
     take_seconds: float = 30.0  # to make the cache and the links of an epoch

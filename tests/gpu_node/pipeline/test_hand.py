@@ -39,7 +39,8 @@ class Process:
 class Scene:
     def __init__(self, worker: ControlLink, changed: threading.Condition) -> None:
         self.worker, self.changed, self.now, self.process = worker, changed, 0.0, Process()
-        self.hand = Hand(DEVICE, 0, self.process, changed, lambda: self.now)
+        self.at_work = False
+        self.hand = Hand(DEVICE, 0, self.process, changed, lambda: self.now, lambda _: self.at_work)
 
     def heard(self, said: object) -> None:
         """The worker says something, and the head has noted it."""
@@ -111,6 +112,18 @@ def test_who_loads_may_be_silent_for_longer() -> None:
         it.hand.loading.add(3)
         assert not it.look(4.9)
         assert "5.1 s" in it.look(5.1)
+
+
+def test_who_computes_may_be_silent_for_as_long() -> None:
+    """Its interpreter is held by a call, or other work has all processors."""
+    with scene() as it:
+        it.at_work = True
+        assert not it.look(0.1) and not it.look(5.0)
+        it.at_work = False
+        assert it.look(5.05)
+    with scene() as it:
+        it.at_work = True
+        assert not it.look(0.1) and not it.look(5.0) and it.look(5.2)
 
 
 def test_who_said_so_may_be_silent_as_long_as_it_said() -> None:
