@@ -152,3 +152,19 @@ async def test_an_idle_engine_gives_back_what_another_process_needs(folder: Path
         assert scene.lending.reclaimed and scene.runner.steps == steps
         other.free_bytes = 3 << 20
         assert await asyncio.gather(*(ids_of(engine, request) for request in REQUESTS)) == alone
+
+
+async def test_a_smaller_budget_of_the_lender_takes_its_memory_back_from_an_idle_engine(
+    folder: Path, alone: Answers
+) -> None:
+    scene = Scene(folder)
+    first, second = scene.fleet.present()
+    scene.fleet = DeviceFleet([first, replace(second, budget_bytes=2 << 20)])
+    async with engine_over(scene.load, step_tokens=16, mixed_step_tokens=9) as engine:
+        assert await asyncio.gather(*(ids_of(engine, request) for request in REQUESTS)) == alone
+        assert scene.lending.lent_bytes and scene.runner is not None
+        steps = scene.runner.steps
+        scene.fleet.resize("cpu:1", 1 << 20)
+        await scene.until(lambda: not scene.lending.lent_bytes)
+        assert scene.runner.steps == steps
+        assert await asyncio.gather(*(ids_of(engine, request) for request in REQUESTS)) == alone
