@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gpu_node.devices import Device
-from gpu_node.errors import NodeError
 from gpu_node.pipeline.control import CONTROL_SETTINGS
 from gpu_node.pipeline.ends import LinkEnds
 from gpu_node.pipeline.errors import LinkError
@@ -29,7 +28,7 @@ from gpu_node.pipeline.hand import Hand
 from gpu_node.pipeline.heart import Heart
 from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.orders import WORKER_MOST, Stop, control_ends
-from gpu_node.pipeline.process import StartWorker, WorkerWords
+from gpu_node.pipeline.process import StartWorker, WorkerProcess, WorkerWords
 from gpu_node.pipeline.split_model import SplitOptions
 from gpu_node.pipeline.step_frames import RING_SETTINGS
 
@@ -69,20 +68,21 @@ class Crew:
             thread.start()
 
     def hire(self, device: Device) -> Hand:
-        """The worker of that device, started where there is none. Raises `NodeError` where the system starts none."""
+        """The worker of that device, started where there is none. One that the system does not start is `lost` like any
+        other; nobody takes a lost one's place before it was dismissed."""
         with self.changed:
             found = self.hands.get(device.name)
-            if found is not None and not found.gone:
-                return found
         if found is not None:
-            self._end([found])
+            return found
         number = next(self._worker_numbers) % (WORKER_MOST + 1)
         with self.changed:  # it may knock at the gate before this is over
             try:
-                process = self._start(WorkerWords(self._gate.place, number, device, self.token))
+                process: WorkerProcess = self._start(WorkerWords(self._gate.place, number, device, self.token))
             except OSError as error:
-                raise NodeError(f"no worker can be started for {device.name}: {error.strerror or error}") from error
+                process = _NotStarted(f"its worker cannot be started: {error.strerror or error}")
             hand = self.hands[device.name] = Hand(device, number, process, self.changed, self._clock)
+            if process.ending:
+                hand.lose(process.ending)
             self.changed.notify_all()
         return hand
 
@@ -193,6 +193,21 @@ class Crew:
         if hand.gone and not hand.process.ending:
             log.warning("The worker of %s is ended: %s", hand.name, hand.gone)
             hand.process.kill()
+
+
+class _NotStarted:
+    """A process that there never was."""
+
+    pid = None
+
+    def __init__(self, ending: str) -> None:
+        self.ending = ending
+
+    def kill(self) -> None:
+        pass
+
+    def wait(self, within_seconds: float) -> bool:
+        return True
 
 
 class _Expected(Collection[LinkEnds]):

@@ -10,6 +10,7 @@ import pytest
 
 from gpu_node.engine.loader import load_runner
 from gpu_node.pipeline.orders import Load, Take
+from gpu_node.pipeline.process import WorkerProcess, WorkerWords
 from gpu_node.pipeline.surroundings import WorkerPlace
 from gpu_node.pipeline.worker import Worker
 from tests.fakes.greedy_steps import some_prompts
@@ -120,3 +121,28 @@ def test_threads_are_shared_by_those_who_compute_together(folder: Path, alone: l
         seats = runner._steering.course.lineup.seats
         assert [seat.part.reused_layers for seat in seats] == [1, 0, 0]
         assert story.go(8) == alone
+
+
+def test_a_worker_that_the_system_does_not_start_is_planned_around(folder: Path, alone: list[int]) -> None:
+    """At the start, and when it is to take another one's place."""
+    threads = Threads()
+    refused = {"cpu:2", "cpu:3"}
+
+    def start(words: WorkerWords) -> WorkerProcess:
+        if words.device.name in refused:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return threads(words)
+
+    with split(folder, (1, 2, 1), (2, 2), (4,), threads=start) as (runner, fleet, _):
+        assert [stage.device for stage in runner.pipeline.stages] == ["cpu:0", "cpu:1"]
+        story = Story(runner, PROMPT)
+        story.go(4)
+        fleet.remove("cpu:2")
+        fleet.add("cpu:64MiB")
+        fleet.remove("cpu:1", force=True)  # cpu:3 takes its place, or would
+        story.until(lambda: len(story.changes) == 1)
+        assert story.go(8) == alone and runner.pipeline.state == "running"
+        lost = [(event.device, event.detail) for event in fleet.events if event.what == "lost"]
+        assert [device for device, _ in lost] == ["cpu:2", "cpu:3"]
+        assert all("its worker cannot be started: Resource temporarily unavailable" in why for _, why in lost)
+    assert all(worker.wait(0) for worker in threads.started)
