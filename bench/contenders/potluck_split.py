@@ -129,7 +129,7 @@ def load_split(path: Path, spec: Spec, at_end: ExitStack) -> ModelRunner:
     wish = SplitWish(spec.strategy, spec.goal)
     splitting = Splitting(DeviceFleet(parse_devices(spec.devices)), SplitRules(wish, PATIENT), probing.findings)
     at_end.callback(splitting.close)
-    options = LoadOptions(threads=splitting.threads(spec.threads), cache=cache, kernel_folder=kernels)
+    options = LoadOptions(threads=spec.threads, cache=cache, kernel_folder=kernels)
     return splitting.load(wanted(path), path, options)
 
 
