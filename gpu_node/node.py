@@ -51,6 +51,8 @@ log = logging.getLogger("gpu_node")
 
 # A load or a forward cannot be interrupted; after this the process ends around it.
 WORKER_SECONDS = 1.0
+# Who hears that its workers are gone tidies up within this.
+ENDING_SECONDS = 3.0
 # A driver that has not answered by then at the start is broken.
 DRIVER_SECONDS = 10.0
 NO_GPUS: tuple[Gpu, ...] = ()
@@ -120,13 +122,21 @@ class Node:
         await self._relay.close()
         if self._splitting is not None:
             await asyncio.to_thread(self._hot_plug.stop)
-        ended = await self.residents.close(WORKER_SECONDS)
-        if self._splitting is not None:
-            await asyncio.to_thread(self._splitting.close)
+        ended = await self._close_models()
         exit_code = code if isinstance(code, int) else 0
         if not ended:
             leave_now(exit_code)
         return exit_code
+
+    async def _close_models(self) -> bool:
+        """False where a thread still computes. Of split models nothing is left behind, whatever they were at: they wait
+        for their workers, and go on to their end when these are gone."""
+        if self._splitting is None:
+            return await self.residents.close(WORKER_SECONDS)
+        self._splitting.stop()
+        ended = await self.residents.close(WORKER_SECONDS)
+        had_workers = await asyncio.to_thread(self._splitting.close)
+        return ended or (had_workers and await self.residents.close(ENDING_SECONDS))
 
     def _stop(self, server: Server) -> None:
         """Relay clients are told first, and have a while for answers under way; the second time nobody has."""

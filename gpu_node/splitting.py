@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.device_profiles import Findings
 from gpu_node.devices import Device, local_links, planned_devices
-from gpu_node.errors import DeviceOutOfMemory, ModelError, UsageError
+from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeStopping, UsageError
 from gpu_node.load_wish import LoadWish
 from gpu_node.model_folder import ModelDescription, model_files
 from gpu_node.model_shape import shape_of
 from gpu_node.pipeline.nursery import Nursery
-from gpu_node.pipeline.process import StartWorker
+from gpu_node.pipeline.process import StartWorker, WorkerProcess, WorkerWords
 from gpu_node.pipeline.split_model import USUAL_SPLIT, PlanDevices, SplitModel, SplitOptions
 from gpu_node.plan_picture import Picture
 from gpu_node.processors import threads_each
@@ -169,10 +169,16 @@ class Splitting:
         fleet: DeviceFleet,
         rules: SplitRules = SplitRules(),
         findings: Callable[[], Findings] = Findings,
+        start: StartWorker | None = None,
     ) -> None:
-        """`findings` is asked once, where plans need what only a probe can say; it may take its time."""
+        """`findings` is asked once, where plans need what only a probe can say; it may take its time. `start` starts
+        workers; else they are copies of one template."""
         self.fleet, self._rules, self._ask = fleet, rules, findings
         self._nursery = Nursery()
+        self._start = start or self._nursery.start
+        self._hiring = threading.Lock()
+        self._workers: list[WorkerProcess] = []  # that run, as far as was looked
+        self._stopping = threading.Event()
         self._most_free: dict[str, int] = {}
         self._findings = Findings()
         self._asking = threading.Lock()
@@ -191,15 +197,37 @@ class Splitting:
         unknown = any(one.budget_bytes is None and one.card not in known for one in self.fleet.present())
         return unknown or self._rules.wish.strategy == "profiled"
 
-    def close(self) -> None:
-        """After all models are; no worker is started quickly any more."""
+    def stop(self) -> None:
+        """No plan is made and no worker started any more, so that who loads or recovers comes to an end."""
+        self._stopping.set()
+
+    def close(self) -> bool:
+        """All workers are gone when this returns: whoever still waits for one, in the middle of a loading, gives up.
+        Was there any?"""
+        self.stop()
         self._nursery.close()
+        with self._hiring:
+            left = self._workers
+        for worker in left:
+            worker.kill()
+        return bool(left)
+
+    def start(self, words: WorkerWords) -> WorkerProcess:
+        """Raises OSError where the system starts none, and when the node stops."""
+        with self._hiring:
+            if self._stopping.is_set():
+                raise OSError(str(NodeStopping()))
+            worker = self._start(words)
+            self._workers = [*(one for one in self._workers if not one.ending), worker]
+        return worker
 
     def planner(self, wanted: Wanted, whole: bool = False) -> PlanDevices:
         """`whole`: it cannot be split, and lies on one of the devices or on none."""
         shape, pictured = wanted.shape, whole_picture_of if whole else picture_of
 
         def plan(devices: Sequence[Device]) -> Picture:
+            if self._stopping.is_set():
+                raise NodeStopping()
             self.look()  # a card may have joined of which only a probe can say how much memory is free
             return pictured(wanted, shape, self._around(wanted.name, devices), self._rules.wish)
 
@@ -231,7 +259,7 @@ class Splitting:
             if not is_splittable(folder):
                 plan = self.planner(wanted, whole=True)
             model = SplitModel(folder, wanted.shape, options, self._paces_measured())
-            return _runner(model, self.fleet, plan, self._rules.options, self._nursery.start)
+            return _runner(model, self.fleet, plan, self._rules.options, self.start)
         except DoesNotFit as error:
             if any(self._around(wanted.name, self.fleet.present()).held_by_others.values()):
                 raise DeviceOutOfMemory(str(error)) from error

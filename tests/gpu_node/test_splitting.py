@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +14,14 @@ import pytest
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.device_profiles import Findings, FoundDevice
 from gpu_node.devices import parse_devices
-from gpu_node.errors import DeviceOutOfMemory, ModelError, UsageError
+from gpu_node.engine.loader import LoadOptions
+from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError, UsageError
 from gpu_node.inventory import Gpu
 from gpu_node.load_wish import LoadWish
 from gpu_node.memory.lending_policy import LendingPolicy
-from gpu_node.model_folder import Tensor
+from gpu_node.model_folder import Tensor, describe
 from gpu_node.node import beside, devices_of, rules_of_splits
+from gpu_node.pipeline.process import WorkerWords
 from gpu_node.settings import read_settings
 from gpu_node.split import SplitWish
 from gpu_node.split_plan import DoesNotFit
@@ -248,6 +252,49 @@ def test_stages_on_one_cpu_share_its_threads() -> None:
     assert stage_threads(parse_devices("cpu:1GiB,cuda:0"), 8) == 8
     assert stage_threads(parse_devices("cpu:1GiB,cpu:1GiB")) >= 1
     assert stage_threads(parse_devices("cpu:1GiB")) == 0
+
+
+class Hanging:
+    """A worker that says nothing, and never ends by itself."""
+
+    def __init__(self) -> None:
+        self.pid, self.ending = None, ""
+
+    def kill(self) -> None:
+        self.ending = "killed"
+
+    def wait(self, within_seconds: float) -> bool:
+        return bool(self.ending)
+
+
+def test_a_node_that_stops_in_the_middle_of_a_loading_leaves_nothing(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS)
+    started: list[Hanging] = []
+    sockets, both = set(), threading.Event()
+
+    def start(words: WorkerWords) -> Hanging:
+        sockets.add(Path(str(words.place)).parent)
+        started.append(Hanging())
+        if len(started) == 2:
+            both.set()
+        return started[-1]
+
+    split = SplitWish(counts=(4, 4))
+    found = splitting("cpu:200MiB,cpu:200MiB", split, start=start)
+    model = Wanted("tiny", describe(folder), LoadWish(), 64)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(found.load, model, folder, LoadOptions("cpu"))
+        assert both.wait(30.0)
+        (folder_of_sockets,) = sockets
+        assert folder_of_sockets.is_dir()
+        found.stop()
+        found.close()
+        with pytest.raises(NodeError):
+            loading.result(30.0)
+    assert [one.ending for one in started] == ["killed", "killed"]
+    assert not folder_of_sockets.exists()
+    with pytest.raises(OSError, match="shutting down"):
+        found.start(WorkerWords("head", 1, parse_devices("cpu:1GiB")[0], "token"))
 
 
 def settings(**flags: Any) -> Any:
