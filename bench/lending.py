@@ -1,7 +1,8 @@
 """What lending buys where one stage has little memory: requests in flight and tokens/s, beside giving way.
 
 One model over two stages in processes of their own, half of the layers each. The first has room for a few requests, the
-second for all of them and for what the first lacks. Three engines take turns within each round, and prompts are new in
+second for all of them and for what the first lacks; with short contexts, and with longer ones, where computing again is
+dearer. Three engines take turns within each round, and prompts are new in
 every round: blocks are lent; nothing is lent, so that requests wait and give way to each other (preemption, computed
 again from the beginning); and for comparison a first stage with room for everybody. All answers are compared.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -40,6 +42,7 @@ LAYERS = (4, 4)
 BLOCK_TOKENS, STEP_TOKENS = 16, 128
 DEPTH = 2  # steps under way: the same for all, so that nothing but memory differs
 SAMPLE_SECONDS = 0.02
+USUAL_MIXES = ("12 x 48 + 48, room for 3", "8 x 256 + 96, room for 4")
 SLACK = 1.02  # of a budget: what a plan estimates and what is loaded differ by headers and roundings
 
 
@@ -49,6 +52,17 @@ class Mix:
     prompt: int
     tokens: int
     short_requests: int  # for so many the small stage has room
+
+    @staticmethod
+    def of(text: str) -> Mix:
+        """As in "12 x 48 + 48, room for 3"."""
+        found = re.fullmatch(r"(\d+) x (\d+) \+ (\d+), room for (\d+)", text)
+        if found is None:
+            raise SystemExit(f'"{text}" is not like "{USUAL_MIXES[0]}"')
+        return Mix(*map(int, found.groups()))
+
+    def __str__(self) -> str:
+        return f"{self.requests} x {self.prompt} + {self.tokens}, room for {self.short_requests}"
 
     @property
     def context(self) -> int:
@@ -173,44 +187,45 @@ async def measured(folder: Path, mix: Mix, rounds: int) -> tuple[dict[str, Seen]
     return found, same
 
 
-def show(found: dict[str, Seen]) -> None:
+def show(mix: Mix, found: dict[str, Seen]) -> None:
     rows = [
         [name, median(seen.running), median(seen.rates), median(seen.preemptions), f"{seen.lent_bytes / 2**20:.1f}"]
         for name, seen in found.items()
     ]
+    print(f"\nRequests x prompt + answer: {mix} of them in the first stage")
     print(table(["a short first stage", "in flight", "tokens/s", "preemptions", "lent MiB"], rows))
 
 
-def judge(report: Report, found: dict[str, Seen], same: bool) -> None:
+def judge(report: Report, mix: Mix, found: dict[str, Seen], same: bool) -> None:
     lent, without = found[LENT], found[WITHOUT]
     flight = median(lent.running) / max(median(without.running), 1e-9)
-    report.targets.append(at_least("requests in flight, lending to without", flight, 1.5, " x"))
-    report.targets.append(
-        at_least("tokens/s, lending to without", median(lent.rates) / median(without.rates), 1.0, " x")
-    )
-    report.targets.append(at_least("all answers the same, of 1", float(same), 1.0))
+    # A machine that others use as well is faster in one round than in the next: what is compared is within rounds.
+    pace = median([one / other for one, other in zip(lent.rates, without.rates, strict=True)])
+    report.targets += [
+        at_least(f"{mix}: requests in flight, lending to without", flight, 1.5, " x"),
+        at_least(f"{mix}: tokens/s, lending to without", pace, 1.0, " x"),
+        at_least(f"{mix}: all answers the same, of 1", float(same), 1.0),
+    ]
+    report.figures[str(mix)] = {
+        name: {"tokens_per_second": seen.rates, "in_flight": seen.running, "preemptions": seen.preemptions,
+               "lent_bytes": seen.lent_bytes}
+        for name, seen in found.items()
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--prompt", type=int, default=96)
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--short", type=int, default=4, help="requests that the first stage has room for")
+    parser.add_argument("--mix", action="append", help="requests x prompt + answer, and for how many there is room")
     parser.add_argument("--no-write", action="store_true", help="do not write the result file")
     arguments = parser.parse_args()
-    mix = Mix(arguments.requests, arguments.prompt, arguments.tokens, arguments.short)
+    mixes = [Mix.of(text) for text in arguments.mix or USUAL_MIXES]
     report = Report("lending", vars(arguments))
     folder = write_random_llama(default_cache({}) / "bench" / "random-llama-30m")
-    found, same = asyncio.run(measured(folder, mix, arguments.rounds))
-    report.figures = {
-        name: {"tokens_per_second": seen.rates, "in_flight": seen.running, "preemptions": seen.preemptions,
-               "lent_bytes": seen.lent_bytes}
-        for name, seen in found.items()
-    }  # fmt: skip
-    show(found)
-    judge(report, found, same)
+    for mix in mixes:
+        found, same = asyncio.run(measured(folder, mix, arguments.rounds))
+        show(mix, found)
+        judge(report, mix, found, same)
     report.finish(write=not arguments.no_write)
 
 
