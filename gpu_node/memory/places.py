@@ -14,15 +14,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from gpu_node.engine.attention import FEW_TOKENS, AttentionTerms, alike
+from gpu_node.engine.attention import FEW_TOKENS, GROUP_ELEMENTS, AttentionTerms, alike
 from gpu_node.engine.kv_pool import KvPool, LayerShape, Scratch
 from gpu_node.memory.arena import Arena
 from gpu_node.memory.errors import LeaseFault
 from gpu_node.memory.partial_attention import Partial, Piece, attend_part, merged, spread
 from gpu_node.memory.scene import Numbers, Scene
-
-# Rows of like length go together; filling up to the longest may cost so many blocks in all.
-MOST_WASTE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +142,8 @@ class HeldBlocks:
         if pieces is None:
             pieces = staged.pieces[terms.window] = list(self._pieces(staged.scene, terms.window))
         tokens, heads = query.shape[:2]
+        if len(pieces) > 1 and all(pool is pieces[0][0] for pool, _ in pieces):
+            return self._side_by_side(pieces, layer, query, terms)
         parts = []
         for pool, piece in pieces:
             part = attend_part(query[piece.tokens], pool, layer, piece, terms, self._scratch)
@@ -153,6 +152,17 @@ class HeldBlocks:
             return Partial.nothing(tokens, heads, self.form.shapes[layer].value_dim, self.device)
         return merged(parts)
 
+    def _side_by_side(
+        self, pieces: Sequence[tuple[KvPool, Piece]], layer: int, query: Tensor, terms: AttentionTerms
+    ) -> Partial:
+        """Of one pool: every token is in one piece at most, and there is nothing to merge."""
+        tokens, heads, _ = query.shape
+        whole = Partial.nothing(tokens, heads, self.form.shapes[layer].value_dim, self.device)
+        for pool, piece in pieces:
+            part = attend_part(query[piece.tokens], pool, layer, piece, terms, self._scratch)
+            whole.output[piece.tokens], whole.lse[piece.tokens] = part.output, part.lse
+        return whole
+
     def _pieces(self, scene: Scene, window: int | None) -> Sequence[tuple[KvPool, Piece]]:
         row_of = numpy.repeat(numpy.arange(scene.rows), scene.sizes)
         tokens = self.form.block_tokens
@@ -160,9 +170,10 @@ class HeldBlocks:
         if window is not None:  # the row's first new token looks back furthest
             wanted = (scene.at + 1) * tokens > (scene.starts + 1 - window)[row_of]
         found = []
+        waste = GROUP_ELEMENTS // max(self.form.shapes[0].elements * tokens, 1)
         for each in self._spans():
             mine = wanted & (each.first <= scene.blocks) & (scene.blocks < each.behind)
-            for rows in _alike(scene, row_of[mine]):
+            for rows in _alike(scene, row_of[mine], waste):
                 chosen = [numpy.flatnonzero(mine & (row_of == row)) for row in rows]
                 found.append((each.pool, self._piece(scene, rows, chosen, each.base, window)))
         return found
@@ -222,8 +233,9 @@ class HeldBlocks:
         return torch.from_numpy(numbers).to(self.device)
 
 
-def _alike(scene: Scene, row_of: Numbers) -> list[list[int]]:
-    """The rows that have blocks, in groups that are computed together."""
+def _alike(scene: Scene, row_of: Numbers, most_waste: int) -> list[list[int]]:
+    """The rows that have blocks, in groups that are computed together: those of like length, where filling up to the
+    longest costs no more than `most_waste` blocks."""
     groups: list[list[int]] = []
     few: dict[int, list[tuple[int, int]]] = {}
     for row, size in zip(*numpy.unique(row_of, return_counts=True), strict=True):
@@ -233,7 +245,7 @@ def _alike(scene: Scene, row_of: Numbers) -> list[list[int]]:
         else:
             few.setdefault(count, []).append((int(row), int(size)))
     for rows in few.values():
-        groups += [[rows[at][0] for at in chosen] for chosen in alike([size for _, size in rows], MOST_WASTE)]
+        groups += [[rows[at][0] for at in chosen] for chosen in alike([size for _, size in rows], most_waste)]
     return groups
 
 

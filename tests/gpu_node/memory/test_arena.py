@@ -89,3 +89,28 @@ def test_what_was_let_go_is_nobodys() -> None:
         held.read([5])
     with pytest.raises(LeaseFault):
         held.add(10, 14)
+
+
+def test_rows_of_very_different_lengths_are_not_filled_up_to_the_longest() -> None:
+    """A short row that is padded reads in vain; alone it reads its own, and the numbers are the same."""
+    torch.manual_seed(4)
+    form = CacheForm((LayerShape(8, 64, 64),), 16, torch.float32)
+    held = HeldBlocks(form, "cpu", 80)
+    held.add(0, 80)
+    held.put(range(80), torch.randn(80, form.block_elements))
+    sizes = numpy.array([30, 2, 29, 1])
+    lengths, ones, none = sizes * 16, numpy.ones(4, dtype=numpy.int64), numpy.zeros(0, dtype=numpy.int64)
+    blocks = numpy.arange(sizes.sum())
+    at = numpy.concatenate([numpy.arange(size) for size in sizes])
+    staged = held.stage(Scene(lengths - 1, ones, sizes, blocks, at, none, none, none, none))
+    query, terms = torch.randn(4, 8, 64), AttentionTerms(0.1)
+    found = held.attend(staged, 0, query, terms)
+    pieces = [piece for _, piece in staged.pieces[None]]
+    assert sorted(tuple(piece.tables.shape) for piece in pieces) == [(2, 2), (2, 30)]
+    for row, end in enumerate(numpy.cumsum(sizes)):
+        size = sizes[row : row + 1]
+        mine = slice(end - sizes[row], end)
+        one = Scene(size * 16 - 1, ones[:1], size, blocks[mine], at[mine], none, none, none, none)
+        alone = held.attend(held.stage(one), 0, query[row : row + 1], terms)
+        torch.testing.assert_close(found.output[row : row + 1], alone.output)
+        torch.testing.assert_close(found.lse[row : row + 1], alone.lse)
