@@ -142,8 +142,8 @@ class DevicesApi:
     def _check_needed(self, fleet: DeviceFleet, name: str) -> None:
         """Raises with the sentence of the first model that cannot do without it."""
         found = fleet.find(name)
-        if found is None or found.state != "present":
-            return
+        if found is None or found.state != "present" or len(fleet.present()) < 2:
+            return  # the last one stays, forced or not: the fleet says so
         for host in self._service.residents.hosts:
             runner = host.engine.runner
             if isinstance(runner, Depending) and (reason := runner.can_do_without(name)):

@@ -206,6 +206,15 @@ async def test_what_a_model_needs_is_known_before_anything_moves() -> None:
     assert (other.status_code, forced.status_code) == (200, 200)
 
 
+async def test_force_is_not_offered_where_it_would_not_help() -> None:
+    devices, fleet = fleet_of("cuda:0:64MiB"), Fleet()
+    async with serving(devices=devices, fleet=fleet, loaded=False) as served:
+        fleet.files[NAME].runner = lambda wish: Split()
+        await served.post("/api/generate", prompt="q", stream=False)
+        refused = await served.client.delete("/api/devices/cuda:0")
+    assert (refused.status_code, refused.json()["error"]) == (409, "cuda:0 is the last device, and models need one")
+
+
 async def test_a_new_size_waits_for_a_plan() -> None:
     fleet = fleet_of()
     fleet.hold(NAME, {"cuda:0": 40 * MIB})
