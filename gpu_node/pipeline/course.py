@@ -51,5 +51,10 @@ class Course:
     def inside_devices(self) -> tuple[str, ...]:
         return tuple(stage.device for stage in self.plan.stages) if self.inside and self.plan is not None else ()
 
+    @property
+    def over(self) -> str:
+        """Why the ring can carry no step any more; empty where it can, or there is none."""
+        return "" if self.ring is None else self.ring.over
+
     def uses(self, name: str) -> bool:
         return self.lineup is not None and name in self.lineup.names

@@ -36,8 +36,7 @@ GRACE_SECONDS = 0.3
 TICK_SECONDS = 1.0
 # So many rings in a row that cannot be closed, or break soon with all workers there, are no accident; after the first
 # few, new workers are tried.
-MOST_BAD_RINGS = 4
-TRUSTED_BAD_RINGS = 2
+MOST_BAD_RINGS, TRUSTED_BAD_RINGS = 4, 2
 SOON_SECONDS = 60.0
 LEFT = "it has left this process"
 log = logging.getLogger("gpu_node.pipeline")
@@ -140,21 +139,27 @@ class Steering:
     # The thread
 
     def _run(self) -> None:
-        while self._wait():
+        while not self._closing:
             try:
-                self._turn()
-            except MindChanged:
-                self.course.seen = -1  # what was given up is thought over again
-            except HandLost as error:
-                self._lose(error)
-            except (LinksFailed, StageLost) as error:
-                self.course.bad_rings += 1
-                self._break(str(error))
-            except NodeError as error:
-                self._give_up(error)
+                if self._wait():
+                    self._try()
             except Exception as error:  # the thread must live: the engine waits for it
                 log.exception("the pipeline's thread failed")
+                self._break(str(error))
                 self._stop(ModelError(f"the split failed: {error}"))
+
+    def _try(self) -> None:
+        try:
+            self._turn()
+        except MindChanged:
+            self.course.seen = -1  # what was given up is thought over again
+        except HandLost as error:
+            self._lose(error)
+        except (LinksFailed, StageLost) as error:
+            self.course.bad_rings += 1
+            self._break(str(error))
+        except NodeError as error:
+            self._give_up(error)
 
     def _wait(self) -> bool:
         """For something to do; False: it is over."""
@@ -174,13 +179,13 @@ class Steering:
             or (self.crew is not None and bool(self.crew.lost()))
             or bool(course.broken and self.verdict is None)
             or bool(self._met and (course.next is not None or self._shrinking))
-            or bool(not course.broken and course.ring is not None and course.ring.over)
+            or bool(not course.broken and course.over)
         )
 
     def _turn(self) -> None:
         course = self.course
-        if course.ring is not None and course.ring.over and not course.broken:
-            self._mourn(course.ring.over)
+        if course.over and not course.broken:
+            self._mourn(course.over)
         self._bury()
         if course.plan is None and not course.broken and course.seen != self._fleet.epoch:
             self._break(LEFT)  # and what was to follow is not what the devices want any more
@@ -312,9 +317,8 @@ class Steering:
 
     def _minds(self, seen: int) -> bool:
         """What is loaded in the background is not wanted any more."""
-        ring, crew = self.course.ring, self.crew
-        over = ring is not None and bool(ring.over)
-        return self._fleet.epoch != seen or over or self._shrinking or (crew is not None and bool(crew.lost()))
+        lost = self.crew is not None and bool(self.crew.lost())
+        return self._fleet.epoch != seen or bool(self.course.over) or self._shrinking or lost
 
     def _take_over(self, lineup: LineUp) -> None:
         """Nothing is under way: what runs ends, what did not fit beside it is loaded, the new plan begins."""
@@ -359,14 +363,11 @@ class Steering:
         """Workers that neither what runs nor the plan has a place for."""
         if self.crew is None:
             return
-        kept: Collection[str] = () if picture is None else [stage.device for stage in picture.plan.stages]
-        runs = not self.course.broken
-        spares = [
-            hand
-            for hand in self.crew.hands.values()
-            if all_of_them or not (hand.name in kept or (runs and self.course.uses(hand.name)))
-        ]
-        self.crew.dismiss(spares)
+        kept = set() if picture is None else {stage.device for stage in picture.plan.stages}
+        if not self.course.broken and self.course.lineup is not None:
+            kept |= set(self.course.lineup.names)
+        hands = list(self.crew.hands.values())
+        self.crew.dismiss([hand for hand in hands if all_of_them or hand.name not in kept])
 
     def _drop_next(self) -> None:
         with self.changed:
@@ -378,9 +379,8 @@ class Steering:
     def _settle(self) -> None:
         """Under the condition: whether there is anything left for a meeting."""
         course = self.course
-        over = course.ring is not None and bool(course.ring.over)
         waits = course.next is not None or self.verdict is not None or self._shrinking
-        self.restless = bool(course.broken) or over or waits
+        self.restless = waits or bool(course.broken or course.over)
         self.changed.notify_all()
 
     def _rings(self) -> set[Ring]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gpu_node.devices import Device
 from gpu_node.engine.loader import load_runner
+from gpu_node.errors import ModelError
 from gpu_node.pipeline.orders import Load, Take
 from gpu_node.pipeline.process import WorkerProcess, WorkerWords
+from gpu_node.pipeline.split_runner import SplitRunner
 from gpu_node.pipeline.surroundings import WorkerPlace
 from gpu_node.pipeline.worker import Worker
+from gpu_node.plan_picture import Picture
 from tests.fakes.greedy_steps import some_prompts
 from tests.fakes.tiny_model import VOCABULARY, write_tiny_model
 from tests.gpu_node.engine.driving import greedy
 from tests.gpu_node.engine.layers.chains import LAYERS
 from tests.gpu_node.pipeline.faulty_workers import held_at_load
-from tests.gpu_node.pipeline.splits import EXACT, SECONDS, Story, Threads, fleet_of, split
+from tests.gpu_node.pipeline.splits import EXACT, PATIENT, SECONDS, Story, Threads, by_hand, fleet_of, model_of, split
 
 PROMPT = some_prompts(VOCABULARY, (21,), seed=8)[0]
 
@@ -145,4 +150,31 @@ def test_a_worker_that_the_system_does_not_start_is_planned_around(folder: Path,
         lost = [(event.device, event.detail) for event in fleet.events if event.what == "lost"]
         assert [device for device, _ in lost] == ["cpu:2", "cpu:3"]
         assert all("its worker cannot be started: Resource temporarily unavailable" in why for _, why in lost)
+    assert all(worker.wait(0) for worker in threads.started)
+
+
+def test_what_nobody_has_thought_of_ends_the_model_and_not_the_thread(folder: Path, alone: list[int]) -> None:
+    """A planner with a mistake: the ring that ran is closed, and the next change of the devices is a new beginning."""
+    usual, fleet, threads = by_hand(folder, (3, 1), (1, 2, 1)), fleet_of(2), Threads()
+
+    def plan(devices: Sequence[Device]) -> Picture:
+        if len(devices) == 4:
+            raise ZeroDivisionError("a mistake")
+        return usual(devices)
+
+    runner = SplitRunner(model_of(folder), fleet, plan, PATIENT, threads)
+    try:
+        story, ring = Story(runner, PROMPT), runner._steering.course.ring
+        story.go(4)
+        with runner._steering.changed:
+            fleet.add("cpu:64MiB")
+            fleet.add("cpu:64MiB")
+        with pytest.raises(ModelError, match="the split failed: a mistake"):
+            story.until(lambda: False)
+        assert ring is not None and ring.over and not ring._reader.is_alive()
+        fleet.remove("cpu:3")
+        story.until(lambda: len(story.changes) == 1)
+        assert story.go(8) == alone and len(runner.pipeline.stages) == 3
+    finally:
+        runner.close()
     assert all(worker.wait(0) for worker in threads.started)
