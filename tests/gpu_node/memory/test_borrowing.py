@@ -6,11 +6,14 @@ import random
 
 import pytest
 import torch
+from torch import Tensor
 
 from gpu_node.engine.attention import AttentionTerms, ReferenceAttention
 from gpu_node.engine.kv_pool import KvPool, LayerShape
 from gpu_node.errors import DeviceOutOfMemory
 from gpu_node.memory.errors import LeaseFault, LenderLost
+from gpu_node.memory.partial_attention import Partial
+from gpu_node.memory.places import Staged
 from tests.gpu_node.memory.lending_pair import HOLDER, Borrowed, borrowing
 from tests.gpu_node.memory.scattered import batch_over, filled, form_of
 
@@ -68,9 +71,9 @@ def test_blocks_in_many_places_are_one_cache(seed: int) -> None:
                 borrowed.cache.copy(source, target)
                 whole.copy(source, target)
             elif doing == "clear":
-                blocks = chance.sample(range(BLOCKS), 4)
-                borrowed.cache.clear(blocks)
-                whole.clear(blocks)
+                cleared = chance.sample(range(BLOCKS), 4)
+                borrowed.cache.clear(cleared)
+                whole.clear(cleared)
             elif leases:
                 assert borrowed.cache.move_to_host(leases.pop(), 60.0)
         assert torch.equal(everything(borrowed), whole.storage)
@@ -190,5 +193,5 @@ def test_a_lender_without_memory_says_so_and_goes_on() -> None:
         borrowed.cache.repay(lease)
 
 
-def _without_memory(*_: object) -> None:
+def _without_memory(staged: Staged, layer: int, query: Tensor, terms: AttentionTerms) -> Partial:
     raise MemoryError("not enough memory")

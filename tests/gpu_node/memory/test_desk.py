@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from gpu_node.memory.desk import LendingDesk, Moves, Reclaim, StageCache, StageNow, most_blocks
+from gpu_node.memory.leases import Lease
 from gpu_node.memory.lending_policy import LendingPolicy
 
 POLICY = LendingPolicy(chunk_blocks=4, pause_seconds=1.0, idle_seconds=10.0, move_seconds=1.0)
@@ -79,7 +80,7 @@ class Desks(RuleBasedStateMachine):
         self.open = (self.open | set(restored)) - set(retired)
 
     @staticmethod
-    def all_of(moves: Moves) -> list[object]:
+    def all_of(moves: Moves) -> list[Lease | Reclaim]:
         return [*moves.grants, *moves.reclaims, *moves.repayments]
 
     @rule(highest=st.integers(0, 30))
