@@ -24,7 +24,7 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageStatus], float | None]], ...
     ("stage_budget_bytes", "What it may hold, where that is stated", lambda s: s.budget_bytes),
     ("stage_blocks", "Blocks of its cache that lie with it", lambda s: s.blocks),
     ("stage_far_blocks", "Blocks of its cache that lie elsewhere", lambda s: s.far_blocks),
-    ("stage_hop_seconds", "What the link before it adds to a step", lambda s: _seconds(s.hop_microseconds)),
+    ("stage_hop_seconds", "What its links take of a step", lambda s: _seconds(s.hop_microseconds)),
 )
 _STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageStatus], float]], ...] = (
     ("stage_steps", "Steps that a stage has computed", lambda s: s.steps),

@@ -44,7 +44,7 @@ class StageStatus:
     heard_seconds_ago: float | None = None
     loaded_bytes: int = 0
     total_bytes: int = 0
-    hop_microseconds: float | None = None  # what the link before it adds to a step, in software; none: not measured
+    hop_microseconds: float | None = None  # what its links take of a step, in software; none: no step yet
 
     @property
     def layers(self) -> int:

@@ -25,8 +25,9 @@ PAUSE_SECONDS = 0.01
 class Epoch:
     """`end` may be called from any thread; whoever waits in a link of it, or for one, then raises `LinkError`."""
 
-    def __init__(self, take: Take) -> None:
-        self.take = take
+    def __init__(self, take: Take, steps_before: int = 0) -> None:
+        """`steps_before`: of earlier epochs."""
+        self.take, self.steps_before = take, steps_before
         self.over = threading.Event()
         self.reason = ""
         self._lock = threading.Lock()
@@ -36,6 +37,12 @@ class Epoch:
     def links(self) -> tuple[Link, ...]:
         with self._lock:
             return tuple(self._links)
+
+    @property
+    def link_microseconds(self) -> int:
+        """What receiving and handing on has taken so far; waiting for a neighbour is nobody's cost."""
+        counters = [link.counters for link in self.links]
+        return sum(one.receiving_microseconds + one.sending_microseconds for one in counters)
 
     def end(self, reason: str) -> None:
         """The first reason stays."""

@@ -92,6 +92,7 @@ def _stage(number: int, seat: Seat, lineup: LineUp, course: Course, now: float) 
         heard_seconds_ago=max(now - hand.heard, 0.0),
         loaded_bytes=sum(done for done, _ in loads),
         total_bytes=sum(total for _, total in loads),
+        hop_microseconds=(report.hop_microseconds or None) if report is not None else None,
     )
 
 

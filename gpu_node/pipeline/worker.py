@@ -225,7 +225,7 @@ class Worker:
         if loaded is None:
             raise ModelError(f"order {order.part} has left no part here")
         with self._turning:
-            self._epoch = Epoch(order)
+            self._epoch = Epoch(order, self._tally.steps)
             self._idle.clear()
             self._turns.put((self._epoch, loaded))
             if self._stopped.is_set():
@@ -301,7 +301,12 @@ class Worker:
             if (*standing, self._broken, beside) != told:
                 told = (*standing, self._broken, beside)
                 broken = self._broken[:LONGEST_MESSAGE].replace("\0", " ")
-                self.say(Report(*standing, resident_bytes(), free, broken))
+                self.say(Report(*standing, resident_bytes(), free, broken, self._hop_microseconds()))
+
+    def _hop_microseconds(self) -> float:
+        epoch = self._epoch
+        steps = 0 if epoch is None else self._tally.steps - epoch.steps_before
+        return epoch.link_microseconds / steps if epoch is not None and steps > 0 else 0.0
 
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         self.stop()

@@ -38,7 +38,7 @@ EXAMPLES: list[Any] = [
     orders.Done(8),
     orders.Failed(3, "no_room_beside", "It takes 5 bytes and 4 are left."),
     orders.Busy(1.5),
-    orders.Report(7, 100, 4000, 1.25, 1, 2, 3, 4, "a neighbour is gone"),
+    orders.Report(7, 100, 4000, 1.25, 1, 2, 3, 4, "a neighbour is gone", 61.5),
 ]
 
 

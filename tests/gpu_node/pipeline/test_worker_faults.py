@@ -113,6 +113,7 @@ def test_what_it_does_is_reported(folder: Path, tmp_path: Path) -> None:
         current = workers.workers[0].parts.current
         assert current is not None
         assert (found.epoch, found.computed_tokens, found.broken) == (1, 3, "") and found.busy_seconds > 0
+        assert found.hop_microseconds > 0
         assert found.weights_bytes == current.part.holding.bytes
         assert found.cache_bytes == current.part.cache_bytes > 0 and found.resident_bytes > found.weights_bytes
 
