@@ -175,8 +175,8 @@ async def test_a_restless_runner_wakes_an_idle_engine() -> None:
         tended = threading.Event()
         tend = runner.tend
 
-        def watched(shortage: int) -> CacheChange | None:
-            change = tend(shortage)
+        def watched(shortage: int, urgent: bool = False) -> CacheChange | None:
+            change = tend(shortage, urgent)
             tended.set()
             return change
 
