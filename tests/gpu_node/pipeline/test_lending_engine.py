@@ -91,13 +91,11 @@ async def test_reclaims_in_the_middle_change_no_token(folder: Path, alone: Answe
     scene = Scene(folder, **changes)
     async with engine_over(scene.load, step_tokens=16, mixed_step_tokens=9) as engine:
         asking = asyncio.gather(*(ids_of(engine, request) for request in REQUESTS))
-        await scene.after_steps(12)
+        await scene.until(lambda: bool(scene.lending.lent_bytes))
         assert scene.runner is not None
-        before = scene.lending.lent_bytes
-        assert before
+        await scene.after_steps(scene.runner.steps + 4)
         scene.runner.ask_back("cpu:1", 1 << 20)
-        await scene.after_steps(18)
-        assert scene.lending.lent_bytes == 0 and scene.lending.reclaimed
+        await scene.until(lambda: not scene.lending.lent_bytes and bool(scene.lending.reclaimed))
         scene.runner.ask_back("cpu:1", 0)
         assert await asking == alone
         told = scene.lending
@@ -110,8 +108,11 @@ async def test_lenders_that_hang_up_cost_no_token(folder: Path, alone: Answers, 
     scene = Scene(folder)
     async with engine_over(scene.load, step_tokens=16, mixed_step_tokens=9) as engine:
         asking = asyncio.gather(*(ids_of(engine, request) for request in REQUESTS))
+        await scene.until(lambda: scene.runner is not None and bool(scene.lending.lent_bytes))
+        assert scene.runner is not None
+        begun = scene.runner.steps + 2  # lent for certain, and used
         for loss in range(losses):
-            await scene.after_steps(7 * (loss + 1))
+            await scene.after_steps(begun + 7 * loss)
             scene.hang_up()
         assert await asking == alone
         assert (scene.runner is not None and scene.runner.lends) or losses > 1
