@@ -134,7 +134,7 @@ class PhonesApi:
 
 
 def qr_svg(text: str) -> str:
-    """The code as a picture without size of its own: who shows it decides. Dark on light, whatever the page's colours."""
+    """The code as a picture without size of its own: who shows it decides. Always dark on light."""
     out = io.BytesIO()
     segno.make(text, error="m", micro=False).save(
         out,
