@@ -41,6 +41,7 @@ class Noted:
     refusals: list[GatewayError] = field(default_factory=list)
     faults: list[BaseException] = field(default_factory=list)
     exposures: list[str] = field(default_factory=list)
+    seen: list[Incoming] = field(default_factory=list)  # of what was refused
 
     def http_finished(self, route: str, status: int) -> None:
         self.finished.append((route, status))
@@ -50,6 +51,7 @@ class Noted:
 
     def refused(self, incoming: Incoming, error: GatewayError) -> None:
         self.refusals.append(error)
+        self.seen.append(incoming)
 
     def failed(self, incoming: Incoming, error: BaseException) -> None:
         self.faults.append(error)
