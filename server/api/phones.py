@@ -112,6 +112,7 @@ class PhonesApi:
         spec, load = node.spec, self._services.registry.loads.get(node.id) or Load()
         news = self._joining.news.get(node.id)
         measured = spec.details.get("tokens_per_second")
+        speed = load.tokens_per_second or (measured if isinstance(measured, float | int) else None)
         return {
             "id": spec.id,
             "name": spec.name,
@@ -122,7 +123,7 @@ class PhonesApi:
             "drained": not spec.enabled,
             "in_flight": load.in_flight,
             "models": [copy.name for copy in node.models.values()],
-            "tokens_per_second": round(speed, 1) if (speed := load.tokens_per_second or measured) else None,
+            "tokens_per_second": round(speed, 1) if speed else None,
             "condition": None if node.condition is None else condition_record(node.condition),
             "resting": node.resting,
             "signal_dbm": None if news is None else news.signal_dbm,

@@ -60,9 +60,8 @@ def moved(known: NodeSpec, host: str, port: int) -> NodeSpec:
     """The entry with another address; a name that the owner gave for a host follows the phone by itself."""
     if not _is_figures(known.host):
         return replace(known, port=port)
-    back = {"enabled": True} if DISPLACED in known.details else {}
     details = {key: value for key, value in known.details.items() if key != DISPLACED}
-    return replace(known, host=host, port=port, details=details, **back)
+    return replace(known, host=host, port=port, details=details, enabled=known.enabled or DISPLACED in known.details)
 
 
 def is_at(spec: NodeSpec, host: str, port: int) -> bool:
