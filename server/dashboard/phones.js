@@ -7,7 +7,7 @@ const EVERY_MS = 2000;
 const element = (id) => document.getElementById(id);
 let told = new Map(); // by the phone's id
 let call = null; // how the gateway is asked
-let asking = new Set(); // ids of phones that an order is under way for
+const asking = new Set(); // ids of phones that an order is under way for
 
 /** The part of a node's card; `showPhone` fills it. */
 export function buildPhone() {

@@ -17,7 +17,11 @@ from server.nodes import NodeId
 from tests.server.api.gateway import Answer, Gateway, ask, gateway, get, post
 from tests.server.phones.stand import HOST, ID, Stand
 
-FROM_PHONE = {"client": (HOST, 40_000), "server": ("192.168.1.2", 8000), "headers": {"host": "192.168.1.2:8000"}}
+FROM_PHONE: dict[str, Any] = {
+    "client": (HOST, 40_000),
+    "server": ("192.168.1.2", 8000),
+    "headers": {"host": "192.168.1.2:8000"},
+}
 BODY = {
     "id": ID, "name": 'Pixel "5"', "port": 11434, "chip": "SM8550", "ram_bytes": 5713 * 1048576, "android": "11",
     "termux": "0.118.3", "ollama": "0.31.1", "mode": "native", "model": "qwen2.5:0.5b", "tokens_per_second": 12.5,
