@@ -37,7 +37,7 @@ _NAME = "phone_setup/phone_setup.sh"
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 _NEVER_KEPT: list[Header] = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
-_JOIN_FIELDS: dict[str, fields.Check] = {
+JOIN_FIELDS: dict[str, fields.Check] = {
     "token": fields.text,
     "id": fields.text,
     "name": fields.text,
@@ -52,7 +52,7 @@ _JOIN_FIELDS: dict[str, fields.Check] = {
     "tokens_per_second": fields.number(0, FASTEST_TOKENS),
 }
 _TOLD = ("chip", "ram_bytes", "android", "termux", "ollama", "mode", "model", "tokens_per_second")
-_REPORT_FIELDS: dict[str, fields.Check] = {"battery": fields.record, "thermal": fields.record, "wifi": fields.record}
+REPORT_FIELDS: dict[str, fields.Check] = {"battery": fields.record, "thermal": fields.record, "wifi": fields.record}
 
 
 def find_script() -> bytes | None:
@@ -90,7 +90,7 @@ class JoinApi:
 
     async def join(self, incoming: Incoming) -> None:
         self._check_way(incoming)
-        body = fields.known_only(await incoming.json(), _JOIN_FIELDS)
+        body = fields.known_only(await incoming.json(), JOIN_FIELDS)
         phone, own = registration_of(body), given_key(incoming.headers)
         if "token" in body:
             joined = await self._joining.join(body["token"], phone, _peer(incoming))
@@ -111,7 +111,7 @@ class JoinApi:
             raise CallerRefused("the phone's own token is needed", status=401)
         peer = _peer(incoming)
         phone = self._joining.holder(own.decode("latin-1"), peer)
-        body = fields.known_only(await incoming.json(), _REPORT_FIELDS)
+        body = fields.known_only(await incoming.json(), REPORT_FIELDS)
         await self._joining.report(phone, condition_of(body, time.time()), signal_of(body), peer)
         await incoming.reply.answer_empty()
 

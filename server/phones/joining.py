@@ -146,6 +146,10 @@ class Joining:
 
         phone_id = self._counted(peer, find)
         if self._registry.node(phone_id) is None:
+            if (
+                self._fleet_file.state.error is not None
+            ):  # it may stand there: phones that are told to leave do not return
+                raise FleetFileUnusable("the fleet file is broken, so nobody knows whether this phone is in it")
             raise CallerRefused("this phone was removed from the fleet", status=401)
         return phone_id
 

@@ -175,6 +175,19 @@ async def test_reports_are_bounded(stand: Stand) -> None:
         await stand.joining.report(held, WARM, None, HOST)
 
 
+async def test_while_the_file_is_broken_no_phone_is_sent_away(tmp_path: Path) -> None:
+    before = Stand(tmp_path)
+    own = await before.joined()
+    text = before.path.read_text()
+    before.path.write_text("[{]")
+    stand = Stand(tmp_path)
+    with pytest.raises(FleetFileUnusable):
+        stand.joining.holder(own, HOST)
+    stand.path.write_text(text)
+    stand.fleet_file.reload()
+    assert stand.joining.holder(own, HOST) == ID
+
+
 async def test_a_removed_phone_comes_back_with_an_invitation_only(stand: Stand) -> None:
     own = await stand.joined()
     await stand.joining.remove(NodeId(ID))

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from server.errors import RequestInvalid
-from server.nodes import NodeId, NodeSpec
+from server.nodes import Load, NodeId, NodeSpec
 from server.phones.registration import DISPLACED, Registration, distinct, is_at, joined, moved, plain, renewed
 from server.phones_entry import entry_of, spec_of
+from server.roster import learned_weight
 
 ID, OTHER = NodeId("a" * 32), NodeId("b" * 32)
 PHONE = Registration(ID, "Pixel 5", 11434, {"chip": "SM8550", "ram_bytes": 6_000_000_000, "tokens_per_second": 12.5})
@@ -42,6 +43,21 @@ def test_a_host_name_of_the_owners_is_kept() -> None:
     assert joined([known], PHONE, HOST)[0].host == "kitchen.local"
     assert is_at(known, HOST, 11434) and not is_at(known, HOST, 11435)
     assert not is_at(replace(known, host="10.0.0.1"), HOST, 11434)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_the_end_of_a_cable_stays_where_it_is(host: str) -> None:
+    known = NodeSpec(ID, "Kitchen", "ollama", host, 40_001, serial="S1")
+    assert is_at(known, HOST, 11434) and moved(known, HOST, 11434) is known
+    assert joined([known], PHONE, HOST)[0] == replace(known, details=PHONE.details)
+
+
+def test_what_was_measured_counts_until_more_is_known() -> None:
+    load = Load()
+    assert learned_weight(load, {"tokens_per_second": 16.0}) == 16.0
+    assert learned_weight(load, {}) == learned_weight(load, {"tokens_per_second": "fast"}) < 16.0
+    load.tokens_per_second = 4.0
+    assert learned_weight(load, {"tokens_per_second": 16.0}) == 4.0
 
 
 def test_an_address_that_changed_hands_counts_once() -> None:
