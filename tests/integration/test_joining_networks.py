@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "never")
 
 GATEWAY, PHONE, MOVED = "10.78.0.1", "10.78.0.2", "10.78.0.3"
 PATIENCE_SECONDS = 30.0
+HERE = "http://127.0.0.1:8000"
+SERVE = ("-m", "uvicorn", "server:app", "--host", "0.0.0.0", "--port", "8000")
 BODY = {"id": "c" * 32, "name": "Pixel 5", "port": 11434, "chip": "SM8550", "mode": "native", "tokens_per_second": 12.5}
 
 
@@ -28,6 +31,15 @@ BODY = {"id": "c" * 32, "name": "Pixel 5", "port": 11434, "chip": "SM8550", "mod
 def lab() -> Iterator[Lab]:
     with namespaces() as made:
         yield made
+
+
+def settings_in(folder: Path) -> dict[str, str]:
+    return {
+        "POTLUCK_PHONES_FILE": str(folder / "phones.json"),
+        "POTLUCK_EMBEDDED_NODE": "off",
+        "POTLUCK_DISCOVERY": "off",
+        "POTLUCK_LOG_FORMAT": "json",
+    }
 
 
 @contextmanager
@@ -62,21 +74,35 @@ def until_answered(host: LabHost, url: str) -> None:
             time.sleep(0.1)  # programs of their own take real time to start
 
 
+def test_the_whole_script_joins_reports_moves_and_is_removed(lab: Lab, tmp_path: Path) -> None:
+    missing = [name for name in ("bats", "tmux", "curl") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} is not installed")
+    home, phone = lab.host(f"{GATEWAY}/24"), lab.host(f"{PHONE}/24")
+    with program(home, tmp_path, *SERVE, **settings_in(tmp_path)):
+        until_answered(home, f"{HERE}/live")
+        invited = json.loads(home.run(sys.executable, "-m", "potluck", "phones", "invite", "--json", "--url", HERE))
+        (link,) = invited["links"]
+        facts = {"LINK": link["url"], "GATEWAY": f"http://{GATEWAY}:8000", "OLD": PHONE, "NEW": MOVED}
+        facts |= {"DEVICE": device_of(phone), "IP": shutil.which("ip") or "", "FAKE_PYTHON": sys.executable}
+        done = subprocess.run(
+            phone.command(["bats", "--tap", str(Path(__file__).with_name("joining_phone.bats"))]),
+            env={**os.environ, **facts},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and "ok 1 " in done.stdout, done.stdout + done.stderr
+        assert json.loads((tmp_path / "phones.json").read_text()) == []
+
+
 def test_from_the_invitation_to_an_answer_and_on_with_another_address(lab: Lab, tmp_path: Path) -> None:
     home, phone = lab.host(f"{GATEWAY}/24"), lab.host(f"{PHONE}/24")
-    settings = {
-        "POTLUCK_PHONES_FILE": str(tmp_path / "phones.json"),
-        "POTLUCK_EMBEDDED_NODE": "off",
-        "POTLUCK_DISCOVERY": "off",
-        "POTLUCK_LOG_FORMAT": "json",
-    }
-    serve = ("-m", "uvicorn", "server:app", "--host", "0.0.0.0", "--port", "8000")
     ollama = ("-m", "tests.fakes.phone", "--host", "0.0.0.0", "--port", "11434", "--time-scale", "0.01")
-    here = "http://127.0.0.1:8000"
-    with program(home, tmp_path, *serve, **settings) as log, program(phone, tmp_path, *ollama):
-        until_answered(home, f"{here}/live")
+    with program(home, tmp_path, *SERVE, **settings_in(tmp_path)) as log, program(phone, tmp_path, *ollama):
+        until_answered(home, f"{HERE}/live")
         until_answered(phone, "http://127.0.0.1:11434/api/version")
-        invited = json.loads(home.run(sys.executable, "-m", "potluck", "phones", "invite", "--json", "--url", here))
+        invited = json.loads(home.run(sys.executable, "-m", "potluck", "phones", "invite", "--json", "--url", HERE))
         (link,) = invited["links"]
         assert link["url"] == f"http://{GATEWAY}:8000/join/{invited['token']}"
         script = phone.run("curl", "-fsSL", link["url"])
@@ -85,11 +111,11 @@ def test_from_the_invitation_to_an_answer_and_on_with_another_address(lab: Lab, 
         assert checked.returncode == 0 and "--gateway" in checked.stdout
 
         join = ("-d", json.dumps({"token": invited["token"], **BODY}))
-        refused = told(home, *join, f"{here}/api/phones/join")
+        refused = told(home, *join, f"{HERE}/api/phones/join")
         assert "from this machine" in refused["error"]["message"]
         joined = told(phone, *join, f"http://{GATEWAY}:8000/api/phones/join")
         assert joined["name"] == "Pixel 5"
-        answer = told(home, "-d", '{"prompt": "Where are you?"}', f"{here}/ask")
+        answer = told(home, "-d", '{"prompt": "Where are you?"}', f"{HERE}/ask")
         assert answer["node"] == "Pixel 5" and answer["response"]
 
         phone.run("ip", "addr", "del", f"{PHONE}/24", "dev", device_of(phone))
@@ -98,7 +124,7 @@ def test_from_the_invitation_to_an_answer_and_on_with_another_address(lab: Lab, 
         assert told(phone, *own, "-d", json.dumps(BODY), f"http://{GATEWAY}:8000/api/phones/join")["name"] == "Pixel 5"
         (entry,) = json.loads((tmp_path / "phones.json").read_text())
         assert entry["host"] == MOVED
-        assert told(home, "-d", '{"prompt": "And now?"}', f"{here}/ask")["node"] == "Pixel 5"
+        assert told(home, "-d", '{"prompt": "And now?"}', f"{HERE}/ask")["node"] == "Pixel 5"
         assert invited["token"] not in log.read_text() and joined["phone_token"] not in log.read_text()
 
 
