@@ -134,7 +134,7 @@ async def running(
             dispatch=dispatcher,
             backends=backends,
             operations=backends.operations,
-            joining=Joining(registry, fleet_file, _look(backends, settings), time.time),
+            joining=Joining(registry, fleet_file, look_at_phones(backends, settings), time.time),
             metrics=metrics,
             log=request_log,
             open_requests=OpenRequests(),
@@ -152,7 +152,7 @@ async def running(
         yield Gateway(build_app(services), services, dispatcher, draining)
 
 
-def _look(backends: Backends, settings: Settings) -> Callable[[str, int], Awaitable[ProbeReport]]:
+def look_at_phones(backends: Backends, settings: Settings) -> Callable[[str, int], Awaitable[ProbeReport]]:
     """A look at a phone that wants to join: by address, never by name, with the patience of connecting."""
 
     async def look(host: str, port: int) -> ProbeReport:

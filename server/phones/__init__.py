@@ -1,8 +1,8 @@
 """How phones join the fleet and stay in it: invitations, registration, the phones' own secrets, reports.
 
 Decisions (`invitations`, `registration`, `reach`, `links`, `attempts`) are pure, `joining` drives them: it alone waits.
-Invariants: no token is kept or logged, only SHA-256 of it; nobody can make the gateway call an address that the caller's
-own packets do not come from. Must not know HTTP.
+Invariants: no token is kept or logged, only SHA-256 of it; nobody can make the gateway call an address that the
+caller's own packets do not come from. Must not know HTTP.
 """
 
 from server.phones.invitations import Invitation, Invitations
