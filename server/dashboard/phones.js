@@ -15,7 +15,7 @@ export function buildPhone() {
   const button = make("button", "quiet");
   button.type = "button";
   button.addEventListener("click", () => order(part));
-  part.append(make("ul", "readings"), make("div", "facts"), make("div", "error"), button);
+  part.append(make("ul", "readings"), make("div", "facts"), make("div", "why"), button);
   part.hidden = true;
   return part;
 }
@@ -106,8 +106,10 @@ async function invite() {
   try {
     const wish = { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" };
     const made = await (await call("/api/phones/invite", wish)).json();
-    element("invite-code").src = `data:image/svg+xml,${encodeURIComponent(made.qr_svg)}`;
-    element("invite-code").hidden = false;
+    const code = make("img");
+    code.alt = "The line as a QR code";
+    code.src = `data:image/svg+xml,${encodeURIComponent(made.qr_svg)}`;
+    element("invite-code").replaceChildren(code);
     element("invite-command").value = made.command;
     const until = new Date(made.expires_at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
     write(element("invite-until"), `Good for one phone, until ${until}.`);
@@ -132,8 +134,7 @@ function copy() {
 /** The secret does not stay in the page once nobody looks at it. */
 function forget() {
   element("invite-command").value = "";
-  element("invite-code").removeAttribute("src");
-  element("invite-code").hidden = true;
+  element("invite-code").replaceChildren();
   element("invite-others").replaceChildren();
   write(element("invite-copy"), "Copy");
 }

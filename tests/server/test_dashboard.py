@@ -250,7 +250,7 @@ async def test_phones_with_what_they_tell_and_a_button_to_drain_them(tmp_path: P
         assert "enabled" not in stand.entries[0]
         stand.path.write_text("[{]")
         await browser.page.click(f"{card} .phone button")
-        await browser.shows(f"{card} .phone .error", "cannot be changed while it is broken")
+        await browser.shows(f"{card} .phone .why", "cannot be changed while it is broken")
 
 
 async def test_an_invitation_is_a_code_and_a_line_and_is_forgotten(tmp_path: Path):
@@ -261,7 +261,7 @@ async def test_an_invitation_is_a_code_and_a_line_and_is_forgotten(tmp_path: Pat
         await browser.shows("#invite-until", "Good for one phone, until")
         line = await browser.page.input_value("#invite-command")
         assert line.startswith("curl -fsSL 'http://192.168.1.2:") and line.endswith("' | bash")
-        await browser.page.wait_for_function("document.getElementById('invite-code').naturalWidth > 0")
+        await browser.page.wait_for_function("document.querySelector('#invite-code img')?.naturalWidth > 0")
         assert await browser.page.evaluate("document.documentElement.scrollWidth") <= 360
         await browser.page.click("#invite-again")
         await browser.page.wait_for_function(f"document.getElementById('invite-command').value !== {line!r}")
