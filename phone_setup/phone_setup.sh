@@ -928,6 +928,14 @@ leave_if_refused() {
     esac
 }
 
+# How well the Wi-Fi is received, and nothing else of what that command tells.
+signal() {
+    local told
+    command -v termux-wifi-connectioninfo >/dev/null 2>&1 || return 0
+    told=$(timeout 10 termux-wifi-connectioninfo 2>/dev/null | tr '\n' ' ') || return 0
+    if [[ $told =~ \"rssi\":\ *(-[0-9]{1,3}) ]]; then printf ',"wifi":{"rssi":%s}' "${BASH_REMATCH[1]}"; fi
+}
+
 # Termux:API's command waits for its app for ever if that is not installed.
 battery() {
     local told
@@ -935,7 +943,7 @@ battery() {
     told=$(timeout 10 termux-battery-status 2>/dev/null | tr '\n\t\r' '   ') || return 1
     told=${told%"${told##*[! ]}"}
     [[ $told == '{'*'}' ]] || return 1
-    printf '{"battery":%s}' "$told"
+    printf '{"battery":%s%s}' "$told" "$(signal)"
 }
 
 printf '%s\n' "$$" >"$HERE/report.pid"

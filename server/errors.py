@@ -5,12 +5,16 @@
     ├── ModelNotFound                404: no node has it; the nearest names are in the hint
     ├── NodeUnknown                  404: the fleet has no node of this name
     ├── ModelInUse                   409: a node answers with the model just now, so it cannot be loaded otherwise
+    ├── LoopbackOnly                 409: no phone could reach the gateway, so none is invited
+    ├── FleetFileUnusable            409: the fleet file, or the secrets beside it, cannot be read or written
     ├── PathUnknown                  404: there is no such route or page
     ├── MethodRefused                405: the route is there, but not for this method
     ├── CallerRefused                401 or 403: who calls may not
     ├── BodyTooLarge                 413
     ├── OperationUnsupported         501: something a gateway cannot do (pull, create, delete …)
     ├── QueueFull                    429: come back after `retry_after_seconds`
+    ├── TooManyTries                 429: of one address, for things that somebody might guess at
+    ├── PhoneUnreachable             502: a phone wants to join, and nothing answers where it should
     ├── NoNodes                      503: nothing there that could serve
     ├── GatewayDraining              503: the gateway is being stopped
     ├── DeadlineExceeded             504: the request's own deadline passed
@@ -97,6 +101,21 @@ class ModelInUse(GatewayError):
     code = "model_in_use"
 
 
+class LoopbackOnly(GatewayError):
+    status = 409
+    code = "loopback_only"
+
+
+class FleetFileUnusable(GatewayError):
+    status = 409
+    code = "fleet_file_unusable"
+
+
+class PhoneUnreachable(GatewayError):
+    status = 502
+    code = "phone_unreachable"
+
+
 class PathUnknown(GatewayError):
     status = 404
     code = "not_found"
@@ -139,6 +158,19 @@ class OperationUnsupported(GatewayError):
 class QueueFull(GatewayError):
     status = 429
     code = "queue_full"
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message, hint=f"try again in {max(1, round(retry_after_seconds))} s")
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def retry_after(self) -> float:
+        return self.retry_after_seconds
+
+
+class TooManyTries(GatewayError):
+    status = 429
+    code = "too_many_tries"
 
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message, hint=f"try again in {max(1, round(retry_after_seconds))} s")

@@ -99,7 +99,7 @@ class RequestLog:
             id=incoming.request_id,
             caller=incoming.caller,
             method=incoming.method,
-            path=incoming.path[:200],
+            path=incoming.shown_path[:200],
             status=http_status(error, incoming.dialect),
             error_code=error_code(error),
             error=error.message,
@@ -112,7 +112,7 @@ class RequestLog:
             "fault",
             id=incoming.request_id,
             method=incoming.method,
-            path=incoming.path[:200],
+            path=incoming.shown_path[:200],
             exception="".join(traceback.format_exception(error)),
         )
 

@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
@@ -38,6 +38,7 @@ from server.metrics import Metrics
 from server.nodes import NodeId, NodeSpec, ProbeReport
 from server.observer import Observer, RequestRecord
 from server.patience import PatienceLimits
+from server.phones import Joining
 from server.phones_file import FleetFileState
 from server.phones_watch import FleetFile
 from server.registry import Registry
@@ -133,6 +134,7 @@ async def running(
             dispatch=dispatcher,
             backends=backends,
             operations=backends.operations,
+            joining=Joining(registry, fleet_file, look_at_phones(backends, settings), time.time),
             metrics=metrics,
             log=request_log,
             open_requests=OpenRequests(),
@@ -148,6 +150,16 @@ async def running(
         draining = Draining(services.open_requests, dispatcher, settings.drain_s)
         stack.callback(draining.stop)
         yield Gateway(build_app(services), services, dispatcher, draining)
+
+
+def look_at_phones(backends: Backends, settings: Settings) -> Callable[[str, int], Awaitable[ProbeReport]]:
+    """A look at a phone that wants to join: by address, never by name, with the patience of connecting."""
+
+    async def look(host: str, port: int) -> ProbeReport:
+        spec = NodeSpec(NodeId("joining"), "a phone that joins", "ollama", host, port)
+        return await backends["ollama"].probe(spec, settings.connect_timeout_s)
+
+    return look
 
 
 def _missing_told(state: FleetFileState) -> FleetFileState:
@@ -286,7 +298,7 @@ class Application:
         try:
             async with running(self.settings, self._environ) as self._gateway:
                 with self._gateway.draining.on_signals() as address:
-                    self._gateway.services.exposure.note(address)
+                    self._gateway.services.exposure.listens(address)
                     await send({"type": "lifespan.startup.complete"})
                     await receive()
         except SettingsError as error:

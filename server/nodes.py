@@ -57,6 +57,8 @@ class NodeSpec:
     tls_file: str | None = None  # certificates that are trusted, PEM; None: those that the system trusts
     origin: NodeOrigin = "file"
     last_resort: bool = False  # the embedded node: used only when nothing else can serve
+    # of a phone that joined: chip, ram_bytes, android, termux, ollama, mode, model, tokens_per_second
+    details: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
 
     @property
     def address(self) -> str:

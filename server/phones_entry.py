@@ -28,9 +28,11 @@ FIELDS = (
     "api_key_env",
     "continues_final_message",
     "tls",
+    "details",
 )
 MAX_TEXT_CHARS = 200
 MAX_CONCURRENCY = 10_000
+MAX_DETAILS = 32
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # weights are added up; far beyond each other, the smaller ones would be lost
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -83,6 +85,7 @@ def spec_of(entry: Any) -> NodeSpec:
         continues_final_message=_field(entry, "continues_final_message", _flag, False),
         tls=bool(tls),
         tls_file=tls if isinstance(tls, str) else None,
+        details=_field(entry, "details", _details, {}),
     )
 
 
@@ -95,6 +98,7 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
     entry |= {"enabled": spec.enabled, "api_key_env": spec.api_key_env}
     entry["continues_final_message"] = spec.continues_final_message
     entry["tls"] = spec.tls_file or spec.tls
+    entry["details"] = dict(spec.details)
     defaults = {
         "port": _default_port(spec.kind),
         "id": spec.address,
@@ -109,6 +113,7 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
         "api_key_env": None,
         "continues_final_message": False,
         "tls": False,
+        "details": {},
     }
     return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
 
@@ -225,6 +230,17 @@ def _flag(value: Any) -> bool:
 def _variable(value: Any) -> str:
     if not isinstance(value, str) or not _VARIABLE.fullmatch(value):
         raise ValueError("the name of an environment variable, never the key itself")
+    return value
+
+
+def _details(value: Any) -> dict[str, str | int | float]:
+    if not isinstance(value, dict) or len(value) > MAX_DETAILS:
+        raise ValueError(f"an object of at most {MAX_DETAILS} words about the phone")
+    for key, word in value.items():
+        if not isinstance(word, str | int | float) or isinstance(word, bool):
+            raise ValueError("an object of texts and numbers")
+        if not f"{key}{word}".isprintable() or max(len(key), len(str(word))) > MAX_TEXT_CHARS:
+            raise ValueError(f"an object of printable texts of at most {MAX_TEXT_CHARS} characters, and numbers")
     return value
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 
 from server.affinity import NodeMemory
 from server.breaker import BreakerState
@@ -193,12 +194,16 @@ class Roster:
 
 def weight_of(node: Node, load: Load) -> float:
     """The owner's weight or the learned one; less while the phone is warm. One that rests is not weighed."""
-    return (node.spec.weight or learned_weight(load)) * (node.care.factor or 1.0)
+    return (node.spec.weight or learned_weight(load, node.spec.details)) * (node.care.factor or 1.0)
 
 
-def learned_weight(load: Load) -> float:
-    """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight."""
-    speed = load.tokens_per_second or UNKNOWN_SPEED
+def learned_weight(load: Load, details: Mapping[str, object] = MappingProxyType({})) -> float:
+    """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight.
+
+    Until one is learned, what a joined phone measured when it was set up counts.
+    """
+    told = details.get("tokens_per_second")
+    speed = load.tokens_per_second or (told if isinstance(told, float | int) and 0 < told < 1e4 else UNKNOWN_SPEED)
     return float(2.0 ** (round(math.log2(speed) * 10) / 10))
 
 

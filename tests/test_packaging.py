@@ -24,6 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source)
     (source / "models").mkdir()
     shutil.copy(ROOT / "models" / "manifest.json", source / "models")
+    shutil.copytree(ROOT / "phone_setup", source / "phone_setup")
     (source / "models" / "mine.gguf").write_bytes(b"a file that somebody laid there")
     _pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(source / "out"), str(source))
     return next((source / "out").glob("*.whl"))
@@ -63,6 +64,11 @@ def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
     )
     wanted = {name for name in listed.stdout.split() if (ROOT / name).exists()}
     assert wanted - set(zipfile.ZipFile(wheel).namelist()) == set()
+
+
+def test_the_gateway_finds_the_script_that_it_serves_to_phones(installed: Path, tmp_path: Path) -> None:
+    code = "from server.api.join import find_script; print(len(find_script() or b''))"
+    assert _ask(installed, tmp_path, code) == str((ROOT / "phone_setup" / "phone_setup.sh").stat().st_size)
 
 
 def test_nothing_else_is_in_it(wheel: Path) -> None:

@@ -36,7 +36,7 @@ _PRIVATE_RANGES = tuple(
 _KEY_HINT = "send it as 'Authorization: Bearer …', 'X-API-Key' or 'X-API-TOKEN'"
 _NO_KEY_HINT = "set POTLUCK_API_KEYS and send a key to call from outside the private network"
 # Every header by which a proxy on this machine admits that the caller is somebody else.
-_FORWARDING_HEADERS = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
+FORWARDING_HEADERS = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class AccessRules:
 
     def _network_caller(self, address: tuple[str, int] | None, headers: Mapping[bytes, bytes], local: bool) -> str:
         if address is None:
-            if local and not any(name in headers for name in _FORWARDING_HEADERS):
+            if local and not any(name in headers for name in FORWARDING_HEADERS):
                 return "unix"
             raise CallerRefused("the caller's address is not known", hint=_NO_KEY_HINT)
         if not is_private(address[0]):
@@ -116,6 +116,11 @@ class Exposure:
     def __init__(self, needs_key: bool, say: Callable[[str], None]) -> None:
         self._silent = needs_key
         self._say = say
+        self.address: str | None = None  # where the server was told to listen, where that is known
+
+    def listens(self, address: str | None) -> None:
+        self.address = address
+        self.note(address)
 
     def note(self, address: str | None) -> None:
         """The server listens, or was called, at this address."""

@@ -13,6 +13,7 @@ from server.api.ask import AskApi
 from server.api.ask_batch import BatchApi
 from server.api.fleet import FleetApi
 from server.api.incoming import ClientGone, Incoming, Receive, Scope
+from server.api.join import JOIN_PREFIX, JoinApi
 from server.api.models import ModelsApi
 from server.api.ollama import OllamaApi
 from server.api.ollama_models import OllamaModelsApi
@@ -21,6 +22,7 @@ from server.api.openai_chat import OpenAIChatApi
 from server.api.openai_completions import OpenAICompletionsApi
 from server.api.openai_models import OpenAIModelsApi
 from server.api.pages import PagesApi
+from server.api.phones import PHONES_PREFIX, PhonesApi
 from server.api.pipeline import PIPELINE_PATH, PipelineApi
 from server.api.reply import Send
 from server.api.services import Services
@@ -30,12 +32,12 @@ from server.http_errors import Dialect, Header
 Handler = Callable[[Incoming], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Answered without a key: nothing here tells anything about the fleet.
-OPEN_PATHS = frozenset({"/live", "/"})
-OPEN_PREFIX = "/dashboard/"
+# Answered without a key: nothing here tells anything about the fleet. Phones that join bring secrets of their own.
+OPEN_PATHS = frozenset({"/live", "/", "/join", "/api/phones/join", "/api/phones/report"})
+OPEN_PREFIXES = ("/dashboard/", JOIN_PREFIX)
 # What a draining gateway still tells: that it drains.
 _DRAINING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_CORS_METHODS = b"GET, POST, DELETE, HEAD, OPTIONS"
+_CORS_METHODS = b"GET, POST, PATCH, DELETE, HEAD, OPTIONS"
 _CORS_SECONDS = b"600"
 
 
@@ -50,6 +52,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
     many = OpenAIBatchApi(services, chat, completions)
     ollama, listing, held = OllamaApi(services), OllamaModelsApi(services), ModelsApi(services)
     refuse, pipeline = listing.refuse, PipelineApi(services)
+    join, phones = JoinApi(services), PhonesApi(services)
     return {
         "/": {"GET": pages.root},
         "/dashboard/": {"GET": pages.asset},
@@ -81,6 +84,13 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/api/models/unload": {"POST": held.unload},
         "/api/gpu": {"GET": held.gpu},
         PIPELINE_PATH: {"GET": pipeline.status},
+        "/join": {"GET": join.script},
+        JOIN_PREFIX: {"GET": join.invited},
+        "/api/phones": {"GET": phones.listed},
+        "/api/phones/invite": {"POST": phones.invite},
+        "/api/phones/join": {"POST": join.join},
+        "/api/phones/report": {"POST": join.report},
+        PHONES_PREFIX: {"POST": phones.order, "PATCH": phones.rename, "DELETE": phones.remove},
         "/health": {"GET": fleet.health},
         "/live": {"GET": fleet.live},
         "/ready": {"GET": fleet.ready},
@@ -90,10 +100,13 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
     }
 
 
+_OWN_PATHS = ("/api/nodes", "/api/queue/status", "/api/phones")  # below Ollama's prefix
+
+
 def dialect_of(path: str) -> Dialect:
     if path.startswith("/v1/"):
         return "openai"
-    if path.startswith("/api/") and path not in ("/api/nodes", "/api/queue/status"):
+    if path.startswith("/api/") and not path.startswith(_OWN_PATHS):
         return "ollama"
     return "ask"
 
@@ -147,12 +160,12 @@ class HttpApplication:
             await self._options(incoming, entry[1] if entry else {})
             return
         if entry is None:
-            raise PathUnknown(incoming.path)
+            raise PathUnknown(incoming.shown_path)
         incoming.route, methods, _ = entry
         handler = methods.get("GET" if incoming.method == "HEAD" else incoming.method)
         if handler is None:
             incoming.reply.headers.append((b"allow", _allowed(methods)))
-            raise MethodRefused(incoming.path, incoming.method)
+            raise MethodRefused(incoming.shown_path, incoming.method)
         if self._services.open_requests.draining and incoming.method not in _DRAINING_METHODS:
             raise GatewayDraining("the gateway is being stopped and takes no new requests")
         await handler(incoming)
@@ -202,7 +215,7 @@ class HttpApplication:
 
 
 def is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
 def _allowed(methods: Mapping[str, Handler]) -> bytes:

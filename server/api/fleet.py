@@ -131,13 +131,13 @@ class FleetApi:
             "failed": load.failed,
             "last_error": load.last_error or node.last_error,
             "tags": spec.tags,
-            "condition": None if node.condition is None else _condition(node.condition),
+            "condition": None if node.condition is None else condition_record(node.condition),
             "care_factor": node.care.factor,
             "resting": node.resting,
         }
 
 
-def _condition(condition: Condition) -> dict[str, Any]:
+def condition_record(condition: Condition) -> dict[str, Any]:
     """Null is what the phone did not tell."""
     return {
         "battery_percent": condition.level,

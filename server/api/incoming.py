@@ -27,6 +27,7 @@ Receive = Callable[[], Awaitable[Message]]
 
 # What may come back in a header and a log line as it came; anything else is replaced by an id of ours.
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_SECRET_PATH = re.compile(r"[/\\]join[/\\]", re.IGNORECASE)
 # Headers that decide something must not come twice: which of the two counts would be a matter of luck.
 _SINGLE_HEADERS = frozenset(
     {b"host", b"origin", b"authorization", b"x-api-key", b"x-api-token", b"content-length", b"x-request-id"}
@@ -83,6 +84,12 @@ class Incoming:
         self.cut_error: GatewayError | None = None
         self.request_id = RequestId(_request_id(self.headers.get(b"x-request-id")))
         self.reply = Reply(send, [(b"x-request-id", self.request_id.encode())])
+
+    @property
+    def shown_path(self) -> str:
+        """The path as it may stand in logs and errors: what follows /join/ is a secret, however it is written."""
+        found = _SECRET_PATH.search(self.path)
+        return self.path if found is None else f"{self.path[: found.end()]}…"
 
     def check_headers(self) -> None:
         """Refuse a request whose deciding headers come twice."""

@@ -17,8 +17,10 @@ _TYPES = {
     "index.html": b"text/html; charset=utf-8",
     "app.js": b"text/javascript; charset=utf-8",
     "splits.js": b"text/javascript; charset=utf-8",
+    "phones.js": b"text/javascript; charset=utf-8",
     "bars.js": b"text/javascript; charset=utf-8",
     "style.css": b"text/css; charset=utf-8",
+    "phones.css": b"text/css; charset=utf-8",
     "bars.css": b"text/css; charset=utf-8",
 }
 # Everything from here, nothing from elsewhere, no inline script: a node's name or a model's answer can run nothing.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from server.backends.operations import Operations
     from server.errors import GatewayError
     from server.nodes import NodeKind
+    from server.phones import Joining
     from server.registry import Registry
     from server.settings import Settings
 
@@ -99,6 +100,7 @@ class Services:
     dispatch: Dispatch
     backends: Mapping[NodeKind, Backend]
     operations: Operations
+    joining: Joining
     metrics: HttpMetrics
     log: HttpLog
     open_requests: OpenRequests

@@ -2,6 +2,7 @@
 // text, never as markup. The API key lives in this tab's session storage and travels as a header.
 
 import { keep } from "./bars.js";
+import { buildPhone, showPhone, watchPhones } from "./phones.js";
 import { buildSplits, showSplits, watchSplits } from "./splits.js";
 
 const EVERY_MS = 1000;
@@ -82,6 +83,7 @@ function stateOf(node) {
   if (node.status !== "ready") return [node.status === "silent" ? "bad" : "idle", words[node.status] ?? node.status];
   if (node.breaker === "open") return ["bad", `resting after failures, ${Math.ceil(node.breaker_open_for_s ?? 0)} s`];
   if (node.breaker === "half_open") return ["busy", "on trial"];
+  if (node.resting) return ["idle", "resting"];
   if (node.in_flight >= node.slots) return ["busy", "busy"];
   return ["good", node.in_flight ? "answering" : "free"];
 }
@@ -96,12 +98,12 @@ const words = {
 function buildCard(node) {
   const card = make("li");
   card.dataset.node = node.id;
-  card.append(make("div", "about"), buildSplits());
+  card.append(make("div", "about"), buildPhone(), buildSplits());
   return card;
 }
 
 function updateCard(card, node) {
-  const [about, splits] = card.children;
+  const [about, phone, splits] = card.children;
   const [look, state] = stateOf(node);
   card.className = `panel node ${look}`;
   const top = make("div", "top");
@@ -122,6 +124,7 @@ function updateCard(card, node) {
   const parts = [top, make("div", "place", place), models, make("div", "facts", facts.join(" · "))];
   if (node.last_error && look !== "good") parts.push(make("div", "error", node.last_error));
   about.replaceChildren(...parts);
+  showPhone(phone, node);
   showSplits(splits, node.id);
 }
 
@@ -139,7 +142,7 @@ function showFleet(health) {
   const nobody = element("no-nodes");
   nobody.hidden = health.nodes.length > 0;
   nobody.textContent = health.embedded?.reason
-    ?? (health.embedded?.starting ? "The embedded model is starting…" : "No phones are listed yet: add them to phones.json.");
+    ?? (health.embedded?.starting ? "The embedded model is starting…" : "No phones are listed yet: invite one, or add it to phones.json.");
   showModels(health.nodes);
   notice(health.fleet_file.error ? `${health.fleet_file.path}: ${health.fleet_file.error}` : null);
 }
@@ -302,4 +305,5 @@ element("key-form").addEventListener("submit", (event) => {
 });
 
 watchFleet();
+watchPhones(call, () => nodes.some((node) => node.kind === "ollama"), showNodes);
 watchSplits(async (path) => (await call(path)).json(), () => nodes.some((node) => node.gpu_node), showNodes);

@@ -142,6 +142,18 @@ STUB
     joins | grep -q '"token":"invite-3"'
 }
 
+@test "of the Wi-Fi the reporter tells how well it is received, and nothing else" {
+    gateway
+    echo '{"percentage": 71}' >"$FAKE/battery"
+    printf '{\n  "bssid": "02:00:00:00:00:00",\n  "rssi": -58,\n  "ssid": "Home"\n}\n' >"$FAKE/wifi"
+    have termux-battery-status
+    have termux-wifi-connectioninfo
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    until_true grep -q 'POST /api/phones/report own-secret {"battery":{"percentage": 71},"wifi":{"rssi":-58}}' "$FAKE/gateway.log"
+    not grep -q Home "$FAKE/gateway.log"
+}
+
 @test "the reporter tells battery and heat, also after a restart" {
     gateway
     printf '{\n  "percentage": 71,\n  "temperature": 31.2\n}\n' >"$FAKE/battery"

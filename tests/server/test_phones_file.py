@@ -59,6 +59,7 @@ def test_every_field():
         "enabled": False,
         "api_key_env": "KEY",
         "continues_final_message": True,
+        "details": {"chip": "SM8550", "ram_bytes": 8 << 30, "tokens_per_second": 12.5},
     }
     assert set(entry) == set(FIELDS) - {"tls"}
     assert spec_of(entry) == NodeSpec(
@@ -75,6 +76,7 @@ def test_every_field():
         enabled=False,
         api_key_env="KEY",
         continues_final_message=True,
+        details={"chip": "SM8550", "ram_bytes": 8 << 30, "tokens_per_second": 12.5},
     )
 
 
@@ -125,6 +127,12 @@ def test_hosts_have_one_spelling(host: str, kept: str, identity: str):
         ("host", "a\r\nX-Evil: 1"),
         ("host", "-a"),
         ("host", "a..b"),
+        ("details", "SM8550"),
+        ("details", {"chip": None}),
+        ("details", {"chip": True}),
+        ("details", {"chip": {}}),
+        ("details", {"chip": "x" * 201}),
+        ("details", {str(number): 1 for number in range(33)}),
         ("port", 0),
         ("port", 65536),
         ("port", "11434"),

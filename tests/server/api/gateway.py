@@ -20,9 +20,11 @@ from server.api.incoming import Incoming
 from server.api.services import Dispatch, OpenRequests, Services
 from server.backends.base import Backend
 from server.backends.operations import Operations
-from server.errors import GatewayError
+from server.errors import GatewayError, NodeUnreachable
 from server.nodes import ModelCopy, NodeId, NodeKind, NodeSpec, ProbeReport, ResidentModel
+from server.phones import Joining
 from server.phones_file import FleetFileState
+from server.phones_watch import FleetFile
 from server.registry import NodeListed, NodeProbed, Registry
 from server.settings import Settings
 from tests.server.api.scripted_dispatch import ScriptedDispatch
@@ -39,6 +41,7 @@ class Noted:
     refusals: list[GatewayError] = field(default_factory=list)
     faults: list[BaseException] = field(default_factory=list)
     exposures: list[str] = field(default_factory=list)
+    seen: list[Incoming] = field(default_factory=list)  # of what was refused
 
     def http_finished(self, route: str, status: int) -> None:
         self.finished.append((route, status))
@@ -48,6 +51,7 @@ class Noted:
 
     def refused(self, incoming: Incoming, error: GatewayError) -> None:
         self.refusals.append(error)
+        self.seen.append(incoming)
 
     def failed(self, incoming: Incoming, error: BaseException) -> None:
         self.faults.append(error)
@@ -74,6 +78,14 @@ def fleet(*nodes: tuple[NodeSpec, ProbeReport | None]) -> Registry:
     return registry
 
 
+def wall() -> float:
+    return 1_000.0
+
+
+async def nobody_there(host: str, port: int) -> ProbeReport:
+    raise NodeUnreachable(f"cannot connect to {host}:{port}")
+
+
 @dataclass
 class Gateway:
     """All parts of one application under test."""
@@ -94,21 +106,24 @@ def gateway(
     backends: Mapping[NodeKind, Backend] | None = None,
     fleet_file: FleetFileState | None = None,
     operations: Operations | None = None,
+    joining: Joining | None = None,
     **settings: Any,
 ) -> Gateway:
     noted = Noted()
     values = Settings(**settings)
     used = dispatch or ScriptedDispatch()
     state = fleet_file or FleetFileState(Path("phones.json"), loaded_at=1_000.0)
+    registry = registry or fleet()
     access = access_rules(values.api_keys, values.allowed_origins, values.allowed_hosts)
     services = Services(
         settings=values,
         access=access,
         exposure=Exposure(access.needs_key, noted.exposures.append),
-        registry=registry or fleet(),
+        registry=registry,
         dispatch=used,
         backends=backends or {},
         operations=operations or ScriptedOperations(),
+        joining=joining or Joining(registry, FleetFile(state.path, registry.emit, wall), nobody_there, wall),
         metrics=noted,
         log=noted,
         open_requests=OpenRequests(),

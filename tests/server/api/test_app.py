@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from server.api import ask, ollama_bodies, openai_fields
 from server.api.app import dialect_of, route_table
+from server.api.join import JOIN_FIELDS, REPORT_FIELDS
 from tests.server.api.gateway import MODEL, Call, client, gateway, get, post
 from tests.server.api.gateway import ask as request
 from tests.server.api.scripted_backend import ScriptedBackend
@@ -103,6 +104,7 @@ async def test_a_twofold_host_is_400():
 NAMES = sorted(
     {*ask.ASK_FIELDS, *ollama_bodies.GENERATE_FIELDS, *ollama_bodies.CHAT_FIELDS, *openai_fields.CHAT_FIELDS}
     | {*openai_fields.COMPLETION_FIELDS, *openai_fields.EMBEDDING_FIELDS, "prompts", "requests", "name", "source"}
+    | {*JOIN_FIELDS, *REPORT_FIELDS, "minutes"}
     | {"role", "content", "type", "function", "arguments", "tool_calls", "tool_call_id", "image_url", "url"}
 )
 LEAVES = st.one_of(
@@ -139,7 +141,9 @@ async def test_no_json_is_a_500(route: tuple[str, str], body: dict[str, Any]):
     answer = await request(made.app, *route, json.dumps(body).encode())
     assert made.noted.faults == []
     assert answer.status < 500 or answer.status in (501, 503), (answer.status, answer.body)
-    if answer.status >= 400:
+    if route[1].startswith("/join/"):
+        assert answer.body.endswith(b"exit 1\n")  # whoever is invited runs what comes
+    elif answer.status >= 400:
         assert orjson.loads(answer.body)["error"]
     for asked in made.answer().asked:
         orjson.dumps([asked.messages, asked.options, asked.fields])  # what cannot be sent on must not get here

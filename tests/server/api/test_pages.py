@@ -29,6 +29,8 @@ async def test_browsers_get_the_page_and_programs_the_sentence():
         ("/dashboard/app.js", "text/javascript"),
         ("/dashboard/splits.js", "text/javascript"),
         ("/dashboard/bars.js", "text/javascript"),
+        ("/dashboard/phones.js", "text/javascript"),
+        ("/dashboard/phones.css", "text/css"),
         ("/dashboard/style.css", "text/css"),
         ("/dashboard/bars.css", "text/css"),
     ],
@@ -56,7 +58,7 @@ async def test_the_page_runs_its_own_script_only():
     assert not re.findall(r"(?:src|href)=\"(?!/|data:)[^\"]+", text), "nothing from elsewhere"
 
 
-@pytest.mark.parametrize("name", ["app.js", "splits.js", "bars.js"])
+@pytest.mark.parametrize("name", ["app.js", "phones.js", "splits.js", "bars.js"])
 async def test_the_scripts_set_text_and_never_markup(name: str):
     script = (await get(gateway().app, f"/dashboard/{name}")).body.decode()
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):

@@ -1,0 +1,252 @@
+"""`potluck phones`: invite phones into the fleet, look at them, and change them. Speaks to the gateway.
+
+Text from phones is made harmless before it is shown. A phone is named by its id, the beginning of it, or its name; what
+fits several is refused, since a wrong phone removed is worse than a word more.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from potluck.cli.connection import KeyFile, Url, chosen_key, chosen_url
+from potluck.cli.reports import reporting
+from potluck.cli.safe_text import one_line
+from potluck.errors import Misuse
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
+SHORTEST_ID = 4  # fewer characters of an id name a phone by accident
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's own answer, as JSON.")]
+Phone = Annotated[str, typer.Argument(help="Its name, its id, or the beginning of the id.")]
+
+app = typer.Typer(
+    help="Invite phones into the fleet, list, drain, rename and remove them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def invite(
+    minutes: Annotated[
+        float, typer.Option("--minutes", "-m", min=1, max=1440, help="How long the invitation is good for.")
+    ] = 15.0,
+    model: Annotated[str | None, typer.Option("--model", help="The model that the phone is set up with.")] = None,
+    qr: Annotated[bool | None, typer.Option("--qr/--no-qr", help="A QR code; by default at a terminal.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Show a line, also as a QR code, that brings one phone into the fleet: paste it into Termux there."""
+    wish = {"minutes": minutes} | ({"model": model} if model else {})
+    told = _ask(url, key_file, "POST", "/api/phones/invite", wish)
+    if as_json:
+        _print_json(told)
+        return
+    command = one_line(str(told.get("command", "")))
+    if qr or (qr is None and sys.stdout.isatty()):
+        typer.echo(code_of(command, sys.stdout.encoding))
+    for line in invitation_lines(told, minutes):
+        typer.echo(line)
+
+
+@app.command("list")
+def listed(as_json: AsJson = False, url: Url = None, key_file: KeyFile = None) -> None:
+    """Show the phones: where and what they are, battery, heat, signal and speed."""
+    told = _ask(url, key_file, "GET", "/api/phones")
+    if as_json:
+        _print_json(told)
+        return
+    phones = _records(told.get("phones"))
+    if not phones:
+        typer.echo("no phones yet; invite one with: potluck phones invite")
+        return
+    for line in [*table(phones), *remarks(phones)]:
+        typer.echo(line)
+
+
+@app.command()
+def drain(phone: Phone, url: Url = None, key_file: KeyFile = None) -> None:
+    """Give a phone nothing new; what it is at, it finishes. Lasts until resumed."""
+    found = _named(url, key_file, phone)
+    told = _ask(url, key_file, "POST", f"{_path(found)}/drain")
+    rest = told.get("in_flight")
+    typer.echo(f"{_text(told.get('name'))} gets nothing new" + (f", and finishes {rest} answers" if rest else ""))
+
+
+@app.command()
+def resume(phone: Phone, url: Url = None, key_file: KeyFile = None) -> None:
+    """Take a drained phone back into service."""
+    told = _ask(url, key_file, "POST", f"{_path(_named(url, key_file, phone))}/resume")
+    typer.echo(f"{_text(told.get('name'))} is in service again")
+
+
+@app.command()
+def rename(
+    phone: Phone,
+    name: Annotated[str, typer.Argument(help="What it is called from now on.")],
+    url: Url = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Call a phone otherwise."""
+    told = _ask(url, key_file, "PATCH", _path(_named(url, key_file, phone)), {"name": name})
+    typer.echo(f"it is called {_text(told.get('name'))} now")
+
+
+@app.command()
+def remove(
+    phone: Phone,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Take a phone out of the fleet. It finishes what it is at, and comes back with a new invitation only."""
+    found = _named(url, key_file, phone)
+    if not yes and not typer.confirm(f"Remove {_text(found.get('name'))} from the fleet?"):
+        raise typer.Exit(1)
+    _ask(url, key_file, "DELETE", _path(found))
+    typer.echo(f"{_text(found.get('name'))} is removed")
+
+
+def invitation_lines(told: Mapping[str, Any], minutes: float) -> list[str]:
+    """The line to type, until when, and the same by other addresses of the gateway."""
+    lines = ["In Termux on the phone:", "", f"  {one_line(str(told.get('command', '')))}", ""]
+    lines.append(f"Good for one phone and {minutes:g} minutes. The phone must be in the gateway's network.")
+    others = _records(told.get("links"))[1:]
+    if others:
+        lines.append("Other addresses of the gateway, if that one is in another network than the phone:")
+        lines += [f"  {_text(one.get('url'))}  ({_text(one.get('interface'))})" for one in others]
+    return lines
+
+
+def code_of(text: str, encoding: str | None) -> str:
+    """The QR code as text; two rows a line where the terminal knows such characters."""
+    import segno
+
+    out = io.StringIO()
+    segno.make(text, error="l", micro=False).terminal(out, border=2, compact=_has_blocks(encoding))
+    return out.getvalue().rstrip("\n")
+
+
+def table(phones: Sequence[Mapping[str, Any]]) -> list[str]:
+    """As wide as it has to be."""
+    head = ("PHONE", "ID", "STATE", "BATTERY", "HEAT", "SIGNAL", "TOK/S", "MODELS", "ADDRESS")
+    rows = [head, *map(_row, phones)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def remarks(phones: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why one gets no work though it is there, and what went wrong with those that do not answer."""
+    lines = [f"! {_text(one.get('name'))} rests: {_text(one.get('resting'))}" for one in phones if one.get("resting")]
+    silent = [one for one in phones if one.get("status") == "silent" and one.get("last_error")]
+    return lines + [f"! {_text(one.get('name'))}: {_text(one.get('last_error'))}" for one in silent]
+
+
+def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    told = one.get("condition")
+    condition: Mapping[str, Any] = told if isinstance(told, dict) else {}
+    level, heat = condition.get("battery_percent"), condition.get("temperature_c")
+    charging = "+" if condition.get("charging") else ""
+    models = one.get("models")
+    return (
+        _text(one.get("name")),
+        _text(one.get("id"))[:8],
+        _state(one),
+        "-" if not _is_number(level) else f"{level:.0f}%{charging}",
+        "-" if not _is_number(heat) else f"{heat:.0f} C",
+        "-" if not _is_number(one.get("signal_dbm")) else f"{one['signal_dbm']:.0f} dBm",
+        "-" if not _is_number(one.get("tokens_per_second")) else f"{one['tokens_per_second']:.1f}",
+        ", ".join(one_line(str(model)) for model in models) if isinstance(models, list) and models else "-",
+        _text(one.get("address")),
+    )
+
+
+def _state(one: Mapping[str, Any]) -> str:
+    if one.get("drained"):
+        return "draining" if one.get("in_flight") else "drained"
+    return "resting" if one.get("resting") else _text(one.get("status"))
+
+
+def chosen_phone(phones: Sequence[Mapping[str, Any]], wanted: str) -> Mapping[str, Any]:
+    """The one that is meant. Raises Misuse where none is, or several are."""
+    exact = [one for one in phones if one.get("id") == wanted] or [one for one in phones if one.get("name") == wanted]
+    folded = wanted.casefold()
+    found = exact or [
+        one
+        for one in phones
+        if str(one.get("name", "")).casefold() == folded
+        or (len(wanted) >= SHORTEST_ID and str(one.get("id", "")).startswith(wanted))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Misuse(
+            f"'{wanted}' means {len(found)} phones; name one by its id, which potluck phones list --json shows"
+        )
+    names = ", ".join(_text(one.get("name")) for one in phones[:10])
+    raise Misuse(f"there is no phone '{wanted}'" + (f"; there are: {names}" if names else ""))
+
+
+def _named(url: str | None, key_file: Path | None, wanted: str) -> Mapping[str, Any]:
+    phones = _records(_ask(url, key_file, "GET", "/api/phones").get("phones"))
+    with reporting():
+        return chosen_phone(phones, wanted)
+
+
+def _path(phone: Mapping[str, Any]) -> str:
+    return f"/api/phones/{quote(str(phone.get('id', '')), safe=':')}"
+
+
+def _ask(
+    url: str | None, key_file: Path | None, method: str, path: str, body: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The gateway's answer. Ends the command with a sentence where there is none, or a refusal."""
+    import httpx
+
+    from potluck.answers import as_record
+    from potluck.calls import Call, client_settings
+    from potluck.seam import translated
+
+    with reporting():
+        gateway = chosen_url(url, os.environ)
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        call = Call(method, path, timeout, lambda value: dict(as_record(value, "an object")), body)
+        settings = client_settings(gateway, chosen_key(key_file, os.environ))
+        with translated(gateway), httpx.Client(**settings) as client:
+            return call.read(client.request(method, path, json=body, timeout=timeout))
+
+
+def _has_blocks(encoding: str | None) -> bool:
+    try:
+        "█▀▄".encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _records(value: object) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    return one_line(str(value)) if value not in (None, "") else "-"
+
+
+def _print_json(told: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(told, ensure_ascii=False, indent=2))

@@ -1,0 +1,151 @@
+"""The owner's side of phones: invite, list, drain, resume, rename, remove. Ordinary calls, with a key where keys are.
+
+Draining is the entry's `enabled`: running answers end as they would, nothing new comes, and it lasts through a restart.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import segno
+
+from server.api import fields
+from server.api.fleet import condition_record, iso_time
+from server.api.incoming import Incoming
+from server.api.services import Services
+from server.errors import MethodRefused, NodeUnknown, PathUnknown, RequestInvalid
+from server.nodes import Load, Node, NodeId
+from server.phones.invitations import DEFAULT_MINUTES, LONGEST_MINUTES, SHORTEST_MINUTES
+from server.phones.links import Link, command_of, links_of
+from transport.interfaces import interfaces, source_towards
+
+PHONES_PREFIX = "/api/phones/"
+# An address of documentation (RFC 5737): nothing is sent there, only the way to it is asked for.
+ELSEWHERE = "192.0.2.1"
+LONGEST_NAME = 100
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")
+_INVITE_FIELDS: dict[str, fields.Check] = {
+    "minutes": fields.number(SHORTEST_MINUTES, LONGEST_MINUTES),
+    "model": fields.filled_text,
+}
+_RENAME_FIELDS: dict[str, fields.Check] = {"name": fields.filled_text}
+
+
+class PhonesApi:
+    def __init__(self, services: Services) -> None:
+        self._services, self._joining = services, services.joining
+
+    async def invite(self, incoming: Incoming) -> None:
+        wish = fields.checked(await incoming.json(), _INVITE_FIELDS)
+        model = wish.get("model")
+        if model is not None and not _MODEL.fullmatch(model):
+            raise RequestInvalid("'model' is no name of a model", field="model")
+        links = self._links(incoming)
+        token, invitation = self._joining.invite(wish.get("minutes", DEFAULT_MINUTES), model)
+        command = command_of(links[0].with_token(token))
+        incoming.reply.headers.append((b"cache-control", b"no-store"))
+        await incoming.reply.answer_json(
+            {
+                "token": token,
+                "expires_at": iso_time(invitation.expires_at),
+                "links": [
+                    {"url": one.with_token(token), "address": one.address, "interface": one.interface} for one in links
+                ],
+                "command": command,
+                "qr_svg": qr_svg(command),
+            }
+        )
+
+    async def listed(self, incoming: Incoming) -> None:
+        nodes = [node for node in self._services.registry.fleet.nodes.values() if self._is_phone(node)]
+        await incoming.reply.answer_json({"phones": [self._phone(node) for node in nodes]})
+
+    async def order(self, incoming: Incoming) -> None:
+        """POST /api/phones/ID/drain or /resume."""
+        phone, _, word = incoming.path.removeprefix(PHONES_PREFIX).rpartition("/")
+        if not phone:
+            raise MethodRefused(incoming.path, incoming.method)
+        if word not in ("drain", "resume"):
+            raise PathUnknown(incoming.path)
+        await self._joining.enable(self._known(phone).id, word == "resume")
+        await self._answer(incoming, NodeId(phone))
+
+    async def rename(self, incoming: Incoming) -> None:
+        wish = fields.checked(await incoming.json(), _RENAME_FIELDS)
+        name = wish.get("name", "").strip()
+        if not name or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise RequestInvalid(f"'name' must be a printable text of 1 to {LONGEST_NAME} characters", field="name")
+        phone = self._known(incoming.path.removeprefix(PHONES_PREFIX))
+        await self._joining.rename(phone.id, name)
+        await self._answer(incoming, phone.id)
+
+    async def remove(self, incoming: Incoming) -> None:
+        phone = self._known(incoming.path.removeprefix(PHONES_PREFIX))
+        await self._joining.remove(phone.id)
+        await incoming.reply.answer_json({"id": phone.id, "name": phone.name, "removed": True})
+
+    def _links(self, incoming: Incoming) -> tuple[Link, ...]:
+        services, server = self._services, incoming.scope.get("server") or ("", None)
+        listening = services.exposure.address or services.settings.host
+        port = server[1] or services.settings.port
+        scheme = "https" if incoming.scope.get("scheme") == "https" else "http"
+        return links_of(listening, (server[0], port), interfaces(), source_towards(ELSEWHERE), scheme)
+
+    def _is_phone(self, node: Node) -> bool:
+        return node.spec.kind == "ollama" and node.spec.origin != "embedded" and not node.is_gpu_node
+
+    def _known(self, phone: str) -> Node:
+        node = self._services.registry.node(NodeId(phone))
+        if node is None:
+            names = tuple(one.id for one in self._services.registry.fleet.nodes.values() if one.name == phone)
+            raise NodeUnknown(phone, names)
+        if node.spec.origin != "file":
+            raise RequestInvalid(f"'{node.name}' does not stand in the fleet file: it comes and goes by itself")
+        return node
+
+    async def _answer(self, incoming: Incoming, phone: NodeId) -> None:
+        await incoming.reply.answer_json(self._phone(self._known(phone)))
+
+    def _phone(self, node: Node) -> dict[str, Any]:
+        spec, load = node.spec, self._services.registry.loads.get(node.id) or Load()
+        news = self._joining.news.get(node.id)
+        measured = spec.details.get("tokens_per_second")
+        speed = load.tokens_per_second or (measured if isinstance(measured, float | int) else None)
+        return {
+            "id": spec.id,
+            "name": spec.name,
+            "address": spec.address,
+            "origin": spec.origin,
+            "joined": self._joining.has_token(spec.id),
+            "status": node.status,
+            "drained": not spec.enabled,
+            "in_flight": load.in_flight,
+            "models": [copy.name for copy in node.models.values()],
+            "tokens_per_second": round(speed, 1) if speed else None,
+            "condition": None if node.condition is None else condition_record(node.condition),
+            "resting": node.resting,
+            "signal_dbm": None if news is None else news.signal_dbm,
+            "reported_at": None if news is None else iso_time(news.heard_at),
+            "last_error": load.last_error or node.last_error,
+            "serial": spec.serial,
+            "details": dict(spec.details),
+        }
+
+
+def qr_svg(text: str) -> str:
+    """The code as a picture without size of its own: who shows it decides. Always dark on light."""
+    out = io.BytesIO()
+    segno.make(text, error="m", micro=False).save(
+        out,
+        kind="svg",
+        border=4,
+        dark="#000",
+        light="#fff",
+        omitsize=True,
+        xmldecl=False,
+        svgclass=None,
+        lineclass=None,
+    )
+    return out.getvalue().decode()

@@ -1,0 +1,290 @@
+"""Drives joining: looks at a phone before it is let in, writes the fleet file, hears what joined phones report.
+
+The only part of this package that waits. Invariants: a phone is called at the address that its own packets came from
+and nowhere else; an invitation is used up exactly when the phone stands in the fleet file; the file is read anew before
+each change, so that nobody's edit is lost. Must not know HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import TypeVar
+
+from server.care import Condition
+from server.errors import (
+    CallerRefused,
+    FleetFileUnusable,
+    GatewayError,
+    NodeError,
+    NodeUnknown,
+    PhoneUnreachable,
+    RequestInvalid,
+)
+from server.nodes import NodeId, NodeSpec, ProbeReport
+from server.phones import registration
+from server.phones.attempts import Attempts, source_of
+from server.phones.invitations import TOKEN_BYTES, Invitation, Invitations
+from server.phones.reach import callable_host
+from server.phones.registration import Registration
+from server.phones.secrets_file import Secrets, secrets_path
+from server.phones_file import FleetFileError, load, save
+from server.phones_watch import FleetFile
+from server.registry import NodeCondition, NodeProbed, Registry
+
+Look = Callable[[str, int], Awaitable[ProbeReport]]  # asks /api/version and /api/tags there; raises NodeError
+Found = TypeVar("Found")
+Edit = Callable[[Sequence[NodeSpec]], Sequence[NodeSpec]]
+
+WINDOW_SECONDS = 60.0
+WRONG_TOKENS = 10  # of one address in a window; with 192 bits to guess it is the log and the processor that are spared
+LOOKS = 20  # calls back to one address in a window
+REPORTS = 60  # of one phone in a window; it sends two
+LOOKS_AT_ONCE = 8
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PhoneNews:
+    """What a phone reports besides its condition. `heard_at`: wall clock seconds."""
+
+    heard_at: float
+    signal_dbm: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """`phone_token` is None for a phone that has its token already."""
+
+    id: NodeId
+    name: str
+    phone_token: str | None = None
+
+
+class Joining:
+    """All about joined phones. On one event loop. `wall` is the wall clock, `new_token` makes secrets."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        fleet_file: FleetFile,
+        look: Look,
+        wall: Callable[[], float],
+        new_token: Callable[[], str] = lambda: token_urlsafe(TOKEN_BYTES),
+    ) -> None:
+        self.news: dict[NodeId, PhoneNews] = {}
+        self._registry, self._fleet_file, self._look = registry, fleet_file, look
+        self._wall, self._new_token = wall, new_token
+        self._invitations = Invitations()
+        self._secrets = Secrets(secrets_path(fleet_file.state.path))
+        self._wrong = Attempts(WRONG_TOKENS, WINDOW_SECONDS)
+        self._looks = Attempts(LOOKS, WINDOW_SECONDS)
+        self._reports = Attempts(REPORTS, WINDOW_SECONDS)
+        self._writing = asyncio.Lock()
+        self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+    # invitations
+
+    def invite(self, minutes: float, model: str | None) -> tuple[str, Invitation]:
+        """A new token, which is told here and never again."""
+        token = self._new_token()
+        return token, self._invitations.invite(token, minutes, model, self._wall())
+
+    def begin(self, token: str, peer: str | None) -> Invitation:
+        """A phone fetches its script. Raises CallerRefused, TooManyTries."""
+        return self._counted(peer, lambda: self._invitations.begin(token, self._wall()))
+
+    # phones that come
+
+    async def join(self, token: str, phone: Registration, peer: str | None) -> Joined:
+        """A phone comes with an invitation. Raises GatewayError, and then the invitation is as good as before."""
+        invitation = self._counted(peer, lambda: self._invitations.claim(token, self._wall()))
+        used = False
+        try:
+            host = callable_host(peer)
+            report = await self._looked_at(host, phone.port)
+            self._refuse_taken_id(phone.id)
+            await self._change(lambda specs: registration.joined(specs, phone, host))
+            phone_token = self._new_token()
+            await self._give_token(phone.id, phone_token)
+            self._invitations.use(invitation)
+            used = True
+        finally:
+            if not used:
+                self._invitations.release(invitation)
+        name = self._listed(phone.id, report)
+        log.info("the phone %s has joined at %s", name, host)
+        return Joined(phone.id, name, phone_token)
+
+    async def come_again(self, phone_token: str, phone: Registration, peer: str | None) -> Joined:
+        """A phone that has its own token tells where and what it is now. Raises GatewayError."""
+        phone_id = self.holder(phone_token, peer)
+        if phone_id != phone.id:
+            raise CallerRefused("this token belongs to another phone", status=401)
+        host = callable_host(peer)
+        known = self._spec(phone_id)
+        report = None
+        if not registration.is_at(known, host, phone.port):
+            report = await self._looked_at(host, phone.port)
+        if registration.renewed(known, phone, known.host if report is None else host) != known:
+            await self._change(lambda specs: self._renewed(specs, phone, host))
+        return Joined(phone_id, self._listed(phone_id, report))
+
+    def holder(self, phone_token: str, peer: str | None) -> NodeId:
+        """Whose token it is. Raises CallerRefused (401) where the phone is none of ours, or no longer."""
+
+        def find() -> NodeId:
+            found = self._secrets.holder(phone_token)
+            if found is None:
+                raise CallerRefused("this phone is not known here", status=401)
+            return found
+
+        phone_id = self._counted(peer, find)
+        if self._registry.node(phone_id) is None:
+            if (
+                self._fleet_file.state.error is not None
+            ):  # it may stand there: phones that are told to leave do not return
+                raise FleetFileUnusable("the fleet file is broken, so nobody knows whether this phone is in it")
+            raise CallerRefused("this phone was removed from the fleet", status=401)
+        return phone_id
+
+    async def report(self, phone_id: NodeId, condition: Condition, signal_dbm: int | None, peer: str | None) -> None:
+        """What `holder` tells of itself. Its address is renewed where it has changed and the phone answers there."""
+        now = self._wall()
+        self._reports.spend(phone_id, now)
+        self.news[phone_id] = PhoneNews(now, signal_dbm)
+        self._registry.emit(NodeCondition(phone_id, condition, now))
+        try:
+            host = callable_host(peer)
+            known = self._spec(phone_id)
+            if registration.is_at(known, host, known.port):
+                return
+            report = await self._looked_at(host, known.port)
+            await self._change(
+                lambda specs: _edited(specs, phone_id, lambda spec: registration.moved(spec, host, spec.port))
+            )
+            self._listed(phone_id, report)
+        except GatewayError as error:  # what it told of its battery counts all the same
+            log.info("the address of the phone %s is not renewed: %s", phone_id, error.message)
+
+    # the owner's orders
+
+    async def enable(self, phone_id: NodeId, wanted: bool) -> None:
+        """False: it finishes what it has and gets nothing new, until told otherwise. Raises GatewayError."""
+
+        def switched(spec: NodeSpec) -> NodeSpec:
+            details = {key: word for key, word in spec.details.items() if key != registration.DISPLACED}
+            return replace(spec, enabled=wanted, details=details)
+
+        await self._change(lambda specs: _edited(specs, phone_id, switched))
+
+    async def rename(self, phone_id: NodeId, name: str) -> None:
+        def named(specs: Sequence[NodeSpec]) -> Sequence[NodeSpec]:
+            if any(spec.name == name and spec.id != phone_id for spec in specs):
+                raise RequestInvalid(f"another node is called '{name}'", field="name")
+            return _edited(specs, phone_id, lambda spec: replace(spec, name=name))
+
+        await self._change(named)
+
+    async def remove(self, phone_id: NodeId) -> None:
+        """It leaves the fleet file, and its token is none any more: it can come back with an invitation only."""
+
+        def without(specs: Sequence[NodeSpec]) -> Sequence[NodeSpec]:
+            _edited(specs, phone_id, lambda spec: spec)
+            return [spec for spec in specs if spec.id != phone_id]
+
+        await self._change(without)
+        async with self._writing:
+            await asyncio.to_thread(self._secrets.take, phone_id)
+        self.news.pop(phone_id, None)
+
+    def has_token(self, phone_id: NodeId) -> bool:
+        """Did it join, rather than being listed by hand? Raises FleetFileUnusable."""
+        return self._secrets.knows(phone_id)
+
+    # steps
+
+    def _counted(self, peer: str | None, find: Callable[[], Found]) -> Found:
+        """What the token opens; a wrong one counts against the address. Raises CallerRefused, TooManyTries."""
+        source, now = source_of(peer or ""), self._wall()
+        self._wrong.check(source, now)
+        try:
+            return find()
+        except CallerRefused:
+            self._wrong.count(source, now)
+            raise
+
+    async def _looked_at(self, host: str, port: int) -> ProbeReport:
+        """Does an Ollama answer there? Raises PhoneUnreachable, TooManyTries."""
+        self._looks.spend(source_of(host), self._wall())
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            async with self._looking:
+                report = await self._look(host, port)
+        except NodeError as error:
+            hint = "is Ollama running there, and does the network let its devices talk to each other?"
+            raise PhoneUnreachable(
+                f"nothing that speaks Ollama answers at {place} ({error.message})", hint=hint
+            ) from error
+        if not report.version:
+            raise PhoneUnreachable(f"what answers at {place} is no Ollama")
+        return report
+
+    def _refuse_taken_id(self, phone_id: NodeId) -> None:
+        node = self._registry.node(phone_id)
+        if node is not None and node.spec.origin != "file":
+            raise RequestInvalid("a node that is not in the fleet file has this id", field="id")
+
+    def _spec(self, phone_id: NodeId) -> NodeSpec:
+        node = self._registry.node(phone_id)
+        if node is None:
+            raise CallerRefused("this phone was removed from the fleet", status=401)
+        return node.spec
+
+    def _renewed(self, specs: Sequence[NodeSpec], phone: Registration, host: str) -> Sequence[NodeSpec]:
+        """Like a phone that joins, but for one that must still be there."""
+        _edited(specs, phone.id, lambda spec: spec)
+        return registration.joined(specs, phone, host)
+
+    def _listed(self, phone_id: NodeId, report: ProbeReport | None) -> str:
+        """What was found while looking serves as the first probe. Returns the phone's name."""
+        node = self._registry.node(phone_id)
+        if node is None:
+            raise FleetFileUnusable("the fleet file was changed meanwhile, and the phone is not in it")
+        if report is not None:
+            self._registry.emit(NodeProbed(phone_id, report, self._wall()))
+        return node.name
+
+    async def _give_token(self, phone_id: NodeId, phone_token: str) -> None:
+        async with self._writing:
+            await asyncio.to_thread(self._secrets.give, phone_id, phone_token)
+
+    async def _change(self, edit: Edit) -> None:
+        """Write the fleet file and let the fleet know. Raises GatewayError."""
+        async with self._writing:
+            await asyncio.to_thread(_rewrite, self._fleet_file.state.path, edit)
+            self._fleet_file.reload()
+
+
+def _edited(specs: Sequence[NodeSpec], phone_id: NodeId, change: Callable[[NodeSpec], NodeSpec]) -> list[NodeSpec]:
+    """Raises NodeUnknown where it does not stand in the file."""
+    if not any(spec.id == phone_id for spec in specs):
+        raise NodeUnknown(phone_id)
+    return [change(spec) if spec.id == phone_id else spec for spec in specs]
+
+
+def _rewrite(path: Path, edit: Edit) -> None:
+    try:
+        before = load(path)
+        after = tuple(edit(before))
+        if after != before:
+            save(path, after)
+    except FleetFileError as problem:
+        raise FleetFileUnusable(f"{path} cannot be changed while it is broken: {problem}") from problem
+    except OSError as problem:
+        raise FleetFileUnusable(f"{path} cannot be written: {problem.strerror or problem}") from problem

@@ -1,0 +1,107 @@
+"""What a phone tells of itself when it joins, and the entry of the fleet file that it becomes. Pure.
+
+The owner's words win: a name, weight, tags or host name that stand in the file are kept when the phone comes again.
+Must not know tokens or HTTP.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from server.errors import RequestInvalid
+from server.nodes import NodeId, NodeSpec
+
+PHONE_ID = re.compile(r"[0-9a-f]{32}")
+LONGEST_TEXT = 100  # of what a phone tells: more is no product name
+DISPLACED = "displaced"  # another phone has its address now, until it comes with a new one
+
+Details = Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    id: NodeId
+    name: str
+    port: int
+    details: Details = field(default_factory=dict)
+
+
+def plain(text: str) -> str:
+    """A phone's word as it may stand in a table: printable, short, without space around it."""
+    return "".join(character for character in text if character.isprintable())[:LONGEST_TEXT].strip()
+
+
+def joined(specs: Sequence[NodeSpec], phone: Registration, host: str) -> tuple[NodeSpec, ...]:
+    """The fleet file's nodes once this phone, found at `host`, is one of them. Raises RequestInvalid."""
+    known = next((spec for spec in specs if spec.id == phone.id), None) or _same_place(specs, phone, host)
+    if known is not None and known.kind != "ollama":
+        raise RequestInvalid("this id belongs to another kind of node in the fleet file", field="id")
+    others = [_displaced(spec, host, phone.port) for spec in specs if spec is not known]
+    if known is None:
+        name = distinct(phone.name, {spec.name for spec in others})
+        spec = NodeSpec(phone.id, name, "ollama", host, phone.port, weight=None, details=phone.details)
+        return (*others, spec)
+    spec = renewed(known, phone, host)
+    return tuple(spec if one is known else _displaced(one, host, phone.port) for one in specs)
+
+
+def renewed(known: NodeSpec, phone: Registration, host: str) -> NodeSpec:
+    """The phone's entry after it has told where and what it is now."""
+    spec = moved(known, host, phone.port)
+    name = phone.name if spec.name in (spec.id, known.address) else spec.name
+    marks = {key: value for key, value in spec.details.items() if key == DISPLACED}
+    return replace(spec, id=phone.id, name=name, details={**phone.details, **marks})
+
+
+def moved(known: NodeSpec, host: str, port: int) -> NodeSpec:
+    """The entry with another address; a name that the owner gave for a host follows the phone by itself.
+
+    Where a cable ends is this machine's business, its port too.
+    """
+    way = _way_of(known.host)
+    if way != "address":
+        return replace(known, port=port) if way == "name" else known
+    details = {key: value for key, value in known.details.items() if key != DISPLACED}
+    return replace(known, host=host, port=port, details=details, enabled=known.enabled or DISPLACED in known.details)
+
+
+def is_at(spec: NodeSpec, host: str, port: int) -> bool:
+    """Is nothing to be renewed for a phone that comes from there?"""
+    way = _way_of(spec.host)
+    at_port = DISPLACED not in spec.details and spec.port == port
+    return way == "cable" or (at_port and (spec.host == host or way == "name"))
+
+
+def distinct(name: str, taken: Collection[str]) -> str:
+    """Phones of one make all have one name: then a number tells them apart."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name} {number}"
+    return found
+
+
+def _same_place(specs: Sequence[NodeSpec], phone: Registration, host: str) -> NodeSpec | None:
+    """The entry that the owner wrote by hand for this phone, which is known by its address only."""
+    return next(
+        (spec for spec in specs if spec.id == spec.address and (spec.host, spec.port) == (host, phone.port)), None
+    )
+
+
+def _displaced(spec: NodeSpec, host: str, port: int) -> NodeSpec:
+    """Another joined phone that was at this address is somewhere else now, and must not count twice."""
+    if (spec.host, spec.port) != (host, port) or not PHONE_ID.fullmatch(spec.id) or not spec.enabled:
+        return spec
+    return replace(spec, enabled=False, details={**spec.details, DISPLACED: 1})
+
+
+def _way_of(host: str) -> Literal["address", "name", "cable"]:
+    """How an entry finds its phone. Only an address may change by the phone's word."""
+    try:
+        return "cable" if ipaddress.ip_address(host.partition("%")[0]).is_loopback else "address"
+    except ValueError:
+        return "cable" if host == "localhost" else "name"

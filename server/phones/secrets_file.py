@@ -1,0 +1,95 @@
+"""The phones' own tokens, hashed, in a file beside the fleet file that only its owner may read.
+
+Written whole or not at all. Invariant: no token is ever in it, only SHA-256 of it, so that who reads the file can
+speak for no phone. Must not know what a token is used for.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.errors import FleetFileUnusable
+from server.nodes import NodeId
+from server.phones.invitations import digest_of
+
+MODE = 0o600
+LARGEST_BYTES = 4 * 1024 * 1024
+
+
+def secrets_path(fleet_file: Path) -> Path:
+    """`phones.json` has its secrets in `phones.secrets.json`."""
+    return fleet_file.with_name(f"{fleet_file.stem}.secrets.json")
+
+
+class Secrets:
+    """Phone to the hash of its token. Read at first use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._hashes: dict[NodeId, bytes] | None = None
+
+    def holder(self, token: str) -> NodeId | None:
+        """Whose token it is. Looks at all of them, so that the time taken tells nothing. Raises FleetFileUnusable."""
+        digest = digest_of(token)
+        found = None
+        for phone, known in self._known().items():
+            if hmac.compare_digest(known, digest):
+                found = phone
+        return found
+
+    def knows(self, phone: NodeId) -> bool:
+        return phone in self._known()
+
+    def give(self, phone: NodeId, token: str) -> None:
+        """From now on this is the phone's token, and an older one is none. Raises FleetFileUnusable."""
+        self._write({**self._known(), phone: digest_of(token)})
+
+    def take(self, phone: NodeId) -> None:
+        """The phone has none any more."""
+        if phone in self._known():
+            self._write({known: digest for known, digest in self._known().items() if known != phone})
+
+    def _known(self) -> dict[NodeId, bytes]:
+        if self._hashes is None:
+            self._hashes = _read(self.path)
+        return self._hashes
+
+    def _write(self, hashes: dict[NodeId, bytes]) -> None:
+        try:
+            _save(self.path, hashes)
+        except OSError as problem:
+            raise FleetFileUnusable(f"{self.path} cannot be written: {problem.strerror or problem}") from problem
+        self._hashes = hashes
+
+
+def _read(path: Path) -> dict[NodeId, bytes]:
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(LARGEST_BYTES))
+        return {NodeId(phone): bytes.fromhex(digest) for phone, digest in content["phones"].items()}
+    except FileNotFoundError:
+        return {}
+    except OSError as problem:
+        raise FleetFileUnusable(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise FleetFileUnusable(f"{path} is broken; without it joined phones have to be invited again") from problem
+
+
+def _save(path: Path, hashes: Mapping[NodeId, bytes]) -> None:
+    text = json.dumps({"phones": {phone: digest.hex() for phone, digest in hashes.items()}}, indent=2) + "\n"
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner only
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), MODE)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,120 @@
+"""`potluck phones` against a server that plays the gateway: what is asked, what is shown, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from potluck.cli import app
+from potluck.cli.phones import chosen_phone, code_of, remarks, table
+from potluck.errors import Misuse
+from tests.potluck.loopback import Loopback
+
+runner = CliRunner()
+
+PHONE: dict[str, Any] = {
+    "id": "ab" * 16, "name": "Kitchen", "address": "192.168.1.20:11434", "origin": "file", "joined": True,
+    "status": "ready", "drained": False, "in_flight": 0, "models": ["qwen2.5:0.5b"], "tokens_per_second": 12.5,
+    "condition": {"battery_percent": 80.0, "charging": True, "temperature_c": 36.2}, "resting": None,
+    "signal_dbm": -60, "last_error": None, "details": {},
+}  # fmt: skip
+BARE = {"id": "cd" * 16, "name": "At\x1b[2Jtic", "status": "silent", "last_error": "no route", "condition": None}
+COMMAND = "curl -fsSL 'http://192.168.1.2:8000/join/secret' | bash"
+INVITED = {
+    "token": "secret", "command": COMMAND, "expires_at": "2030-01-01T00:00:00Z",
+    "links": [{"url": "http://192.168.1.2:8000/join/secret", "interface": "wlan0"},
+              {"url": "http://10.0.0.2:8000/join/secret", "interface": "eth0"}],
+}  # fmt: skip
+
+
+def gateway(*answers: tuple[int, Any]) -> Loopback:
+    """Answers in turn."""
+    left = list(answers)
+    return Loopback(lambda exchange: exchange.send(*left.pop(0)))
+
+
+def phones(server: Loopback, *arguments: str, **more: Any) -> Result:
+    return runner.invoke(app, ["phones", *arguments, "--url", server.url], **more)
+
+
+def test_an_invitation_is_a_line_and_where_else_it_works() -> None:
+    with gateway((200, INVITED)) as server:
+        done = phones(server, "invite", "--minutes", "30", "--model", "smollm2:135m", env={"POTLUCK_API_KEY": "key"})
+        (asked,) = server.requests
+    assert (asked.method, asked.path) == ("POST", "/api/phones/invite")
+    assert json.loads(asked.body) == {"minutes": 30.0, "model": "smollm2:135m"}
+    assert asked.headers["authorization"] == "Bearer key"
+    assert f"  {COMMAND}\n" in done.stdout and "one phone and 30 minutes" in done.stdout
+    assert "http://10.0.0.2:8000/join/secret  (eth0)" in done.stdout
+    assert "█" not in done.stdout  # nobody's camera looks at a pipe
+
+
+def test_the_code_where_it_is_wanted() -> None:
+    with gateway((200, INVITED)) as server:
+        assert "█" in phones(server, "invite", "--qr").stdout
+    assert "\x1b[" in code_of(COMMAND, "ascii") and "█" not in code_of(COMMAND, "ascii")
+
+
+def test_a_gateway_on_loopback_refuses_in_its_own_words() -> None:
+    error = {"error": {"code": "loopback_only", "message": "only this machine", "hint": "start it otherwise"}}
+    with gateway((409, error)) as server:
+        done = phones(server, "invite")
+    assert done.exit_code == 1 and done.stdout == ""
+    assert done.stderr == "error: only this machine.\n       Start it otherwise.\n"
+
+
+def test_phones_are_listed() -> None:
+    with gateway((200, {"phones": [PHONE, BARE]}), (200, {"phones": []}), (200, {"phones": [PHONE]})) as server:
+        done, nobody, as_json = phones(server, "list"), phones(server, "list"), phones(server, "list", "--json")
+    head, first, second, remark = done.stdout.splitlines()
+    assert head.split() == ["PHONE", "ID", "STATE", "BATTERY", "HEAT", "SIGNAL", "TOK/S", "MODELS", "ADDRESS"]
+    assert first.split()[:7] == ["Kitchen", "abababab", "ready", "80%+", "36", "C", "-60"]
+    assert first.split()[7:] == ["dBm", "12.5", "qwen2.5:0.5b", "192.168.1.20:11434"]
+    assert "\x1b" not in done.stdout and second.split()[2:] == ["silent", "-", "-", "-", "-", "-", "-"]
+    assert remark.endswith("no route")
+    assert "potluck phones invite" in nobody.stdout
+    assert json.loads(as_json.stdout) == {"phones": [PHONE]}
+
+
+def test_states_and_reasons() -> None:
+    rows = [PHONE | {"drained": True}, PHONE | {"drained": True, "in_flight": 2}, PHONE | {"resting": "too hot"}]
+    assert [line.split()[2] for line in table(rows)[1:]] == ["drained", "draining", "resting"]
+    assert remarks(rows) == ["! Kitchen rests: too hot"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "said"),
+    [
+        (["drain", "kitchen"], ("POST", f"/api/phones/{PHONE['id']}/drain", None), "Kitchen gets nothing new"),
+        (["resume", "abab"], ("POST", f"/api/phones/{PHONE['id']}/resume", None), "Kitchen is in service again"),
+        (["rename", "Kitchen", "X"], ("PATCH", f"/api/phones/{PHONE['id']}", {"name": "X"}), "is called Kitchen now"),
+        (["remove", PHONE["id"], "--yes"], ("DELETE", f"/api/phones/{PHONE['id']}", None), "Kitchen is removed"),
+    ],
+)  # fmt: skip
+def test_orders(arguments: list[str], asked: tuple[str, str, Any], said: str) -> None:
+    with gateway((200, {"phones": [PHONE]}), (200, PHONE)) as server:
+        done = phones(server, *arguments)
+        looked, ordered = server.requests
+    assert (looked.method, looked.path) == ("GET", "/api/phones")
+    assert (ordered.method, ordered.path, json.loads(ordered.body) if ordered.body else None) == asked
+    assert done.stdout.endswith(f"{said}\n") and done.exit_code == 0
+
+
+def test_removing_asks_first() -> None:
+    with gateway((200, {"phones": [PHONE]})) as server:
+        done = phones(server, "remove", "Kitchen", input="n\n")
+        assert len(server.requests) == 1
+    assert done.exit_code == 1
+
+
+@pytest.mark.parametrize("wanted", ["nobody", "aba", "", "Twin"])
+def test_a_phone_must_be_meant_clearly(wanted: str) -> None:
+    twins = [PHONE | {"id": "ee" * 16, "name": "Twin"}, PHONE | {"id": "ef" * 16, "name": "Twin"}]
+    with pytest.raises(Misuse):
+        chosen_phone([PHONE, *twins], wanted)
+    assert chosen_phone([PHONE, *twins], "ef" * 16) == twins[1]
+    with gateway((200, {"phones": [PHONE]})) as server:
+        assert phones(server, "drain", "nobody").exit_code == 2

@@ -1,0 +1,111 @@
+"""The owner's calls: invite, list, drain, resume, rename, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from server.api.phones import qr_svg
+from server.care import Condition
+from server.nodes import NodeId
+from tests.server.api.gateway import ask, gateway, get, post
+from tests.server.phones.stand import ID, Stand
+
+HEADERS = {"host": "192.168.1.2:8000"}
+FROM_PAGE = {"client": ("192.168.1.7", 40_000), "server": ("192.168.1.2", 8000), "headers": HEADERS}
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Stand:
+    return Stand(tmp_path)
+
+
+def app_of(stand: Stand, **settings: Any) -> Any:
+    return gateway(joining=stand.joining, registry=stand.registry, **settings).app
+
+
+async def test_an_invitation_by_the_address_that_listens(stand: Stand) -> None:
+    answer = await post(app_of(stand, host="192.168.1.2"), "/api/phones/invite", {"minutes": 30}, **FROM_PAGE)
+    assert answer.status == 200 and answer.headers["cache-control"] == "no-store"
+    told = answer.json()
+    url = f"http://192.168.1.2:8000/join/{told['token']}"
+    assert told["links"][0]["url"] == url and told["links"][0]["address"] == "192.168.1.2"
+    assert told["command"] == f"curl -fsSL '{url}' | bash"
+    assert told["expires_at"] == "1970-01-01T00:46:40Z"
+    stand.joining.begin(told["token"], None)
+
+
+async def test_on_loopback_it_says_how_to_start(stand: Stand) -> None:
+    answer = await post(app_of(stand), "/api/phones/invite", {})
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (409, "loopback_only")
+    assert "potluck serve --host 0.0.0.0" in error["hint"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"minutes": 0}, {"minutes": 1e9}, {"minutes": "5"}, {"model": ""}, {"model": "a b"}, {"model": "$(id)"}, {"x": 1}],
+)
+async def test_odd_wishes_are_refused(stand: Stand, body: Any) -> None:
+    answer = await post(app_of(stand, host="192.168.1.2"), "/api/phones/invite", body, **FROM_PAGE)
+    assert answer.status == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/phones/invite"), ("GET", "/api/phones"), ("POST", f"/api/phones/{ID}/drain"),
+        ("PATCH", f"/api/phones/{ID}"), ("DELETE", f"/api/phones/{ID}"),
+    ],
+)  # fmt: skip
+async def test_where_keys_are_these_calls_need_one(stand: Stand, method: str, path: str) -> None:
+    await stand.joined()
+    assert (await ask(app_of(stand, api_keys="a:secret"), method, path, {}, **FROM_PAGE)).status == 401
+    outside = {**FROM_PAGE, "client": ("203.0.113.7", 1)}
+    assert (await ask(app_of(stand), method, path, {}, **outside)).status == 403
+    assert stand.entries[0].get("enabled", True) and stand.entries[0]["name"] == "Pixel 5"
+
+
+async def test_phones_are_listed_with_all_that_is_known(stand: Stand) -> None:
+    await stand.joined(tokens_per_second=12.54)
+    await stand.joining.report(NodeId(ID), Condition(80.0, False, 36.0, at=stand.now), -60, None)
+    (told,) = (await get(app_of(stand), "/api/phones")).json()["phones"]
+    assert (told["id"], told["name"], told["joined"], told["drained"]) == (ID, "Pixel 5", True, False)
+    assert (told["signal_dbm"], told["tokens_per_second"]) == (-60, 12.5)
+    assert told["condition"]["battery_percent"] == 80.0 and told["models"] == ["qwen2.5:0.5b"]
+    assert told["details"]["chip"] == "SM8550" and told["address"] == "192.168.1.20:11434"
+    assert told["reported_at"] == "1970-01-01T00:16:40Z"
+
+
+async def test_drain_resume_rename_remove(stand: Stand) -> None:
+    await stand.joined()
+    app = app_of(stand)
+    assert (await post(app, f"/api/phones/{ID}/drain", b"")).json()["drained"] is True
+    assert stand.entries[0]["enabled"] is False
+    assert (await post(app, f"/api/phones/{ID}/resume", b"")).json()["drained"] is False
+    assert (await ask(app, "PATCH", f"/api/phones/{ID}", {"name": " Kitchen "})).json()["name"] == "Kitchen"
+    gone = await ask(app, "DELETE", f"/api/phones/{ID}")
+    assert gone.json() == {"id": ID, "name": "Kitchen", "removed": True}
+    assert stand.entries == []
+
+
+async def test_what_is_no_phone_of_the_file(stand: Stand) -> None:
+    await stand.joined()
+    app = app_of(stand)
+    unknown = await post(app, "/api/phones/Pixel 5/drain", b"")
+    assert unknown.status == 404 and ID in unknown.json()["error"]["hint"]
+    assert (await post(app, f"/api/phones/{ID}", b"")).status == 405
+    assert (await post(app, f"/api/phones/{ID}/dance", b"")).status == 404
+    for name in ("", " ", "a\x1bb", "x" * 101, None):
+        assert (await ask(app, "PATCH", f"/api/phones/{ID}", {"name": name})).status == 422
+    plain = gateway()  # its node is one that no file lists
+    assert (await ask(plain.app, "DELETE", "/api/phones/kitchen")).status == 404
+
+
+def test_the_code_is_a_picture_and_nothing_else() -> None:
+    picture = ElementTree.fromstring(qr_svg("curl -fsSL 'http://192.168.1.2:8000/join/x' | bash"))
+    assert picture.tag.endswith("svg") and "viewBox" in picture.attrib
+    assert {child.tag.rpartition("}")[2] for child in picture} == {"path"}

@@ -1,0 +1,84 @@
+"""Invitations: each good for one phone and for a while, known by their hash only."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.errors import CallerRefused, TooManyTries
+from server.phones.invitations import MOST_OPEN, SETUP_SECONDS, Invitations
+
+
+def test_an_invitation_is_good_once() -> None:
+    invitations = Invitations()
+    invitations.invite("secret", 15, "smollm2:135m", 0.0)
+    assert invitations.begin("secret", 1.0).model == "smollm2:135m"
+    claimed = invitations.claim("secret", 2.0)
+    with pytest.raises(CallerRefused, match="another phone is joining"):
+        invitations.claim("secret", 2.0)
+    invitations.use(claimed)
+    for way in (invitations.claim, invitations.begin):
+        with pytest.raises(CallerRefused, match="has been used"):
+            way("secret", 3.0)
+
+
+def test_a_phone_that_was_not_let_in_may_try_again() -> None:
+    invitations = Invitations()
+    invitations.invite("secret", 15, None, 0.0)
+    invitations.release(invitations.claim("secret", 1.0))
+    invitations.use(invitations.claim("secret", 2.0))
+
+
+@pytest.mark.parametrize("token", ["", "Secret", "secret ", "secre", "\udcff"])
+def test_others_are_not_known(token: str) -> None:
+    invitations = Invitations()
+    invitations.invite("secret", 15, None, 0.0)
+    for way in (invitations.claim, invitations.begin):
+        with pytest.raises(CallerRefused, match="not known"):
+            way(token, 1.0)
+
+
+def test_it_expires() -> None:
+    invitations = Invitations()
+    invitations.invite("secret", 15, None, 0.0)
+    invitations.release(invitations.claim("secret", 899.0))
+    for way in (invitations.claim, invitations.begin):
+        with pytest.raises(CallerRefused, match="expired"):
+            way("secret", 900.0)
+
+
+def test_a_phone_that_began_in_time_may_finish_a_long_download() -> None:
+    invitations = Invitations()
+    invitations.invite("secret", 15, None, 0.0)
+    invitations.begin("secret", 800.0)
+    invitations.begin("secret", 890.0)  # again: no more time than the first one gave
+    with pytest.raises(CallerRefused, match="expired"):
+        invitations.begin("secret", 900.0)
+    invitations.release(invitations.claim("secret", 800.0 + SETUP_SECONDS - 1))
+    with pytest.raises(CallerRefused, match="expired"):
+        invitations.claim("secret", 800.0 + SETUP_SECONDS)
+
+
+def test_no_token_is_kept() -> None:
+    invitations = Invitations()
+    made = invitations.invite("secret-token", 15, None, 0.0)
+    assert "secret-token" not in repr(made) + repr(vars(invitations))
+
+
+def test_there_are_only_so_many_open_ones() -> None:
+    invitations = Invitations()
+    for number in range(MOST_OPEN):
+        invitations.invite(f"token-{number}", 1, None, 0.0)
+    with pytest.raises(TooManyTries) as refused:
+        invitations.invite("one-more", 1, None, 10.0)
+    assert refused.value.retry_after == 50.0
+    invitations.invite("one-more", 1, None, 60.0)
+
+
+def test_what_ended_is_forgotten_in_the_end() -> None:
+    invitations = Invitations()
+    for round_ in range(20):
+        for number in range(MOST_OPEN):
+            invitations.invite(f"{round_}-{number}", 1, None, 61.0 * round_)
+    assert len(vars(invitations)["_all"]) <= 1024
+    invitations.invite("late", 1, None, 10 * 86_400.0)
+    assert len(vars(invitations)["_all"]) == 1

@@ -1,0 +1,275 @@
+"""Phones that join, come again, report and are removed; the file on disk, and whom the gateway calls meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from server.care import Condition
+from server.errors import (
+    CallerRefused,
+    FleetFileUnusable,
+    GatewayError,
+    NodeUnknown,
+    PhoneUnreachable,
+    RequestInvalid,
+    TooManyTries,
+)
+from server.nodes import NodeId, NodeSpec, NodeStatus, ProbeReport
+from server.phones.joining import LOOKS, REPORTS, WRONG_TOKENS
+from server.registry import NodeListed
+from tests.server.phones.stand import FOUND, HOST, ID, OTHER, Stand, phone
+
+WARM = Condition(level=80.0, temperature_c=38.0, at=1_000.0)
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Stand:
+    return Stand(tmp_path)
+
+
+async def test_a_phone_joins_without_a_restart(stand: Stand) -> None:
+    joined = await stand.joining.join(stand.invited(), phone(), HOST)
+    assert (joined.id, joined.name) == (ID, "Pixel 5") and len(joined.phone_token or "") >= 32
+    assert stand.entries == [
+        {"host": HOST, "id": ID, "name": "Pixel 5", "weight": "auto", "details": {"chip": "SM8550"}}
+    ]
+    node = stand.registry.fleet.nodes[NodeId(ID)]
+    assert node.status is NodeStatus.READY and node.own_model == "qwen2.5:0.5b"
+    assert stand.looked == [(HOST, 11434)]
+
+
+async def test_nothing_of_a_token_is_on_disk_or_in_the_log(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = stand.invited()
+    joined = await stand.joining.join(token, phone(), HOST)
+    written = "".join(path.read_text() for path in stand.folder.iterdir()) + caplog.text
+    assert token not in written and (joined.phone_token or token) not in written
+    assert "has joined" in caplog.text
+
+
+async def test_an_invitation_brings_one_phone(stand: Stand) -> None:
+    token = stand.invited()
+    await stand.joining.join(token, phone(), HOST)
+    with pytest.raises(CallerRefused, match="has been used"):
+        await stand.joining.join(token, phone(OTHER), HOST)
+    assert len(stand.entries) == 1
+
+
+async def test_of_two_phones_with_one_invitation_one_comes_in(stand: Stand) -> None:
+    token = stand.invited()
+    tries = [stand.joining.join(token, phone(name), HOST) for name in (ID, OTHER)]
+    first, second = await asyncio.gather(*tries, return_exceptions=True)
+    assert isinstance(second, CallerRefused) and not isinstance(first, BaseException)
+    assert len(stand.entries) == 1
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::ffff:127.0.0.1", "8.8.8.8", "fe80::1", "::1", None])
+async def test_nobody_is_called_but_who_asks_from_the_network(stand: Stand, peer: str | None) -> None:
+    token = stand.invited()
+    with pytest.raises(RequestInvalid):
+        await stand.joining.join(token, phone(), peer)
+    assert stand.looked == [] and not stand.path.exists()
+    await stand.joining.join(token, phone(), HOST)  # the invitation is as good as before
+
+
+@pytest.mark.parametrize("found", [None, ProbeReport("", ())])
+async def test_a_phone_that_does_not_answer_is_not_let_in(stand: Stand, found: ProbeReport | None) -> None:
+    stand.there = {(HOST, 11434): found} if found else {}
+    token = stand.invited()
+    with pytest.raises(PhoneUnreachable):
+        await stand.joining.join(token, phone(), HOST)
+    assert not stand.path.exists()
+    stand.there = {(HOST, 11434): FOUND}
+    await stand.joining.join(token, phone(), HOST)
+
+
+async def test_guessing_is_slowed_down_for_who_guesses(stand: Stand) -> None:
+    for _ in range(WRONG_TOKENS):
+        with pytest.raises(CallerRefused):
+            await stand.joining.join("wrong", phone(), HOST)
+    with pytest.raises(TooManyTries):
+        stand.joining.begin(stand.invited(), HOST)
+    with pytest.raises(TooManyTries):
+        stand.joining.holder("wrong", HOST)
+    stand.joining.begin(stand.invited(), "192.168.1.21")
+    stand.now += 60
+    stand.joining.begin(stand.invited(), HOST)
+    assert stand.looked == []
+
+
+async def test_calls_back_to_one_address_are_bounded(stand: Stand) -> None:
+    stand.there = {}
+    token = stand.invited()
+    for port in range(5000, 5000 + LOOKS):
+        with pytest.raises(PhoneUnreachable):
+            await stand.joining.join(token, phone(port=port), HOST)
+    with pytest.raises(TooManyTries):
+        await stand.joining.join(token, phone(), HOST)
+    assert len(stand.looked) == LOOKS
+
+
+async def test_after_a_reboot_a_phone_is_known_by_its_id(stand: Stand) -> None:
+    own = await stand.joined()
+    await stand.joining.rename(NodeId(ID), "Kitchen")
+    stand.there[("192.168.1.99", 11434)] = FOUND
+    again = await stand.started().come_again(own, phone(ollama="0.32"), "192.168.1.99")
+    assert (again.name, again.phone_token) == ("Kitchen", None)
+    (entry,) = stand.entries
+    assert (entry["host"], entry["name"], entry["details"]["ollama"]) == ("192.168.1.99", "Kitchen", "0.32")
+    assert stand.registry.fleet.nodes[NodeId(ID)].spec.host == "192.168.1.99"
+
+
+async def test_who_comes_from_the_same_place_costs_nothing(stand: Stand) -> None:
+    own = await stand.joined()
+    before = stand.path.stat().st_mtime_ns, stand.path.stat().st_ino
+    await stand.joining.come_again(own, phone(), HOST)
+    assert (stand.path.stat().st_mtime_ns, stand.path.stat().st_ino) == before
+    assert len(stand.looked) == 1
+
+
+async def test_the_token_of_one_phone_moves_no_other(stand: Stand) -> None:
+    own = await stand.joined()
+    with pytest.raises(CallerRefused) as refused:
+        await stand.joining.come_again(own, phone(OTHER), HOST)
+    assert refused.value.http_status == 401
+
+
+async def test_a_new_address_where_nobody_answers_is_not_taken(stand: Stand) -> None:
+    own = await stand.joined()
+    with pytest.raises(PhoneUnreachable):
+        await stand.joining.come_again(own, phone(), "192.168.1.99")
+    assert stand.entries[0]["host"] == HOST
+
+
+async def test_a_report_tells_the_condition_and_renews_the_address(stand: Stand) -> None:
+    own = await stand.joined()
+    held = stand.joining.holder(own, HOST)
+    await stand.joining.report(held, WARM, -60, HOST)
+    node = stand.registry.fleet.nodes[NodeId(ID)]
+    assert node.condition == WARM and stand.joining.news[held].signal_dbm == -60
+    assert len(stand.looked) == 1
+    stand.there[("192.168.1.99", 11434)] = FOUND
+    await stand.joining.report(held, WARM, None, "192.168.1.99")
+    assert stand.entries[0]["host"] == "192.168.1.99"
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "8.8.8.8", "192.168.1.99"])
+async def test_a_report_from_elsewhere_counts_but_moves_nothing(stand: Stand, peer: str) -> None:
+    held = stand.joining.holder(await stand.joined(), HOST)
+    await stand.joining.report(held, WARM, None, peer)
+    assert stand.registry.fleet.nodes[NodeId(ID)].condition == WARM
+    assert stand.entries[0]["host"] == HOST
+    assert set(stand.looked) <= {(HOST, 11434), ("192.168.1.99", 11434)}
+
+
+async def test_reports_are_bounded(stand: Stand) -> None:
+    held = stand.joining.holder(await stand.joined(), HOST)
+    for _ in range(REPORTS):
+        await stand.joining.report(held, WARM, None, HOST)
+    with pytest.raises(TooManyTries):
+        await stand.joining.report(held, WARM, None, HOST)
+
+
+async def test_while_the_file_is_broken_no_phone_is_sent_away(tmp_path: Path) -> None:
+    before = Stand(tmp_path)
+    own = await before.joined()
+    text = before.path.read_text()
+    before.path.write_text("[{]")
+    stand = Stand(tmp_path)
+    with pytest.raises(FleetFileUnusable):
+        stand.joining.holder(own, HOST)
+    stand.path.write_text(text)
+    stand.fleet_file.reload()
+    assert stand.joining.holder(own, HOST) == ID
+
+
+async def test_a_removed_phone_comes_back_with_an_invitation_only(stand: Stand) -> None:
+    own = await stand.joined()
+    await stand.joining.remove(NodeId(ID))
+    assert stand.entries == []
+    assert stand.registry.fleet.nodes[NodeId(ID)].status is NodeStatus.DRAINING
+    with pytest.raises(CallerRefused) as refused:
+        stand.joining.holder(own, HOST)
+    assert refused.value.http_status == 401
+    newer = await stand.joined()
+    assert newer != own and stand.joining.holder(newer, HOST) == ID
+
+
+async def test_a_phone_whose_token_was_lost_is_the_same_phone_with_a_new_one(stand: Stand) -> None:
+    own, newer = await stand.joined(), await stand.joined()
+    assert len(stand.entries) == 1 and stand.joining.holder(newer, HOST) == ID
+    with pytest.raises(CallerRefused):
+        stand.joining.holder(own, HOST)
+
+
+async def test_draining_lasts_and_ends(stand: Stand) -> None:
+    await stand.joined()
+    await stand.joining.enable(NodeId(ID), False)
+    assert stand.entries[0]["enabled"] is False
+    assert stand.registry.fleet.nodes[NodeId(ID)].status is NodeStatus.DISABLED
+    await stand.joining.enable(NodeId(ID), True)
+    assert "enabled" not in stand.entries[0]
+    assert stand.registry.fleet.nodes[NodeId(ID)].status is NodeStatus.READY
+
+
+async def test_names_are_given_once(stand: Stand) -> None:
+    stand.path.write_text('[{"host": "10.0.0.1", "id": "x", "name": "Attic"}]')
+    await stand.joined()
+    with pytest.raises(RequestInvalid, match="another node is called"):
+        await stand.joining.rename(NodeId(ID), "Attic")
+    await stand.joining.rename(NodeId(ID), "Cellar")
+    assert [entry["name"] for entry in stand.entries] == ["Attic", "Cellar"]
+
+
+async def test_what_is_not_in_the_file_cannot_be_changed(stand: Stand) -> None:
+    for order in (stand.joining.remove(NodeId("x")), stand.joining.rename(NodeId("x"), "y")):
+        with pytest.raises(NodeUnknown):
+            await order
+
+
+async def test_a_broken_file_is_left_as_it_is(stand: Stand) -> None:
+    stand.path.write_text('[{"hots": "10.0.0.1"}]')
+    token = stand.invited()
+    with pytest.raises(FleetFileUnusable, match="line 1"):
+        await stand.joining.join(token, phone(), HOST)
+    assert stand.path.read_text() == '[{"hots": "10.0.0.1"}]'
+    stand.path.write_text("[]")
+    await stand.joining.join(token, phone(), HOST)
+
+
+async def test_edits_of_the_owner_meanwhile_are_kept(stand: Stand) -> None:
+    await stand.joined()
+    stand.path.write_text(json.dumps([*stand.entries, {"host": "10.0.0.1"}]))
+    stand.there[(HOST, 11435)] = FOUND
+    await stand.joining.join(stand.invited(), phone(OTHER, port=11435), HOST)
+    assert [entry["host"] for entry in stand.entries] == [HOST, "10.0.0.1", HOST]
+
+
+async def test_the_id_of_a_node_that_was_found_is_refused(stand: Stand) -> None:
+    stand.registry.emit(NodeListed(NodeSpec(NodeId(ID), "tower", "relay", "10.0.0.9", 8765, origin="discovered"), 0.0))
+    with pytest.raises(RequestInvalid):
+        await stand.joining.join(stand.invited(), phone(), HOST)
+
+
+async def test_many_phones_at_once_all_stand_in_the_file(stand: Stand) -> None:
+    hosts = [f"192.168.2.{number}" for number in range(1, 31)]
+    stand.there = {(host, 11434): FOUND for host in hosts}
+    joins = [stand.joining.join(stand.invited(), phone(f"{number:032x}"), host) for number, host in enumerate(hosts)]
+    done = await asyncio.gather(*joins)
+    assert sorted(entry["host"] for entry in stand.entries) == sorted(hosts)
+    assert len({one.name for one in done}) == len(hosts)
+    assert all(stand.joining.holder(one.phone_token or "", HOST) == one.id for one in done)
+
+
+async def test_an_unwritable_folder_is_told_and_leaves_the_invitation(stand: Stand, tmp_path: Path) -> None:
+    token = stand.invited()
+    stand.path.mkdir()  # whatever the user's rights, no file replaces a folder
+    with pytest.raises(GatewayError):
+        await stand.joining.join(token, phone(), HOST)
+    stand.path.rmdir()
+    await stand.joining.join(token, phone(), HOST)
