@@ -31,15 +31,15 @@ def adb_binary() -> Path | None:
     return Path(found) if found else None
 
 
-async def start_server(host: str, port: int) -> None:
+async def start_server(port: int) -> None:
     """Start a server that outlives us, as every adb server does. Raises AdbError with what the program said."""
     program = adb_binary()
     if program is None:
         raise AdbError(NO_BINARY)
     # The server keeps what it inherits open for ever, so it gets nothing of ours to hold.
-    null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.DEVNULL
+    null = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
-        str(program), "-L", f"tcp:{host}:{port}", "start-server", stdin=null, stdout=null, stderr=pipe
+        str(program), "-P", str(port), "start-server", stdin=null, stdout=null, stderr=null
     )
     try:
         async with asyncio.timeout(START_SECONDS):
@@ -51,4 +51,4 @@ async def start_server(host: str, port: int) -> None:
             process.kill()
             await process.wait()
     if status != 0:
-        raise AdbError(f"{program} could not start a server at {host}:{port} (status {status})")
+        raise AdbError(f"{program} could not start a server at port {port} (status {status})")

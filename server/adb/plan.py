@@ -134,10 +134,11 @@ def _place_entry(draft: _Draft, phone: AdbPhone, entry: NodeSpec) -> None:
             draft.conflicts[phone.id] = entry.port
             return
     kept = draft.memory.adopted.get(phone.id)
-    if kept is not None and kept.local_port == port:
-        draft.adopted[phone.id] = kept  # a person's, made again after the phone was away
     remote = kept.remote_port if kept is not None else DEFAULT_OLLAMA_PORT
-    draft.create.append(Forward(phone.transport.serial, port, remote))
+    forward = Forward(phone.transport.serial, port, remote)
+    if kept is not None and kept.local_port == port:
+        draft.adopted[phone.id] = forward  # a person's, made again after the phone was away
+    draft.create.append(forward)
     draft.places[phone.id] = Place(entry.id, port, listed=True)
 
 
@@ -160,18 +161,17 @@ def _place_found(draft: _Draft, phone: AdbPhone, named: set[int]) -> None:
 
 
 def _made_again(draft: _Draft, phone: AdbPhone, named: set[int]) -> Forward | None:
+    """A person's forward that went with its phone, else one of ours."""
     kept = draft.memory.adopted.get(phone.id)
-    taken = draft.taken() - {
-        forward.local_port for forward in draft.of(phone) if _is_ours(draft.memory, phone, forward)
-    }
-    if kept is not None and kept.local_port not in taken | named:
-        port: int | None = kept.local_port
-        draft.adopted[phone.id] = kept
+    own = {forward.local_port for forward in draft.of(phone) if _is_ours(draft.memory, phone, forward)}
+    taken = (draft.taken() - own) | named
+    if kept is not None and kept.local_port not in taken:
+        forward = draft.adopted[phone.id] = Forward(phone.transport.serial, kept.local_port)
     else:
-        port = free_port(phone.id, taken | named)
-    if port is None:
-        return None
-    forward = Forward(phone.transport.serial, port)
+        port = free_port(phone.id, taken)
+        if port is None:
+            return None
+        forward = Forward(phone.transport.serial, port)
     draft.create.append(forward)
     return forward
 

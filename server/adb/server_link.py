@@ -32,7 +32,11 @@ class ServerLink:
     async def version(self) -> int:
         """The server's protocol number, 41 for all of the last years."""
         async with self._asked("host:version") as line:
-            return int(await line.text(), 16)
+            told = await line.text()
+        try:
+            return int(told, 16)
+        except ValueError:
+            raise AdbServerGone(f"whoever listens there is no adb server: its version is {told!r}") from None
 
     async def transports(self) -> tuple[Transport, ...]:
         async with self._asked("host:devices-l") as line:
@@ -41,8 +45,11 @@ class ServerLink:
     async def follow(self) -> AsyncIterator[tuple[Transport, ...]]:
         """The list now and after every change, until the server goes, which is `AdbServerGone`."""
         async with self._line() as line:
-            async with self._limit():
-                await line.ask("host:track-devices-l")
+            try:
+                async with self._limit():
+                    await line.ask("host:track-devices-l")
+            except (TimeoutError, AdbRefused) as problem:
+                raise AdbServerGone(f"the adb server does not tell its phones: {problem}") from problem
             while True:
                 yield parse_transports(await line.text())
 

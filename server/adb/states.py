@@ -28,7 +28,7 @@ WORDS: Mapping[str, str] = {
     " (no question there? Developer options, Revoke USB debugging authorisations, plug it in again)",
     "authorizing": "the phone is being asked whether it trusts this computer: unlock it and tap Allow",
     "connecting": "the connection is being made",
-    "offline": "adb lists it but it does not answer: unplug it and plug it in again, or switch USB debugging off and on",
+    "offline": "adb lists it but it does not answer: plug it in again, or switch USB debugging off and on",
     "no permissions": "this user may not open the USB device: install the udev rules for Android (package"
     " android-sdk-platform-tools-common), join the group plugdev, and plug it in again",
     "detached": "another program holds the USB device: close it, or run adb attach",

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from server.adb.binary import start_server
@@ -55,7 +55,7 @@ class AdbTracker:
         registry: Registry,
         options: AdbOptions,
         clock: Clock | None = None,
-        start: Callable[[str, int], Awaitable[None]] = start_server,
+        start: Callable[[int], Awaitable[None]] = start_server,
     ) -> None:
         self._registry, self._options, self._start = registry, options, start
         self._clock = clock or Clock()
@@ -67,7 +67,7 @@ class AdbTracker:
         self._serving: set[tuple[str, int]] = set()
         self._askers: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._current: dict[str, str] = {}  # the way that is used to each phone
-        self._seen: dict[str, tuple[str, int]] = {}  # its connection when it was planned for
+        self._seen: dict[str, asyncio.Task[None] | None] = {}  # its connection's asker when it was planned for
         self._made: set[Forward] = set()
         self._adopted: dict[str, Forward] = {}
         self._blocked: dict[int, float] = {}
@@ -133,7 +133,7 @@ class AdbTracker:
 
     async def _start_server(self) -> None:
         try:
-            await self._start(self._options.host, self._options.port)
+            await self._start(self._options.port)
         except AdbError as problem:
             raise AdbServerGone(problem.message) from problem
 
@@ -223,8 +223,8 @@ class AdbTracker:
         """A person's forward that went while its phone stayed was taken away by a person."""
         for phone in phones:
             kept = self._adopted.get(phone.id)
-            stayed = self._seen.get(phone.id) == phone.transport.key
-            if kept is not None and stayed and kept not in forwards:
+            stayed = self._seen.get(phone.id) is self._askers.get(phone.transport.key)
+            if phone.usable and kept is not None and stayed and kept not in forwards:
                 del self._adopted[phone.id]
 
     async def _carry_out(self, plan: Plan) -> None:
@@ -248,11 +248,11 @@ class AdbTracker:
         usable = [phone for phone in phones if phone.usable]
         for phone in usable:
             self._current[phone.id] = phone.transport.serial
-            self._seen[phone.id] = phone.transport.key
+            self._seen[phone.id] = self._askers.get(phone.transport.key)
             if phone.id in plan.adopted:
                 self._adopted[phone.id] = plan.adopted[phone.id]
-        here = {phone.id for phone in phones}
-        self._seen = {phone: key for phone, key in self._seen.items() if phone in here}
+        here = {phone.id for phone in usable}
+        self._seen = {phone: asker for phone, asker in self._seen.items() if phone in here}
         self._current = {phone: serial for phone, serial in self._current.items() if phone in here}
         failed = {forward.local_port for forward in plan.create if forward not in self._made}
         self._places = {phone: place for phone, place in plan.places.items() if place.port not in failed}
@@ -297,8 +297,6 @@ class AdbTracker:
 
     def _move_entries(self, now: float) -> None:
         """Entries without a port of their own whose usual one was taken."""
-        from dataclasses import replace
-
         for place in self._places.values():
             node = self._registry.node(place.node)
             if place.listed and place.port is not None and node is not None and node.spec.port != place.port:

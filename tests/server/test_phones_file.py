@@ -170,7 +170,7 @@ def test_what_a_message_says():
     assert "known are host, port" in entry_error(host="a", zzz=2)
     assert entry_error(host="a", port=True) == "'port' must be a whole number from 1 to 65535, not true"
     assert "'host' is missing" in entry_error(port=1)
-    assert "until phones are served over USB" in entry_error(serial="S1")
+    assert "only phones of kind 'ollama'" in entry_error(serial="S1", kind="openai")
     assert "'ollama', 'openai' or 'relay'" in entry_error(host="a", kind="vllm")
     assert "kind 'relay' only" in entry_error(host="a", tls=True)
     assert "kind 'openai' only" in entry_error(host="a", continues_final_message=True)
