@@ -119,7 +119,7 @@ def _place_entry(draft: _Draft, phone: AdbPhone, entry: NodeSpec) -> None:
     if entry.host not in LOOPBACK:
         draft.places[phone.id] = Place(entry.id, None, listed=True)
         return
-    port: int | None = entry.port
+    port = entry.port
     holder = next((forward for forward in draft.existing if forward.local_port == port), None)
     if holder is not None and holder.serial in phone.serials:
         draft.places[phone.id] = Place(entry.id, port, listed=True)
@@ -129,10 +129,11 @@ def _place_entry(draft: _Draft, phone: AdbPhone, entry: NodeSpec) -> None:
             draft.create.append(Forward(phone.transport.serial, holder.local_port, holder.remote_port))
         return
     if port in draft.taken():
-        port = free_port(phone.id, draft.taken()) if is_movable(entry) else None
-        if port is None:
+        moved = free_port(phone.id, draft.taken()) if is_movable(entry) else None
+        if moved is None:
             draft.conflicts[phone.id] = entry.port
             return
+        port = moved
     kept = draft.memory.adopted.get(phone.id)
     remote = kept.remote_port if kept is not None else DEFAULT_OLLAMA_PORT
     forward = Forward(phone.transport.serial, port, remote)

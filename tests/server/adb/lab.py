@@ -11,7 +11,7 @@ from pathlib import Path
 from server.adb.tracker import AdbMode, AdbOptions, AdbTracker
 from server.backends import Backends
 from server.health import Health, ProbePace
-from server.nodes import Node, NodeSpec, NodeStatus
+from server.nodes import Node, NodeId, NodeSpec, NodeStatus
 from server.registry import NodeListed, Registry
 from tests.fakes.adb_server import RealAdbServer, real_adb_server
 from tests.fakes.adbd import FakeAdbd
@@ -26,7 +26,7 @@ class Lab:
     tracker: AdbTracker
 
     def node(self, node_id: str) -> Node | None:
-        return self.registry.fleet.nodes.get(node_id)
+        return self.registry.node(NodeId(node_id))
 
     def is_ready(self, node_id: str) -> bool:
         node = self.node(node_id)
@@ -39,7 +39,7 @@ class Lab:
         for phone in phones:
             await self.server.link.connect(phone.address)
 
-    def list(self, spec: NodeSpec) -> None:
+    def enter(self, spec: NodeSpec) -> None:
         self.registry.emit(NodeListed(spec, 0.0))
 
     async def local_ports(self) -> dict[str, list[int]]:
