@@ -7,6 +7,7 @@ asked for first, and read back. The settings: Android's documents on phantom pro
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Wish:
 
 
 def setup_files(script: Path | None, models: Sequence[Path] | None) -> list[tuple[Path, str]]:
-    """The script and the models: those that are named, else every GGUF file in ./models. Ends the command if missing."""
+    """The script and the models: those named, else every GGUF file in ./models. Ends the command if one is missing."""
     from potluck.cli.adb import fail
 
     found = script or next((path for path in _script_places() if path.is_file()), None)
@@ -82,6 +83,7 @@ def changes_for(sdk: int) -> list[Change]:
     )
     if sdk < ANDROID_12:
         return [doze]
+    commands: tuple[str, ...]
     if sdk < ANDROID_12L:
         commands = (
             "device_config set_sync_disabled_for_tests persistent",
@@ -173,7 +175,7 @@ def _open_termux(device: AdbDevice, wish: Wish) -> None:
         _say(device, f"pm grant {TERMUX} android.permission.{permission}")
     _say(device, f"am start -n {TERMUX}/.app.TermuxActivity")
     if wish.type_it and wish.agree(f"  Type '{wish.command}' into Termux now? It must be in front and unlocked."):
-        _say(device, f"input text {wish.command.replace(' ', '%s')}")
+        _say(device, f"input text {shlex.quote(wish.command.replace(' ', '%s'))}")
         _say(device, "input keyevent 66")
         typer.echo("  typed; watch the phone: it asks for access to files once, tap Allow")
         return

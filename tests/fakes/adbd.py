@@ -73,6 +73,7 @@ class FakeAdbd:
         if self._server is not None:
             self._server.close()
             self._server = None
+            await asyncio.sleep(0)  # a connection that was taken just now becomes a session, which can be ended
         await self.unplug()
 
     async def unplug(self) -> None:
