@@ -90,7 +90,9 @@ def setup(
     """Push the script and models, switch off what kills Ollama (asks first), open Termux and say what to tap."""
     from potluck.cli.adb_setup import Wish, set_up, setup_files
 
-    wish = Wish(setup_files(script, model_file), model, type_it, (lambda _: True) if yes else typer.confirm)
+    with reporting():
+        files = setup_files(script, model_file)
+    wish = Wish(files, model, type_it, (lambda _: True) if yes else typer.confirm)
     chosen = _chosen(with_server(server, list_phones), serials or [])
     failed = 0
     for one in chosen:

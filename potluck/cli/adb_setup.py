@@ -60,16 +60,14 @@ class Wish:
 
 
 def setup_files(script: Path | None, models: Sequence[Path] | None) -> list[tuple[Path, str]]:
-    """The script and the models: those named, else every GGUF file in ./models. Ends the command if one is missing."""
-    from potluck.cli.adb import fail
-
+    """The script and the models: those named, else every GGUF file in ./models. Raises Misuse where one is missing."""
     found = script or next((path for path in _script_places() if path.is_file()), None)
     if found is None or not found.is_file():
-        fail("phone_setup.sh is not here: name it with --script")
+        raise Misuse("phone_setup.sh is not here: name it with --script")
     named = list(models) if models else sorted(Path("models").glob("*.gguf"))
     for path in named:
         if not path.is_file():
-            fail(f"there is no file {path}")
+            raise Misuse(f"there is no file {path}")
     return [(found, f"{FOLDER}/phone_setup.sh"), *((path, f"{FOLDER}/models/{path.name}") for path in named)]
 
 

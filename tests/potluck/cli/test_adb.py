@@ -104,6 +104,8 @@ async def test_a_phone_without_termux_and_an_unknown_one_are_sentences(
     result = await run(server, ["setup", "--yes", *files])
     assert result.exit_code == 1 and "Termux is not installed" in result.output
     assert phone.services.files == {}
+    missing = await run(server, ["setup", "--model-file", "nowhere.gguf", *files])
+    assert missing.exit_code == 2 and "there is no file nowhere.gguf" in missing.output
     unknown = await run(server, ["setup", "NOBODY", *files])
     assert unknown.exit_code == 1 and "no phone 'NOBODY'" in unknown.output
 
