@@ -28,6 +28,9 @@
     ├── NodeRefused                  the node blames the request: passed on, no strike, no second try
     │   └── NodeIncapable            it is this node that cannot do it: no strike, others are asked
     └── NoWayOn                      (in `attempt`) it cannot go on with the answer so far: no strike, others are asked
+    AdbError                         a question to an adb server, or to a phone behind it, had no answer; stays in `adb`
+    ├── AdbServerGone                nobody answers at the server's address, or no adb server does
+    └── AdbRefused                   the server said no; the message is its own sentence
 
 This module imports nothing of the gateway.
 """
@@ -265,3 +268,19 @@ class NodeRefused(NodeError):
 
 class NodeIncapable(NodeRefused):
     """Nothing is wrong with the request, but this node cannot do it (400, or 501 of its own); another one may."""
+
+
+class AdbError(Exception):
+    """A question to an adb server, or to a phone behind it, was not answered."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class AdbServerGone(AdbError):
+    pass
+
+
+class AdbRefused(AdbError):
+    pass

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
+from server.adb.tracker import AdbOptions, AdbTracker
 from server.answers import Answers
 from server.api.access import AccessRules, Exposure, access_rules
 from server.api.app import App, build_app
@@ -125,7 +126,8 @@ async def running(
         health = Health(registry, backends, _pace(settings))
         discovery = Discovery(registry, _discovery_options(settings, environ))
         loops = {"health": health.run, "fleet file": fleet_file.watch, "embedded node": embedded.run}
-        await stack.enter_async_context(_loops({**loops, "discovery": discovery.run}))
+        adb = AdbTracker(registry, _adb_options(settings))
+        await stack.enter_async_context(_loops({**loops, "discovery": discovery.run, "adb": adb.run}))
         services = Services(
             settings=settings,
             access=access,
@@ -146,6 +148,7 @@ async def running(
                 "starting": embedded.starting,
                 "reason": embedded.reason,
             },
+            adb_status=adb.status,
         )
         draining = Draining(services.open_requests, dispatcher, settings.drain_s)
         stack.callback(draining.stop)
@@ -170,6 +173,11 @@ def _missing_told(state: FleetFileState) -> FleetFileState:
 
 def _discovery_options(settings: Settings, environ: Mapping[str, str]) -> DiscoveryOptions:
     return DiscoveryOptions(settings.discovery, shared_token(environ), Reach(port=settings.discovery_port))
+
+
+def _adb_options(settings: Settings) -> AdbOptions:
+    host, _, port = settings.adb_server.rpartition(":")
+    return AdbOptions(settings.adb, host, int(port))
 
 
 def _access(settings: Settings) -> AccessRules:

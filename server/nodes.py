@@ -17,7 +17,7 @@ from server.care import UNTROUBLED, Care, Condition, Pace
 NodeId = NewType("NodeId", str)
 ModelKey = NewType("ModelKey", str)  # a model's name in the one spelling we compare: see `model_key`
 NodeKind = Literal["ollama", "openai", "relay"]
-NodeOrigin = Literal["file", "embedded", "discovered"]
+NodeOrigin = Literal["file", "embedded", "discovered", "adb"]
 
 DEFAULT_OLLAMA_PORT = 11434
 DEFAULT_RELAY_PORT = 8765

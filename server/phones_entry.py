@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+from server.adb.ports import preferred_port
 from server.nodes import DEFAULT_OLLAMA_PORT, DEFAULT_RELAY_PORT, NodeId, NodeKind, NodeSpec
 
 FIELDS = (
@@ -36,6 +37,7 @@ MAX_DETAILS = 32
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # weights are added up; far beyond each other, the smaller ones would be lost
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CABLE_HOST = "127.0.0.1"  # where a phone's forward ends
 
 
 class EntryError(Exception):
@@ -60,10 +62,14 @@ def spec_of(entry: Any) -> NodeSpec:
     for key in entry:
         if key not in FIELDS:
             raise EntryError(f"unknown field {key!r}: {nearest(key, FIELDS)}", key)
+    serial = _field(entry, "serial", _text, None)
     host, kind = _host(entry), _field(entry, "kind", _kind, "ollama")
-    port = _field(entry, "port", _port, _default_port(kind))
+    if "host" not in entry and kind != "ollama":
+        raise EntryError("'host' is missing: only phones of kind 'ollama' are reached by their serial alone", "serial")
+    by_cable = preferred_port(serial) if "host" not in entry and serial is not None else _default_port(kind)
+    port = _field(entry, "port", _port, by_cable)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    identity = _field(entry, "id", _text, address)
+    identity = _field(entry, "id", _text, address if "host" in entry else serial)
     if entry.get("continues_final_message") is True and kind != "openai":
         raise EntryError("'continues_final_message' is for nodes of kind 'openai' only", "continues_final_message")
     tls = _field(entry, "tls", _trust, False)
@@ -78,7 +84,7 @@ def spec_of(entry: Any) -> NodeSpec:
         models=_field(entry, "model", _models, ()),
         weight=_field(entry, "weight", _weight, 1.0),
         max_concurrency=_field(entry, "max_concurrency", _concurrency, None),
-        serial=_field(entry, "serial", _text, None),
+        serial=serial,
         tags=_field(entry, "tags", _tags, ()),
         enabled=_field(entry, "enabled", _flag, True),
         api_key_env=_field(entry, "api_key_env", _variable, None),
@@ -115,7 +121,18 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
         "tls": False,
         "details": {},
     }
-    return {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
+    shortest = {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
+    return _without_place(shortest, spec)
+
+
+def _without_place(entry: dict[str, Any], spec: NodeSpec) -> dict[str, Any]:
+    """A phone on a cable whose port nobody chose is its serial and nothing else."""
+    if spec.serial is None or (spec.host, spec.port) != (_CABLE_HOST, preferred_port(spec.serial)):
+        return entry
+    named = {} if spec.id == spec.serial else {"id": spec.id}
+    if spec.kind != "ollama":
+        return entry
+    return {key: value for key, value in entry.items() if key not in ("host", "port", "id")} | named
 
 
 def _field(entry: Mapping[str, Any], name: str, check: Callable[[Any], Any], default: Any) -> Any:
@@ -130,8 +147,8 @@ def _field(entry: Mapping[str, Any], name: str, check: Callable[[Any], Any], def
 def _host(entry: Mapping[str, Any]) -> str:
     if "host" not in entry:
         if "serial" in entry:
-            raise EntryError("an entry with only a 'serial' needs a 'host' until phones are served over USB", "serial")
-        raise EntryError("'host' is missing: the name or the address of the phone")
+            return _CABLE_HOST
+        raise EntryError("'host' is missing: the name or the address of the phone, or its 'serial' for one on a cable")
     host: str = _field(entry, "host", _host_text, None)
     return host
 

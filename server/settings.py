@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 EmbeddedMode = Literal["auto", "on", "off"]
 DiscoveryMode = Literal["auto", "on", "off"]
+AdbMode = Literal["auto", "on", "off"]
 StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
 
 PREFIX = "POTLUCK_"
@@ -48,6 +49,8 @@ class Settings(BaseModel):
     model_aliases: dict[str, str] = Field(default_factory=dict)
     discovery: DiscoveryMode = "auto"
     discovery_port: int = Field(8766, ge=1, le=65535)
+    adb: AdbMode = "auto"
+    adb_server: str = "127.0.0.1:5037"
 
     # scheduling
     strategy: StrategyName = "weighted_round_robin"
@@ -133,6 +136,14 @@ class Settings(BaseModel):
         if not value.strip():
             raise ValueError("must not be empty")
         return value.strip()
+
+    @field_validator("adb_server")
+    @classmethod
+    def _here(cls, value: str) -> str:
+        host, _, port = value.strip().rpartition(":")
+        if host not in ("127.0.0.1", "localhost") or not port.isdecimal() or not 1 <= int(port) <= 65535:
+            raise ValueError("must be 127.0.0.1 and a port: forwards end on the machine of the adb server")
+        return f"127.0.0.1:{int(port)}"
 
     @field_validator("embedded_devices")
     @classmethod

@@ -36,6 +36,7 @@ class FleetApi:
             "draining": services.open_requests.draining,
             "fleet_file": self._fleet_file(),
             "embedded": services.embedded_status(),
+            "adb": services.adb_status(),
             "queue": services.dispatch.queue_status(),
             "cache": services.dispatch.cache_status(),
             "nodes": self._nodes(),

@@ -108,3 +108,4 @@ class Services:
     started_at: float  # wall clock, seconds
     loop_time: Callable[[], float]  # the clock on which breakers rest
     embedded_status: Callable[[], dict[str, Any] | None] = lambda: None
+    adb_status: Callable[[], dict[str, Any] | None] = lambda: None

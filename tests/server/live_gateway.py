@@ -52,7 +52,7 @@ async def live_gateway(folder: Path, *phones: FakePhone, **settings: Any) -> Asy
     """The phones are listening already; the gateway is ready when all of them are."""
     path = write_phones(folder / "phones.json", phones)
     log_text = io.StringIO()
-    values = Settings(**{"phones_file": path, "embedded_node": "off", "discovery": "off", **settings})
+    values = Settings(**{"phones_file": path, "embedded_node": "off", "discovery": "off", "adb": "off", **settings})
     async with running(values, {}, log_text) as gateway:
         nodes = gateway.services.registry
         await until(lambda: all(node.status is NodeStatus.READY for node in nodes.fleet.nodes.values()))

@@ -100,7 +100,9 @@ async def test_a_change_of_the_fleet_file_is_seen(tmp_path: Path):
 
 async def test_a_fleet_file_that_was_named_and_is_missing_is_told(tmp_path: Path):
     path, text = tmp_path / "typo.json", io.StringIO()
-    async with running(Settings(phones_file=path, embedded_node="off", discovery="off"), {}, text) as gateway:
+    async with running(
+        Settings(phones_file=path, embedded_node="off", discovery="off", adb="off"), {}, text
+    ) as gateway:
         assert gateway.services.fleet_file().error == "does not exist"
         assert "typo.json does not exist" in text.getvalue()
         write_phones(path, [])
@@ -110,7 +112,7 @@ async def test_a_fleet_file_that_was_named_and_is_missing_is_told(tmp_path: Path
 async def test_no_fleet_file_where_none_was_named_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     text = io.StringIO()
-    async with running(Settings(embedded_node="off", discovery="off"), {}, text) as gateway:
+    async with running(Settings(embedded_node="off", discovery="off", adb="off"), {}, text) as gateway:
         assert gateway.services.fleet_file().error is None
         assert text.getvalue() == ""
 
@@ -209,3 +211,13 @@ async def test_the_program_warns_when_others_can_reach_it_without_a_key(tmp_path
             assert any("no key is set" in line["event"] for line in lines) is warned, made.lines
             made.process.terminate()
             await made.end()
+
+
+async def test_phones_on_a_cable_are_followed_as_the_settings_say(tmp_path: Path, unused_tcp_port: int) -> None:
+    where = f"localhost:{unused_tcp_port}"
+    values = Settings(phones_file=tmp_path / "phones.json", embedded_node="off", discovery="off", adb_server=where)
+    async with running(values, {}, io.StringIO()) as gateway:
+        status = gateway.services.adb_status
+        await until(lambda: "no adb server answers" in status()["problem"])
+        told = f"no adb server answers at 127.0.0.1:{unused_tcp_port}"
+        assert status() == {"mode": "auto", "server": f"127.0.0.1:{unused_tcp_port}", "problem": told, "phones": []}

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from server.adb.ports import preferred_port
 from server.nodes import NodeId, NodeSpec
 from server.phones_entry import FIELDS, EntryError, entry_of, spec_of
 from server.phones_file import MAX_FILE_BYTES, FleetFileError, load, parse, save
@@ -36,6 +37,15 @@ def fits_schema(value: object) -> bool:
 
 
 # -- entries -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_phone_on_a_cable_needs_only_its_serial():
+    spec = spec_of({"serial": "S1", "name": "shelf"})
+    assert (spec.id, spec.host, spec.port, spec.serial) == ("S1", "127.0.0.1", preferred_port("S1"), "S1")
+    assert entry_of(spec) == {"serial": "S1", "name": "shelf"} and spec_of(entry_of(spec)) == spec
+    named = spec_of({"serial": "S1", "id": "x"})
+    assert spec_of(entry_of(named)) == named and spec_of({"serial": "S1", "port": 11500}).port == 11500
+    assert fits_schema([{"serial": "S1"}]) and not fits_schema([{"serial": "S1", "kind": "openai"}])
 
 
 def test_an_entry_needs_only_a_host():
@@ -178,7 +188,7 @@ def test_what_a_message_says():
     assert "known are host, port" in entry_error(host="a", zzz=2)
     assert entry_error(host="a", port=True) == "'port' must be a whole number from 1 to 65535, not true"
     assert "'host' is missing" in entry_error(port=1)
-    assert "until phones are served over USB" in entry_error(serial="S1")
+    assert "only phones of kind 'ollama'" in entry_error(serial="S1", kind="openai")
     assert "'ollama', 'openai' or 'relay'" in entry_error(host="a", kind="vllm")
     assert "kind 'relay' only" in entry_error(host="a", tls=True)
     assert "kind 'openai' only" in entry_error(host="a", continues_final_message=True)

@@ -277,3 +277,10 @@ def test_the_page_names_what_is_known_without_the_prefix():
     page = PAGE.read_text()
     for name in ("ENABLE_LRU_CACHE", "HOST", "PORT", "VRM_API_TOKEN", "VRM_LEND_RATIO", "VRM_RECLAIM_THRESHOLD"):
         assert f"`{name}`" in page
+
+
+@pytest.mark.parametrize("wrong", ["192.168.1.7:5037", "127.0.0.1", "localhost:0", "localhost:x", "127.0.0.1:70000"])
+def test_the_adb_server_is_one_of_this_machine(wrong: str):
+    with pytest.raises(SettingsError, match=r"POTLUCK_ADB_SERVER must be 127\.0\.0\.1 and a port"):
+        read_settings({"POTLUCK_ADB_SERVER": wrong})
+    assert read_settings({"POTLUCK_ADB_SERVER": "localhost:15037"}).adb_server == "127.0.0.1:15037"

@@ -32,6 +32,7 @@ async def test_health_tells_the_whole_and_each_node():
         "draining": False,
         "fleet_file": {"path": "phones.json", "loaded_at": "1970-01-01T00:16:40Z", "error": None},
         "embedded": None,
+        "adb": None,
         "queue": {"waiting": 0, "limit": 1024, "callers": {}, "oldest_s": None},
         "cache": {"enabled": True, "entries": 0, "bytes": 0, "hits": 0, "misses": 0, "joined": 0},
     }

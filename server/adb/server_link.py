@@ -1,0 +1,186 @@
+"""The adb server's host protocol over asyncio: one short connection for each question, one long one for the list.
+
+A question is four hexadecimal figures of length and a text; the answer is OKAY, or FAIL and a sentence. Every question
+has an end in time, since a phone that is listed and dead answers nothing. Must not know phones, forwards' owners or the
+fleet. Protocol: adb's OVERVIEW.TXT and SERVICES.TXT; raises only `AdbError`s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from server.adb.plan import Forward
+from server.adb.states import Transport, parse_transports
+from server.errors import AdbError, AdbRefused, AdbServerGone
+
+DEFAULT_SERVER = ("127.0.0.1", 5037)
+CONNECT_SECONDS = 2.0  # on this machine
+ANSWER_SECONDS = 5.0
+MOST_BYTES = 1 << 18  # of what a command on a phone prints: a dump has some thousand
+HTTP_HEAD = 64
+
+
+class ServerLink:
+    """Questions to the server at `host`:`port`. Keeps nothing open but the list that `transports` follows."""
+
+    def __init__(self, host: str = DEFAULT_SERVER[0], port: int = DEFAULT_SERVER[1], patience: float = ANSWER_SECONDS):
+        self.host, self.port = host, port
+        self._patience = patience
+
+    async def version(self) -> int:
+        """The server's protocol number, 41 for all of the last years."""
+        async with self._asked("host:version") as line:
+            told = await line.text()
+        try:
+            return int(told, 16)
+        except ValueError:
+            raise AdbServerGone(f"whoever listens there is no adb server: its version is {told!r}") from None
+
+    async def transports(self) -> tuple[Transport, ...]:
+        async with self._asked("host:devices-l") as line:
+            return parse_transports(await line.text())
+
+    async def follow(self) -> AsyncIterator[tuple[Transport, ...]]:
+        """The list now and after every change, until the server goes, which is `AdbServerGone`."""
+        async with self._line() as line:
+            try:
+                async with self._limit():
+                    await line.ask("host:track-devices-l")
+            except (TimeoutError, AdbRefused) as problem:
+                raise AdbServerGone(f"the adb server does not tell its phones: {problem}") from problem
+            while True:
+                yield parse_transports(await line.text())
+
+    async def forwards(self) -> tuple[Forward, ...]:
+        """All that lead from a TCP port to one; lines that are no such thing are passed over."""
+        async with self._asked("host:list-forward") as line:
+            return parse_forwards(await line.text())
+
+    async def create(self, forward: Forward) -> None:
+        """Raises AdbRefused where the local port has an owner already."""
+        ports = f"tcp:{forward.local_port};tcp:{forward.remote_port}"
+        async with self._asked(f"host-serial:{forward.serial}:forward:norebind:{ports}") as line:
+            await line.okay()
+
+    async def remove(self, forward: Forward) -> None:
+        async with self._asked(f"host-serial:{forward.serial}:killforward:tcp:{forward.local_port}") as line:
+            await line.okay()
+
+    async def shell(self, transport: Transport, command: str) -> str:
+        """What the command prints on the phone."""
+        async with self._asked(_way_to(transport)) as line:
+            await line.ask(f"shell:{command}")
+            return (await line.rest(MOST_BYTES)).decode(errors="replace").replace("\r\n", "\n")
+
+    async def answers(self, transport: Transport, port: int) -> bool:
+        """Does something speak HTTP at this port of the phone?"""
+        try:
+            async with self._asked(_way_to(transport)) as line:
+                await line.ask(f"tcp:{port}")
+                line.send(b"GET /api/version HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                return (await line.rest(HTTP_HEAD)).startswith(b"HTTP/1.")
+        except AdbServerGone:
+            raise
+        except AdbError:
+            return False
+
+    async def connect(self, place: str) -> str:
+        """`adb connect`: the server's words, which tell success and failure alike."""
+        async with self._asked(f"host:connect:{place}") as line:
+            return await line.text()
+
+    async def kill(self) -> None:
+        async with self._asked("host:kill"):
+            pass
+
+    def _limit(self) -> asyncio.Timeout:
+        return asyncio.timeout(self._patience)
+
+    @asynccontextmanager
+    async def _asked(self, request: str) -> AsyncIterator[_Line]:
+        """A line whose first question was taken; the rest must be over within the patience, too."""
+        try:
+            async with self._limit(), self._line() as line:
+                await line.ask(request)
+                yield line
+        except TimeoutError:
+            raise AdbError(f"no answer within {self._patience:g} s to {request.partition(':')[2]!r}") from None
+
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[_Line]:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await asyncio.open_connection(self.host, self.port)
+        except (OSError, TimeoutError) as problem:
+            raise AdbServerGone(f"no adb server answers at {self.host}:{self.port}") from problem
+        try:
+            yield _Line(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError) as problem:
+            raise AdbServerGone("the adb server went away") from problem
+        finally:
+            writer.transport.abort()  # nothing that was sent matters any more, and nobody waits for its end
+
+
+class _Line:
+    """One connection to the server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def ask(self, request: str) -> None:
+        content = request.encode()
+        self._writer.write(b"%04x" % len(content) + content)
+        await self.okay()
+
+    async def okay(self) -> None:
+        word = await self._reader.readexactly(4)
+        if word == b"FAIL":
+            raise AdbRefused(await self.text())
+        if word != b"OKAY":
+            raise AdbServerGone(f"whoever listens there is no adb server: it said {word!r}")
+
+    async def text(self) -> str:
+        size = await self._reader.readexactly(4)
+        try:
+            length = int(size, 16)
+        except ValueError:
+            raise AdbServerGone(f"whoever listens there is no adb server: it said {size!r}") from None
+        return (await self._reader.readexactly(length)).decode(errors="replace")
+
+    def send(self, content: bytes) -> None:
+        self._writer.write(content)
+
+    async def rest(self, most: int) -> bytes:
+        """All that comes until the other side ends, or `most` bytes of it."""
+        got = bytearray()
+        while len(got) < most:
+            piece = await self._reader.read(most - len(got))
+            if not piece:
+                break
+            got += piece
+        return bytes(got)
+
+
+def parse_forwards(text: str) -> tuple[Forward, ...]:
+    """`serial tcp:local tcp:remote` lines. A line without the serial was seen after phones came and went."""
+    found = []
+    for line in text.splitlines():
+        match line.split():
+            case [serial, local, remote]:
+                ports = [_port(local), _port(remote)]
+                if ports[0] and ports[1]:
+                    found.append(Forward(serial, ports[0], ports[1]))
+    return tuple(found)
+
+
+def _port(end: str) -> int | None:
+    kind, _, number = end.partition(":")
+    return int(number) if kind == "tcp" and number.isdecimal() and len(number) <= 5 else None
+
+
+def _way_to(transport: Transport) -> str:
+    if transport.number:
+        return f"host:transport-id:{transport.number}"
+    return f"host:transport:{transport.serial}"

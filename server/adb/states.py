@@ -1,0 +1,162 @@
+"""What `adb devices -l` lists -> phones, each once, with words that say what to do. Pure.
+
+One phone may be listed twice (by cable and by Wi-Fi); `ro.serialno` tells. Some cheap phones all tell the same number,
+and emulators do: such numbers identify nobody. Formats: adb's SERVICES.TXT and `adb devices -l` of 29.0.6 to 36.0.0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+READY = "device"
+UNNAMED_SERIAL = "????????????"  # what adb shows for a phone that tells none
+# Numbers that whole series of phones share; with them the transport's own serial has to do.
+SHARED_SERIALS = frozenset({"", "unknown", "0", "0123456789abcdef", "1234567890abcdef", "123456789abcdef", "123456"})
+NOT_ANSWERING = (
+    "it is here, but nothing answers at its port {port}: run phone_setup.sh --usb, or start_ollama.sh, in Termux"
+)
+IN_USE = "local port {port} is taken by another program or phone: change 'port' of its entry in the fleet file"
+TWICE = "another phone on this computer tells the same serial number; adb cannot tell the two apart"
+
+# Longest first: `no permissions` has an explanation of adb's own behind it.
+WORDS: Mapping[str, str] = {
+    READY: "",
+    "unauthorized": "the phone does not trust this computer yet: unlock it and tap Allow under 'Allow USB debugging?'"
+    " (no question there? Developer options, Revoke USB debugging authorisations, plug it in again)",
+    "authorizing": "the phone is being asked whether it trusts this computer: unlock it and tap Allow",
+    "connecting": "the connection is being made",
+    "offline": "adb lists it but it does not answer: plug it in again, or switch USB debugging off and on",
+    "no permissions": "this user may not open the USB device: install the udev rules for Android (package"
+    " android-sdk-platform-tools-common), join the group plugdev, and plug it in again",
+    "detached": "another program holds the USB device: close it, or run adb attach",
+    "bootloader": "it is in its bootloader: start Android",
+    "fastboot": "it is in its bootloader: start Android",
+    "recovery": "it is in recovery mode: start Android",
+    "rescue": "it is in rescue mode: start Android",
+    "sideload": "it waits for an update to be side-loaded: start Android",
+    "host": "it is a computer, not a phone",
+}
+_DETAILS = re.compile(r"\b(product|model|device|transport_id|usb):(\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """One line of the list: a way to a phone. `number` is new with every connection; 0 where adb tells none."""
+
+    serial: str
+    state: str
+    model: str = ""
+    number: int = 0
+
+    @property
+    def is_network(self) -> bool:
+        return ":" in self.serial or "._adb" in self.serial
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Differs from the same phone's last connection."""
+        return self.serial, self.number
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a phone told by `getprop`, once for each connection."""
+
+    serialno: str = ""
+    model: str = ""
+    android: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdbPhone:
+    """A phone and the way to it that is used. `advice`: why it is not used, in words; empty when it can be."""
+
+    id: str
+    name: str
+    transport: Transport
+    serials: tuple[str, ...]
+    known: bool = False  # it has told its facts
+    android: str = ""
+    advice: str = ""
+
+    @property
+    def usable(self) -> bool:
+        return self.known and self.transport.state == READY and not self.advice
+
+
+def parse_transports(text: str) -> tuple[Transport, ...]:
+    """The lines of `host:devices-l` and `host:track-devices-l`; what is no such line is passed over."""
+    found = []
+    for line in text.splitlines():
+        serial, _, rest = line.strip().partition("\t" if "\t" in line else " ")
+        rest = rest.strip()
+        if not serial or not rest or serial == "*" or line.startswith("List of"):
+            continue
+        details = {name: value for name, value in _DETAILS.findall(rest)}
+        number = details.get("transport_id", "")
+        model = details.get("model", "").replace("_", " ")
+        found.append(Transport(serial, _state(rest), model, int(number) if number.isdecimal() else 0))
+    return tuple(found)
+
+
+def parse_facts(text: str) -> Facts:
+    """The answer to `tracker.PROPERTIES`: one value a line."""
+    lines = [line.strip() for line in text.splitlines()] + [""] * 3
+    return Facts(*lines[:3])
+
+
+def advice_for(state: str) -> str:
+    """What to do about a state; for one that nobody has heard of, its name."""
+    return WORDS.get(state, f"adb says {state!r}")
+
+
+def phones_of(
+    transports: Iterable[Transport],
+    facts: Mapping[tuple[str, int], Facts],
+    current: Mapping[str, str],
+    avoided: Collection[str] = (),
+) -> tuple[AdbPhone, ...]:
+    """Each phone once. `current`: the serial used for a phone so far, which is kept while it works; `avoided`: serials
+    that are listed and dead."""
+    ways: dict[str, list[Transport]] = defaultdict(list)
+    for transport in transports:
+        ways[_identity(transport, facts.get(transport.key))].append(transport)
+    return tuple(_phone(identity, found, facts, current.get(identity), avoided) for identity, found in ways.items())
+
+
+def _phone(
+    identity: str,
+    ways: list[Transport],
+    facts: Mapping[tuple[str, int], Facts],
+    current: str | None,
+    avoided: Collection[str],
+) -> AdbPhone:
+    def rank(way: Transport) -> tuple[bool, bool, bool, bool, str]:
+        return way.state != READY, way.serial in avoided, way.serial != current, way.is_network, way.serial
+
+    best = min(ways, key=rank)
+    told = facts.get(best.key)
+    serials = tuple(dict.fromkeys(way.serial for way in ways))
+    advice = advice_for(best.state)
+    if best.serial == UNNAMED_SERIAL:
+        advice = advice or "it tells no serial number, so that nothing can be sent to it: plug it in again"
+    elif sum(way.serial == best.serial for way in ways) > 1:
+        advice = TWICE
+    name = (told.model if told else "") or best.model or identity
+    return AdbPhone(identity, name, best, serials, told is not None, told.android if told else "", advice)
+
+
+def _identity(transport: Transport, told: Facts | None) -> str:
+    if told is None or told.serialno.lower() in SHARED_SERIALS or told.serialno.startswith("EMULATOR"):
+        return transport.serial
+    return told.serialno
+
+
+def _state(rest: str) -> str:
+    for state in WORDS:
+        if rest == state or rest.startswith((f"{state} ", f"{state};", f"{state}(")):
+            return state
+    return rest.split()[0]

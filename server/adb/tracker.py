@@ -1,0 +1,357 @@
+"""Follows the phones of an adb server: learns who they are, keeps their forwards, and tells the registry.
+
+What should be is decided in `states` and `plan`; here is the I/O. Invariants: nothing here waits for a phone that does
+not answer (each has a task of its own); the server may die at any moment and come back with other phones; whatever we
+made is taken away at the end. Must not know HTTP or the fleet file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from server.adb.binary import start_server
+from server.adb.care_reader import CareReader
+from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
+from server.adb.server_link import ServerLink
+from server.adb.states import IN_USE, NOT_ANSWERING, AdbPhone, Facts, Transport, parse_facts, phones_of
+from server.clock import Clock
+from server.errors import AdbError, AdbServerGone
+from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeSpec, NodeStatus
+from server.registry import NodeListed, NodeUnlisted, Registry
+
+AdbMode = Literal["auto", "on", "off"]
+
+PROPERTIES = "getprop ro.serialno; getprop ro.product.model; getprop ro.build.version.release"
+SETTLE_SECONDS = 0.1  # a plug that makes contact lists and unlists its phone several times
+LOOK_SECONDS = 2.0  # older servers do not tell of every change, and nobody tells of a forward that was removed
+RETURN_SECONDS = 1.0  # between looks for a server that is gone
+ASK_SECONDS = 1.0  # between looks whether a phone serves
+PATIENT_ASK_SECONDS = 3.0  # of one that did not for a while: somebody's own phone on the cable
+ASKS_IN_A_HURRY = 30
+BLOCKED_SECONDS = 30.0  # until a port that another program had is tried again
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AdbOptions:
+    """`mode` "auto" follows a server that runs and starts none."""
+
+    mode: AdbMode = "auto"
+    host: str = "127.0.0.1"
+    port: int = 5037
+
+
+class AdbTracker:
+    """Run `run` as a task."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        options: AdbOptions,
+        clock: Clock | None = None,
+        start: Callable[[int], Awaitable[None]] = start_server,
+    ) -> None:
+        self._registry, self._options, self._start = registry, options, start
+        self._clock = clock or Clock()
+        self._link = ServerLink(options.host, options.port)
+        self._care = CareReader(self._link, self._watched, registry.emit, self._clock)
+        self._news = asyncio.Event()
+        self._transports: tuple[Transport, ...] = ()
+        self._facts: dict[tuple[str, int], Facts] = {}
+        self._serving: set[tuple[str, int]] = set()
+        self._askers: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._current: dict[str, str] = {}  # the way that is used to each phone
+        self._seen: dict[str, asyncio.Task[None] | None] = {}  # its connection's asker when it was planned for
+        self._made: set[Forward] = set()
+        self._adopted: dict[str, Forward] = {}
+        self._blocked: dict[int, float] = {}
+        self._places: Mapping[str, Place] = {}
+        self._told: dict[str, str] = {}
+        self.server_problem: str | None = "not looked for yet"
+        self.phones: tuple[AdbPhone, ...] = ()
+        self.problems: dict[str, str] = {}  # by phone, in words
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        if self._options.mode == "off":
+            return
+        self._registry.listen(self._on_change)
+        try:
+            while True:
+                try:
+                    await self._follow_server()
+                except* AdbServerGone as gone:
+                    await self._lost(str(gone.exceptions[0]))
+                await self._clock.sleep(RETURN_SECONDS)
+        finally:
+            await self._clear()
+
+    def status(self) -> dict[str, Any]:
+        """For /health."""
+        return {
+            "mode": self._options.mode,
+            "server": f"{self._options.host}:{self._options.port}",
+            "problem": None if self._options.mode == "off" else self.server_problem,
+            "phones": [self._record(phone) for phone in self.phones],
+        }
+
+    def _record(self, phone: AdbPhone) -> dict[str, Any]:
+        place = self._places.get(phone.id)
+        return {
+            "serial": phone.id,
+            "name": phone.name,
+            "state": phone.transport.state,
+            "node": None if place is None else place.node,
+            "local_port": None if place is None else place.port,
+            "android": phone.android or None,
+            "problem": self.problems.get(phone.id),
+        }
+
+    async def _follow_server(self) -> None:
+        """Until the server goes, which is AdbServerGone."""
+        try:
+            version = await self._link.version()
+        except AdbServerGone:
+            if self._options.mode != "on":
+                raise
+            await self._start_server()
+            version = await self._link.version()
+        except AdbError as problem:  # it takes connections and answers nothing
+            raise AdbServerGone(problem.message) from problem
+        log.info("following the adb server at %s:%s (protocol %s)", self._options.host, self._options.port, version)
+        self.server_problem = None
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._settle_on())
+            tasks.create_task(self._care.run())
+
+    async def _start_server(self) -> None:
+        try:
+            await self._start(self._options.port)
+        except AdbError as problem:
+            raise AdbServerGone(problem.message) from problem
+
+    async def _listen(self) -> None:
+        async for transports in self._link.follow():
+            self._take(transports)
+
+    async def _settle_on(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._news.wait()
+            await self._clock.sleep(SETTLE_SECONDS)
+            self._news.clear()
+            try:
+                self._take(await self._link.transports())
+                self._news.clear()
+                await self._settle()
+            except AdbServerGone:
+                raise
+            except AdbError as problem:
+                log.warning("the adb server: %s", problem.message)
+
+    def _take(self, transports: tuple[Transport, ...]) -> None:
+        """The list has changed, or not: get to know who is new, forget who left."""
+        if transports == self._transports:
+            return
+        self._transports = transports
+        here = {transport.key: transport for transport in transports if transport.state == "device"}
+        for key in [key for key in self._askers if key not in here]:
+            self._askers.pop(key).cancel()
+        for key in [key for key in self._facts if key not in here]:
+            del self._facts[key]
+        self._serving &= here.keys()
+        for key, transport in here.items():
+            if key not in self._askers:
+                self._askers[key] = asyncio.create_task(self._get_to_know(transport), name=f"adb {transport.serial}")
+        self._news.set()
+
+    async def _get_to_know(self, transport: Transport) -> None:
+        """Who it is, and then whether it serves, until it does."""
+        try:
+            while transport.key not in self._facts:
+                with suppress(AdbError):
+                    facts = parse_facts(await self._link.shell(transport, PROPERTIES))
+                    self._facts[transport.key] = facts
+                    self._news.set()
+                    break
+                await self._clock.sleep(ASK_SECONDS)
+            asked = 0
+            while not await self._link.answers(transport, DEFAULT_OLLAMA_PORT):
+                asked += 1
+                await self._clock.sleep(ASK_SECONDS if asked < ASKS_IN_A_HURRY else PATIENT_ASK_SECONDS)
+            self._serving.add(transport.key)
+            self._news.set()
+        except AdbServerGone:
+            return  # who follows the server knows it, too
+
+    async def _settle(self) -> None:
+        """Make what is, what should be."""
+        forwards = await self._link.forwards()
+        phones = phones_of(self._transports, self._facts, self._current, self._dead_ways())
+        self._forget_removed(phones, forwards)
+        self._made &= set(forwards)
+        serving = {phone.id for phone in phones if phone.transport.key in self._serving}
+        plan = plan_forwards(phones, serving, forwards, self._entries(), self._memory())
+        await self._carry_out(plan)
+        self._remember(phones, plan)
+        self._tell(phones, plan)
+
+    def _memory(self) -> Memory:
+        now = self._clock.monotonic()
+        self._blocked = {port: until for port, until in self._blocked.items() if until > now}
+        ports = {phone: place.port for phone, place in self._places.items() if place.port is not None}
+        return Memory(frozenset(self._made), self._adopted, frozenset(self._blocked), ports)
+
+    def _dead_ways(self) -> set[str]:
+        """Serials that are listed while their node is silent: another way to the same phone may be alive."""
+        dead = set()
+        for phone, place in self._places.items():
+            node = self._registry.node(place.node)
+            if place.port is not None and node is not None and node.status is NodeStatus.SILENT:
+                dead.add(self._current.get(phone, ""))
+        return dead
+
+    def _forget_removed(self, phones: tuple[AdbPhone, ...], forwards: tuple[Forward, ...]) -> None:
+        """A person's forward that went while its phone stayed was taken away by a person."""
+        for phone in phones:
+            kept = self._adopted.get(phone.id)
+            stayed = self._seen.get(phone.id) is self._askers.get(phone.transport.key)
+            if phone.usable and kept is not None and stayed and kept not in forwards:
+                del self._adopted[phone.id]
+
+    async def _carry_out(self, plan: Plan) -> None:
+        for forward in plan.remove:
+            with suppress(AdbError):
+                await self._link.remove(forward)
+            self._made.discard(forward)
+        for forward in plan.create:
+            try:
+                await self._link.create(forward)
+                self._made.add(forward)
+            except AdbServerGone:
+                raise
+            except AdbError as problem:  # the phone went meanwhile, or another program has the port
+                log.info("no forward from port %s to %s: %s", forward.local_port, forward.serial, problem.message)
+                if "bind" in problem.message or "in use" in problem.message:
+                    self._blocked[forward.local_port] = self._clock.monotonic() + BLOCKED_SECONDS
+                self._news.set()
+
+    def _remember(self, phones: tuple[AdbPhone, ...], plan: Plan) -> None:
+        usable = [phone for phone in phones if phone.usable]
+        for phone in usable:
+            self._current[phone.id] = phone.transport.serial
+            self._seen[phone.id] = self._askers.get(phone.transport.key)
+            if phone.id in plan.adopted:
+                self._adopted[phone.id] = plan.adopted[phone.id]
+        here = {phone.id for phone in usable}
+        self._seen = {phone: asker for phone, asker in self._seen.items() if phone in here}
+        self._current = {phone: serial for phone, serial in self._current.items() if phone in here}
+        failed = {forward.local_port for forward in plan.create if forward not in self._made}
+        self._places = {phone: place for phone, place in plan.places.items() if place.port not in failed}
+        self.phones = phones
+        self.problems = {phone.id: words for phone in phones if (words := self._problem(phone, plan))}
+
+    def _problem(self, phone: AdbPhone, plan: Plan) -> str:
+        if phone.advice:
+            return phone.advice
+        if not phone.known:
+            return "it is being asked who it is"
+        if phone.id in plan.conflicts:
+            return IN_USE.format(port=plan.conflicts[phone.id])
+        if phone.id not in plan.places:
+            return NOT_ANSWERING.format(port=DEFAULT_OLLAMA_PORT)
+        return ""
+
+    def _tell(self, phones: tuple[AdbPhone, ...], plan: Plan) -> None:
+        """The registry, what changed for it; the log, each phone's trouble once."""
+        now = self._clock.wall()
+        names = {phone.id: phone.name for phone in phones}
+        wanted = {place.node: (phone, place) for phone, place in self._places.items() if not place.listed}
+        for node in list(self._registry.fleet.nodes.values()):
+            if node.spec.origin == "adb" and node.id not in wanted and node.status is not NodeStatus.DRAINING:
+                log.info("the phone %s left", node.name)
+                self._registry.emit(NodeUnlisted(node.id, now))
+        for node_id, (phone, place) in wanted.items():
+            self._list(_spec(node_id, self._distinct(names, phone), place), now)
+        self._move_entries(now)
+        if set(self._told.items()) != set(self.problems.items()):
+            for phone, words in self.problems.items():
+                if self._told.get(phone) != words:
+                    log.info("the phone %s (%s): %s", names[phone], phone, words)
+            self._told = dict(self.problems)
+        self._care.soon()
+
+    def _list(self, spec: NodeSpec, now: float) -> None:
+        known = self._registry.node(spec.id)
+        if known is None or known.spec != spec or known.status is NodeStatus.DRAINING:
+            log.info("the phone %s is reached through adb at port %s", spec.name, spec.port)
+            self._registry.emit(NodeListed(spec, now))
+
+    def _move_entries(self, now: float) -> None:
+        """Entries without a port of their own whose usual one was taken."""
+        for place in self._places.values():
+            node = self._registry.node(place.node)
+            if place.listed and place.port is not None and node is not None and node.spec.port != place.port:
+                self._registry.emit(NodeListed(replace(node.spec, port=place.port), now))
+
+    def _distinct(self, names: Mapping[str, str], phone: str) -> str:
+        """A lab's phones are often of one model; then the end of the serial tells them apart."""
+        name = names[phone]
+        others = [node.name for node in self._registry.fleet.nodes.values() if node.id != phone]
+        same = sum(other == name for other in names.values()) > 1 or name in others
+        return f"{name} {phone[-4:]}" if same else name
+
+    def _entries(self) -> list[NodeSpec]:
+        nodes = self._registry.fleet.nodes.values()
+        gone = NodeStatus.DRAINING
+        return [node.spec for node in nodes if node.spec.origin != "adb" and node.status is not gone]
+
+    def _watched(self) -> dict[NodeId, Transport]:
+        ways = {phone.id: phone.transport for phone in self.phones if phone.usable}
+        return {place.node: ways[phone] for phone, place in self._places.items() if phone in ways}
+
+    def _on_change(self, before: Node | None, after: Node | None) -> None:
+        """Another entry, or a node that fell silent."""
+        if before is None or after is None or before.spec != after.spec or before.status is not after.status:
+            self._news.set()
+
+    async def _lost(self, why: str) -> None:
+        """The server is gone and every forward with it."""
+        if self.server_problem != why:
+            log.info("%s", why)
+        self.server_problem = why
+        await self._end_askers()
+        self._transports, self.phones, self._places = (), (), {}
+        self._facts.clear()
+        self._serving.clear()
+        self._made.clear()
+        self.problems = {}
+        for node in list(self._registry.fleet.nodes.values()):
+            if node.spec.origin == "adb" and node.status is not NodeStatus.DRAINING:
+                self._registry.emit(NodeUnlisted(node.id, self._clock.wall()))
+
+    async def _end_askers(self) -> None:
+        askers = list(self._askers.values())
+        self._askers.clear()
+        for task in askers:
+            task.cancel()
+        await asyncio.gather(*askers, return_exceptions=True)
+
+    async def _clear(self) -> None:
+        await self._end_askers()
+        adopted = set(self._adopted.values())
+        for forward in self._made - adopted:
+            with suppress(AdbError):
+                await self._link.remove(forward)
+
+
+def _spec(node: NodeId, name: str, place: Place) -> NodeSpec:
+    return NodeSpec(node, name, "ollama", "127.0.0.1", place.port or 0, weight=None, serial=str(node), origin="adb")

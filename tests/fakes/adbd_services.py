@@ -1,0 +1,236 @@
+"""What a fake adb daemon can do on its phone: run the few commands that we send, lead to a port, keep files."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import stat
+import struct
+import time
+from collections.abc import Awaitable, Callable
+
+BATTERY = """Current Battery Service state:
+  AC powered: false
+  USB powered: {usb}
+  status: {status}
+  health: 2
+  present: true
+  level: {level}
+  scale: 100
+  voltage: 4100
+  temperature: {tenths}
+  technology: Li-ion
+"""
+THERMAL = """IsStatusOverride: false
+Thermal Status: {status}
+HAL Ready: true
+Current temperatures from HAL:
+\tTemperature{{mValue=31.0, mType=3, mName=skin, mStatus={status}}}
+"""
+FILE_MODE = stat.S_IFREG | 0o644
+FOLDER_MODE = stat.S_IFDIR | 0o755
+
+
+class Stream:
+    """One stream of the transport: written piece by piece, each after the last was taken."""
+
+    def __init__(self, write: Callable[[bytes], Awaitable[None]], most: int) -> None:
+        self.reader = asyncio.StreamReader()
+        self.ready = asyncio.Event()
+        self._write, self._most = write, most
+        self._open = True
+
+    def feed(self, piece: bytes) -> None:
+        self.reader.feed_data(piece)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self.reader.feed_eof()
+            self.ready.set()
+
+    async def write(self, content: bytes) -> None:
+        for start in range(0, len(content), self._most):
+            if not self._open:
+                raise ConnectionResetError("the other side has closed the stream")
+            self.ready.clear()
+            await self._write(content[start : start + self._most])
+            await self.ready.wait()
+
+
+class Services:
+    def __init__(self, serialno: str, model: str, ports: dict[int, int]) -> None:
+        self.ports = ports
+        self.log: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.settings: dict[str, str] = {}
+        self.whitelist: set[str] = set()
+        self.packages = {"com.termux": "null"}  # and who installed each
+        self.properties = {
+            "ro.serialno": serialno,
+            "ro.product.model": model,
+            "ro.build.version.release": "14",
+            "ro.build.version.sdk": "34",
+            "ro.product.cpu.abi": "arm64-v8a",
+        }
+        self.dumps: dict[str, str] = {}
+        self.tell_battery()
+        self.tell_heat()
+
+    def tell_battery(self, level: int = 80, celsius: float = 25.0, charging: bool = True) -> None:
+        status = 2 if charging else 3
+        usb = str(charging).lower()
+        self.dumps["battery"] = BATTERY.format(usb=usb, status=status, level=level, tenths=round(celsius * 10))
+
+    def tell_heat(self, status: int = 0) -> None:
+        self.dumps["thermalservice"] = THERMAL.format(status=status)
+
+    async def run(self, service: str, stream: Stream, accept: Callable[[], None]) -> None:
+        """Serve the stream to its end. Not to accept it is to refuse it."""
+        kind, _, rest = service.partition(":")
+        if kind == "tcp":
+            await self._lead(int(rest), stream, accept)
+        elif kind == "sync":
+            accept()
+            await self._sync(stream)
+        elif kind.startswith("shell,v2"):
+            accept()
+            said, status = self.command(rest)
+            await stream.write(struct.pack("<BI", 1, len(said)) + said)
+            await stream.write(struct.pack("<BIB", 3, 1, status))
+        elif kind.startswith(("shell", "exec")):
+            accept()
+            await stream.write(self.command(rest)[0])
+
+    def command(self, text: str) -> tuple[bytes, int]:
+        """What it prints and its status."""
+        self.log.append(text)
+        said, status = "", 0
+        for part in filter(str.strip, text.split(";")):
+            words = [word.replace("$?", str(status)) for word in shlex.split(part)]
+            told, status = self._one(words)
+            said += told
+        return said.encode(), status
+
+    def _one(self, words: list[str]) -> tuple[str, int]:
+        match words:
+            case ["echo", *rest]:
+                return " ".join(rest) + "\n", 0
+            case ["getprop", name]:
+                return self.properties.get(name, "") + "\n", 0
+            case ["dumpsys", "deviceidle", "whitelist", change]:
+                self.whitelist.add(change.lstrip("+"))
+                return f"Added: {change.lstrip('+')}\n", 0
+            case ["dumpsys", "deviceidle", "whitelist"]:
+                return "".join(f"user,{name},10123\n" for name in self.whitelist), 0
+            case ["dumpsys", name] if name in self.dumps:
+                return self.dumps[name], 0
+            case ["dumpsys", name]:
+                return f"Can't find service: {name}\n", 0
+            case ["settings", "get", "global", name]:
+                return self.settings.get(name, "null") + "\n", 0
+            case ["settings", "put", "global", name, value]:
+                self.settings[name] = value
+                return "", 0
+            case ["device_config", "get", _, name]:
+                return self.settings.get(name, "null") + "\n", 0
+            case ["device_config", "put", _, name, value]:
+                self.settings[name] = value
+                return "", 0
+            case ["device_config", "set_sync_disabled_for_tests", value]:
+                self.settings["sync_disabled"] = value
+                return "", 0
+            case ["pm", "list", "packages", "-i", name]:
+                found = [f"package:{key}  installer={by}\n" for key, by in self.packages.items() if name in key]
+                return "".join(found), 0
+            case ["mkdir", "-p", folder]:
+                self.files.setdefault(folder.rstrip("/") + "/", b"")
+                return "", 0
+            case ["pm", "grant", *_] | ["am", "start", *_] | ["input", *_]:
+                return "", 0
+        return f"/system/bin/sh: {words[0]}: inaccessible or not found\n", 127
+
+    async def _lead(self, port: int, stream: Stream, accept: Callable[[], None]) -> None:
+        """To the real port behind the phone's; refused where there is none."""
+        if port not in self.ports:
+            return
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[port])
+        except OSError:
+            return
+        accept()
+        tasks = [asyncio.create_task(_pour_in(stream, writer)), asyncio.create_task(_pour_out(reader, stream))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            writer.transport.abort()
+
+    async def _sync(self, stream: Stream) -> None:
+        while True:
+            name, size = struct.unpack("<4sI", await stream.reader.readexactly(8))
+            if name == b"QUIT":
+                return
+            path = (await stream.reader.readexactly(size)).decode()
+            if name == b"STAT":
+                await stream.write(b"STAT" + struct.pack("<3I", *self._stat(path)))
+            elif name == b"LIST":
+                await self._list(path.rstrip("/") + "/", stream)
+            elif name == b"SEND":
+                await self._receive(path.rpartition(",")[0], stream)
+            elif name == b"RECV":
+                await self._tell_file(path, stream)
+            else:
+                await _fail(stream, f"unknown command {name!r}")
+                return
+
+    def _stat(self, path: str) -> tuple[int, int, int]:
+        """Mode, size and time; zeros for what is not there."""
+        if path in self.files:
+            return FILE_MODE, len(self.files[path]), int(time.time())
+        folder = path.rstrip("/") + "/"
+        return (FOLDER_MODE, 0, int(time.time())) if any(name.startswith(folder) for name in self.files) else (0, 0, 0)
+
+    async def _list(self, folder: str, stream: Stream) -> None:
+        inside = {path.removeprefix(folder).partition("/")[0] for path in self.files if path.startswith(folder)}
+        for name in sorted(inside - {""}):
+            content = name.encode()
+            await stream.write(b"DENT" + struct.pack("<4I", *self._stat(folder + name), len(content)) + content)
+        await stream.write(b"DONE" + bytes(16))
+
+    async def _receive(self, path: str, stream: Stream) -> None:
+        content = bytearray()
+        while True:
+            name, size = struct.unpack("<4sI", await stream.reader.readexactly(8))
+            if name == b"DONE":  # its number is the time of the file
+                break
+            content += await stream.reader.readexactly(size)
+        self.files[path] = bytes(content)
+        await stream.write(b"OKAY" + bytes(4))
+
+    async def _tell_file(self, path: str, stream: Stream) -> None:
+        if path not in self.files:
+            await _fail(stream, "No such file or directory")
+            return
+        content = self.files[path]
+        for start in range(0, len(content), 65536):
+            piece = content[start : start + 65536]
+            await stream.write(b"DATA" + struct.pack("<I", len(piece)) + piece)
+        await stream.write(b"DONE" + bytes(4))
+
+
+async def _fail(stream: Stream, words: str) -> None:
+    await stream.write(b"FAIL" + struct.pack("<I", len(words)) + words.encode())
+
+
+async def _pour_in(stream: Stream, writer: asyncio.StreamWriter) -> None:
+    while piece := await stream.reader.read(65536):
+        writer.write(piece)
+        await writer.drain()
+
+
+async def _pour_out(reader: asyncio.StreamReader, stream: Stream) -> None:
+    while piece := await reader.read(65536):
+        await stream.write(piece)

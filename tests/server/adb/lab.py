@@ -1,0 +1,84 @@
+"""A lab: a real adb server, fake daemons, a registry with probes, and the tracker between them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.adb.tracker import AdbMode, AdbOptions, AdbTracker
+from server.backends import Backends
+from server.health import Health, ProbePace
+from server.nodes import Node, NodeId, NodeSpec, NodeStatus
+from server.registry import NodeListed, Registry
+from tests.fakes.adb_server import RealAdbServer, real_adb_server
+from tests.fakes.adbd import FakeAdbd
+
+PATIENCE = 20.0  # of a test on a busy machine; what is promised in seconds is measured
+
+
+@dataclass
+class Lab:
+    server: RealAdbServer
+    registry: Registry
+    tracker: AdbTracker
+
+    def node(self, node_id: str) -> Node | None:
+        return self.registry.node(NodeId(node_id))
+
+    def is_ready(self, node_id: str) -> bool:
+        node = self.node(node_id)
+        return node is not None and node.status is NodeStatus.READY
+
+    def ready(self) -> set[str]:
+        return {node_id for node_id in self.registry.fleet.nodes if self.is_ready(node_id)}
+
+    async def plug(self, *phones: FakeAdbd) -> None:
+        for phone in phones:
+            await self.server.link.connect(phone.address)
+
+    def enter(self, spec: NodeSpec) -> None:
+        self.registry.emit(NodeListed(spec, 0.0))
+
+    async def local_ports(self) -> dict[str, list[int]]:
+        """By the serial of the transport."""
+        found: dict[str, list[int]] = {}
+        for forward in await self.server.link.forwards():
+            found.setdefault(forward.serial, []).append(forward.local_port)
+        return found
+
+
+async def until(true: Callable[[], bool], seconds: float = PATIENCE) -> float:
+    """Wait for it; returns how long it took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110  # what is waited for happens in other programs
+            await asyncio.sleep(0.01)
+    return loop.time() - began
+
+
+@asynccontextmanager
+async def following(registry: Registry, port: int, mode: AdbMode = "auto", **more: object) -> AsyncIterator[AdbTracker]:
+    """Tracker and probes over the registry."""
+    tracker = AdbTracker(registry, AdbOptions(mode, port=port), **more)
+    backends = Backends({})
+    health = Health(registry, backends, ProbePace())
+    tasks = [asyncio.create_task(tracker.run()), asyncio.create_task(health.run())]
+    try:
+        yield tracker
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        await backends.aclose()
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
+
+
+@asynccontextmanager
+async def lab(home: Path) -> AsyncIterator[Lab]:
+    registry = Registry()
+    async with real_adb_server(home) as server, following(registry, server.port) as tracker:
+        yield Lab(server, registry, tracker)

@@ -1,0 +1,75 @@
+"""What adb lists, in all its spellings, becomes phones with words that help."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.adb.states import TWICE, WORDS, Facts, Transport, advice_for, parse_facts, parse_transports, phones_of
+
+LISTED = """28161FDH2000QX         device usb:1-2 product:panther model:Pixel_7 device:panther transport_id:3
+192.168.1.7:5555       device product:panther model:Pixel_7 device:panther transport_id:9
+R58M\tunauthorized
+ZY22\tno permissions (missing udev rules? user is in the plugdev group); see [http://developer.android.com/tools]
+????????????           no permissions
+0a38fd1 offline usb:1-4 transport_id:12
+* daemon started successfully
+emulator-5554 weird-new-state transport_id:x
+
+"""
+
+
+def test_every_spelling_of_the_list_is_read() -> None:
+    found = {each.serial: each for each in parse_transports(LISTED)}
+    assert found["28161FDH2000QX"] == Transport("28161FDH2000QX", "device", "Pixel 7", 3)
+    assert not found["28161FDH2000QX"].is_network and found["192.168.1.7:5555"].is_network
+    assert found["R58M"].state == "unauthorized" and found["ZY22"].state == "no permissions"
+    assert found["????????????"].state == "no permissions" and found["0a38fd1"].number == 12
+    assert found["emulator-5554"] == Transport("emulator-5554", "weird-new-state", "", 0)
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "List of devices attached\n", "lonely\n", "\t\n"])
+def test_what_is_no_line_of_the_list_is_passed_over(text: str) -> None:
+    assert parse_transports(text) == ()
+
+
+def test_every_state_but_ready_has_words_and_an_unknown_one_its_name() -> None:
+    assert [state for state, words in WORDS.items() if not words] == ["device"]
+    assert "tap Allow" in advice_for("unauthorized") and "plug it in again" in advice_for("offline")
+    assert advice_for("flying") == "adb says 'flying'"
+
+
+def test_facts_are_lines_and_missing_ones_are_empty() -> None:
+    assert parse_facts("S1\nPixel 7\n14\n") == Facts("S1", "Pixel 7", "14")
+    assert parse_facts("S1\r\n") == Facts("S1")
+
+
+def test_one_phone_by_cable_and_by_network_is_one_and_the_cable_is_used() -> None:
+    ways = (Transport("10.0.0.7:5555", "device", number=2), Transport("S1", "device", number=1))
+    facts = {way.key: Facts("S1", "Pixel 7") for way in ways}
+    (phone,) = phones_of(ways, facts, {})
+    assert (phone.id, phone.transport.serial, phone.serials) == ("S1", "S1", ("10.0.0.7:5555", "S1"))
+    (kept,) = phones_of(ways, facts, {"S1": "10.0.0.7:5555"})
+    assert kept.transport.serial == "10.0.0.7:5555"
+    (spared,) = phones_of(ways, facts, {"S1": "10.0.0.7:5555"}, avoided={"10.0.0.7:5555"})
+    assert spared.transport.serial == "S1"
+
+
+@pytest.mark.parametrize("shared", ["", "unknown", "0123456789ABCDEF", "EMULATOR36X4X10X0"])
+def test_numbers_that_many_share_tell_nobody_apart(shared: str) -> None:
+    ways = (Transport("A", "device", number=1), Transport("B", "device", number=2))
+    phones = phones_of(ways, {way.key: Facts(shared) for way in ways}, {})
+    assert [phone.id for phone in phones] == ["A", "B"]
+
+
+def test_two_phones_with_the_same_serial_are_said_to_be() -> None:
+    ways = (Transport("A", "device", number=1), Transport("A", "device", number=2))
+    (phone,) = phones_of(ways, {way.key: Facts("A") for way in ways}, {})
+    assert phone.advice == TWICE and not phone.usable
+
+
+def test_a_phone_is_usable_when_it_has_told_who_it_is() -> None:
+    (unknown,) = phones_of((Transport("A", "device"),), {}, {})
+    assert not unknown.usable and unknown.advice == ""
+    (known,) = phones_of((Transport("A", "device"),), {("A", 0): Facts("A")}, {})
+    assert known.usable and known.name == "A"

@@ -1,0 +1,250 @@
+"""The tracker over a real adb server and fake phones: joining, leaving, forwards, death and silence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from server.adb.plan import Forward
+from server.adb.ports import preferred_port
+from server.nodes import NodeId, NodeSpec, NodeStatus
+from server.registry import NodeListed, Registry
+from tests.fakes.adb_server import real_adb_server
+from tests.fakes.adbd import FakeAdbd
+from tests.fakes.phone import FakePhone
+from tests.server.adb.lab import Lab, following, lab, until
+
+SERIAL = "28161FDH2000QX"
+
+
+@pytest.fixture
+async def the_lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with lab(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def ollama() -> AsyncIterator[FakePhone]:
+    async with FakePhone() as phone:
+        yield phone
+
+
+@pytest.fixture
+async def phone(the_lab: Lab, ollama: FakePhone) -> AsyncIterator[FakeAdbd]:
+    async with FakeAdbd(SERIAL, ports={11434: ollama.port}) as adbd:
+        yield adbd
+
+
+async def test_a_phone_that_answers_joins_within_three_seconds_and_leaves_when_it_is_unplugged(
+    the_lab: Lab, phone: FakeAdbd
+) -> None:
+    await the_lab.plug(phone)
+    assert await until(lambda: the_lab.is_ready(SERIAL)) < 3.0
+    node = the_lab.node(SERIAL)
+    assert node.spec.origin == "adb" and node.spec.serial == SERIAL and node.name == "Pixel 7"
+    assert (node.spec.host, node.spec.port) == ("127.0.0.1", preferred_port(SERIAL))
+    assert await the_lab.local_ports() == {phone.address: [preferred_port(SERIAL)]}
+
+    await phone.die()
+    assert await until(lambda: the_lab.node(SERIAL) is None) < 3.0
+
+
+async def test_a_phone_without_ollama_is_explained_and_joins_when_it_is_started(the_lab: Lab) -> None:
+    async with FakeAdbd(SERIAL) as adbd, FakePhone() as ollama:
+        await the_lab.plug(adbd)
+        await until(lambda: "nothing answers at its port 11434" in the_lab.tracker.problems.get(SERIAL, ""))
+        assert the_lab.node(SERIAL) is None and await the_lab.local_ports() == {}
+        adbd.services.ports[11434] = ollama.port
+        assert await until(lambda: the_lab.is_ready(SERIAL)) < 3.0
+        assert SERIAL not in the_lab.tracker.problems
+
+
+async def test_a_phone_that_does_not_trust_us_is_explained_and_not_listed(the_lab: Lab, ollama: FakePhone) -> None:
+    async with FakeAdbd(SERIAL, trust=False, ports={11434: ollama.port}) as adbd:
+        await the_lab.plug(adbd)
+        await until(lambda: "tap Allow" in the_lab.tracker.problems.get(adbd.address, ""))
+        assert not the_lab.registry.fleet.nodes
+        record = the_lab.tracker.status()["phones"][0]
+        assert record["state"] == "unauthorized" and record["node"] is None
+
+
+async def test_the_forward_is_made_again_at_the_same_port_after_every_reconnect(the_lab: Lab, phone: FakeAdbd) -> None:
+    await the_lab.plug(phone)
+    await until(lambda: the_lab.is_ready(SERIAL))
+    for _ in range(2):
+        before = phone.connections
+        await phone.unplug()
+        await until(lambda before=before: phone.connections > before and the_lab.is_ready(SERIAL))
+        await until_forwards(the_lab, {phone.address: [preferred_port(SERIAL)]})
+
+
+async def until_forwards(the_lab: Lab, wanted: dict[str, list[int]]) -> None:
+    async with asyncio.timeout(20):
+        while await the_lab.local_ports() != wanted:  # noqa: ASYNC110  # the adb server's own state
+            await asyncio.sleep(0.02)
+
+
+async def test_a_persons_forward_is_adopted_with_its_entry_and_the_phone_counts_once(
+    the_lab: Lab, phone: FakeAdbd, unused_tcp_port: int
+) -> None:
+    theirs = unused_tcp_port
+    the_lab.enter(NodeSpec(NodeId("desk"), "desk", "ollama", "127.0.0.1", theirs))
+    await the_lab.plug(phone)
+    await the_lab.server.link.create(Forward(phone.address, theirs))
+    await until(lambda: [one["node"] for one in the_lab.tracker.status()["phones"]] == ["desk"])
+    await until(lambda: the_lab.ready() == {"desk"})
+    await until_forwards(the_lab, {phone.address: [theirs]})
+    assert SERIAL not in the_lab.registry.fleet.nodes or the_lab.node(SERIAL).status is NodeStatus.DRAINING
+
+    await phone.unplug()  # and with it goes the forward, which is made again
+    await until_forwards(the_lab, {})
+    await until_forwards(the_lab, {phone.address: [theirs]})
+    await until(lambda: the_lab.ready() == {"desk"})
+
+
+async def test_a_persons_forward_outlives_the_gateway_and_ours_does_not(
+    tmp_path: Path, ollama: FakePhone, unused_tcp_port: int
+) -> None:
+    registry = Registry()
+    async with (
+        real_adb_server(tmp_path) as server,
+        FakeAdbd("S1", ports={11434: ollama.port}) as one,
+        FakeAdbd("S2", ports={11434: ollama.port}) as two,
+    ):
+        await server.link.connect(one.address)
+        await server.link.connect(two.address)
+        await server.link.create(Forward(one.address, unused_tcp_port))
+        async with following(registry, server.port):
+            await until(lambda: {"S1", "S2"} <= set(registry.fleet.nodes))
+            assert registry.node(NodeId("S1")).spec.port == unused_tcp_port
+            assert len(await server.link.forwards()) == 2
+        assert await server.link.forwards() == (Forward(one.address, unused_tcp_port),)
+
+
+async def test_of_stale_forwards_only_ours_are_removed(tmp_path: Path, ollama: FakePhone) -> None:
+    """Left by a run that was killed: ours by its port, somebody's to another port of the phone."""
+    registry = Registry()
+    registry.emit(NodeListed(NodeSpec(NodeId("w"), "w", "ollama", "10.9.9.9", 11434, serial="S1"), 0.0))
+    async with real_adb_server(tmp_path) as server, FakeAdbd("S1", ports={11434: ollama.port}) as adbd:
+        await server.link.connect(adbd.address)
+        ours, other = Forward(adbd.address, preferred_port("S1")), Forward(adbd.address, preferred_port("S9"), 8080)
+        await server.link.create(ours)
+        await server.link.create(other)
+        async with following(registry, server.port):
+            async with asyncio.timeout(20):
+                while await server.link.forwards() != (other,):  # noqa: ASYNC110  # the adb server's own state
+                    await asyncio.sleep(0.02)
+        assert await server.link.forwards() == (other,)
+
+
+async def test_an_entry_with_a_serial_gets_its_forward_by_itself(
+    the_lab: Lab, phone: FakeAdbd, unused_tcp_port: int
+) -> None:
+    spec = NodeSpec(NodeId("shelf"), "shelf", "ollama", "127.0.0.1", unused_tcp_port, serial=SERIAL)
+    the_lab.enter(spec)
+    await the_lab.plug(phone)
+    await until(lambda: the_lab.ready() == {"shelf"})
+    assert await the_lab.local_ports() == {phone.address: [unused_tcp_port]}
+    assert set(the_lab.registry.fleet.nodes) == {"shelf"}
+
+
+async def test_one_phone_by_two_ways_counts_once(the_lab: Lab, phone: FakeAdbd, ollama: FakePhone) -> None:
+    async with FakeAdbd(SERIAL, ports={11434: ollama.port}) as same:
+        await the_lab.plug(phone, same)
+        await until(lambda: the_lab.is_ready(SERIAL))
+        await until(lambda: len(the_lab.tracker.phones) == 1)
+        assert set(the_lab.registry.fleet.nodes) == {SERIAL}
+        (used,) = await the_lab.local_ports()
+        first, second = (phone, same) if used == phone.address else (same, phone)
+        await first.die()
+        await until_forwards(the_lab, {second.address: [preferred_port(SERIAL)]})
+        await until(lambda: the_lab.is_ready(SERIAL))
+
+
+async def test_a_port_that_another_program_has_is_stepped_over(the_lab: Lab, phone: FakeAdbd) -> None:
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", preferred_port(SERIAL)):
+        await the_lab.plug(phone)
+        await until(lambda: the_lab.is_ready(SERIAL))
+        assert the_lab.node(SERIAL).spec.port == preferred_port(SERIAL, 1)
+
+
+async def test_the_servers_death_is_survived(the_lab: Lab, phone: FakeAdbd) -> None:
+    await the_lab.plug(phone)
+    await until(lambda: the_lab.is_ready(SERIAL))
+    await the_lab.server.kill()
+    await until(lambda: the_lab.node(SERIAL) is None)
+    await until(lambda: "no adb server answers" in the_lab.tracker.server_problem)
+    await the_lab.server.start()
+    await the_lab.plug(phone)
+    await until(lambda: the_lab.is_ready(SERIAL))
+    assert the_lab.tracker.server_problem is None
+
+
+async def test_a_silent_phone_that_stays_listed_is_found_within_ten_seconds(the_lab: Lab, phone: FakeAdbd) -> None:
+    await the_lab.plug(phone)
+    await until(lambda: the_lab.is_ready(SERIAL))
+    phone.silence()
+    assert (
+        await until(lambda: the_lab.node(SERIAL).status is NodeStatus.SILENT) < 12.0
+    )  # 10, and what a busy machine adds
+    assert (await the_lab.server.link.transports())[0].state == "device"
+    phone.heal()
+    await until(lambda: the_lab.is_ready(SERIAL))
+
+
+async def test_battery_and_heat_are_read(the_lab: Lab, phone: FakeAdbd) -> None:
+    phone.services.tell_battery(level=55, celsius=44.5, charging=False)
+    await the_lab.plug(phone)
+    await until(lambda: the_lab.node(SERIAL) is not None and the_lab.node(SERIAL).condition is not None)
+    await until(lambda: the_lab.node(SERIAL).condition.thermal_status == 0)
+    condition = the_lab.node(SERIAL).condition
+    assert (condition.level, condition.temperature_c, condition.charging) == (55.0, 44.5, False)
+    assert the_lab.node(SERIAL).resting is not None
+
+
+async def test_fifty_phones_that_come_and_go_leave_nothing_behind(the_lab: Lab, ollama: FakePhone) -> None:
+    draw = random.Random(7)
+    async with contextlib.AsyncExitStack() as stack:
+        ports = {11434: ollama.port}
+        phones = [await stack.enter_async_context(FakeAdbd(f"LAB{number:03}", ports=ports)) for number in range(50)]
+        await the_lab.plug(*phones)
+        await until(lambda: len(the_lab.ready()) == 50)
+        tasks, descriptors = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            for phone in draw.sample(phones, 20):
+                await phone.unplug()
+            await asyncio.sleep(0.2)
+        await until(lambda: len(the_lab.ready()) == 50, 40.0)
+        wanted = {phone.address: 1 for phone in phones}
+        async with asyncio.timeout(20):
+            while {way: len(ports) for way, ports in (await the_lab.local_ports()).items()} != wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await until(lambda: len(asyncio.all_tasks()) <= tasks + 20)
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors + 60)
+        for phone in phones:
+            await phone.die()
+        await until(lambda: not the_lab.registry.fleet.nodes, 40.0)
+        assert await the_lab.local_ports() == {}
+
+
+async def test_auto_starts_no_server_and_on_does(tmp_path: Path) -> None:
+    started: list[int] = []
+
+    async def start(port: int) -> None:
+        started.append(port)
+        await server.start()
+
+    async with real_adb_server(tmp_path) as server:
+        await server.kill()
+        async with following(Registry(), server.port, start=start) as tracker:
+            await until(lambda: "no adb server answers" in (tracker.server_problem or ""))
+        assert not started
+        async with following(Registry(), server.port, "on", start=start) as tracker:
+            await until(lambda: tracker.server_problem is None)
+        assert started == [server.port]
