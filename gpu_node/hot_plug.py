@@ -57,9 +57,16 @@ class HotPlug:
     """`gpus`: those that this node may use, in order. `look` is one look; `start` and `stop` run it in a thread, and
     beside it, in another one that no driver can hold up, what waits for time to pass."""
 
-    def __init__(self, fleet: DeviceFleet, gpus: Callable[[], Sequence[Gpu]], machine: Callable[[], Machine]) -> None:
+    def __init__(
+        self,
+        fleet: DeviceFleet,
+        gpus: Callable[[], Sequence[Gpu]],
+        machine: Callable[[], Machine],
+        found: Sequence[Gpu] = (),
+    ) -> None:
+        """`found`: cards that were seen already, and have their names by that."""
         self._fleet, self._gpus, self._machine = fleet, gpus, machine
-        self._cards = Cards()
+        self._cards = looked(Cards(), found, machine())
         self._failing = False
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -67,6 +74,10 @@ class HotPlug:
     @property
     def cards(self) -> Cards:
         return self._cards
+
+    def identity(self, card: str) -> str | None:
+        """From any thread: what the driver calls that card; None: it was never seen."""
+        return self._cards.identity(card)
 
     def look(self) -> None:
         try:

@@ -15,6 +15,9 @@ WeightsMode = Literal["auto", "full", "stored", "int8", "int4"]
 KernelsMode = Literal["auto", "torch", "compiled"]
 SpeculationMode = Literal["auto", "off"]
 
+# Tokens of a step that only reads prompts, where nobody says it: a GPU reads a thousand in about the time of one, a CPU
+# core needs the time of each.
+CPU_STEP_TOKENS, GPU_STEP_TOKENS = 512, 4096
 # Slots of a block: what the attention kernels can bear.
 BLOCK_TOKENS = (8, 16, 32, 64, 128, 256)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)

@@ -79,10 +79,9 @@ class Node:
         if self._splitting is None:
             self.residents = Residents(start, catalog, self._build, accounts)
         else:
-            self._hot_plug = HotPlug(self._splitting.fleet, lambda: gpus(visible), machine)
-            self._splitting.fleet.tick(
-                {"cpu": available} | {f"cuda:{number}": gpu.free_bytes for number, gpu in enumerate(found)}
-            )
+            self._hot_plug = HotPlug(self._splitting.fleet, lambda: gpus(visible), machine, found)
+            self._splitting.identify = self._hot_plug.identity
+            self._splitting.fleet.tick(self._hot_plug.cards.free_bytes)
             accounts = [self._splitting.account, beside(devices, available)]
             self.residents = Residents(start, catalog, self._build, accounts, self._splitting.sized)
         rules = rules_of(settings.api_keys, settings.allowed_hosts, settings.allowed_origins)

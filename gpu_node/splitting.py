@@ -20,7 +20,7 @@ from gpu_node.device_fleet import DeviceFleet
 from gpu_node.device_profiles import Findings
 from gpu_node.devices import Device, local_links, planned_devices
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeStopping, UsageError
-from gpu_node.load_wish import LoadWish
+from gpu_node.load_wish import CPU_STEP_TOKENS, GPU_STEP_TOKENS, LoadWish
 from gpu_node.model_folder import ModelDescription, model_files
 from gpu_node.model_shape import shape_of
 from gpu_node.pipeline.nursery import Nursery
@@ -35,10 +35,6 @@ from gpu_node.vram import CONTEXTS_WANTED, POOL, Account, Claim
 if TYPE_CHECKING:  # their modules are torch's
     from gpu_node.engine.loader import LoadOptions
     from gpu_node.engine.step import ModelRunner
-
-# As the engine reads prompts where nothing is said: so many tokens a step on a CPU, and on a GPU.
-CPU_STEP_TOKENS = 512
-GPU_STEP_TOKENS = 4096
 
 log = logging.getLogger("gpu_node")
 
@@ -174,6 +170,7 @@ class Splitting:
         """`findings` is asked once, where plans need what only a probe can say; it may take its time. `start` starts
         workers; else they are copies of one template."""
         self.fleet, self._rules, self._ask = fleet, rules, findings
+        self.identify: Callable[[str], str | None] = lambda _: None  # what the driver calls a card
         self._nursery = Nursery()
         self._start = start or self._nursery.start
         self._hiring = threading.Lock()
@@ -217,7 +214,7 @@ class Splitting:
         with self._hiring:
             if self._stopping.is_set():
                 raise OSError(str(NodeStopping()))
-            worker = self._start(words)
+            worker = self._start(replace(words, identity=self.identify(words.device.card)))
             self._workers = [*(one for one in self._workers if not one.ending), worker]
         return worker
 

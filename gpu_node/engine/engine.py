@@ -48,6 +48,7 @@ from gpu_node.engine.stats import Counters, EngineStats, Gauges
 from gpu_node.engine.step import ModelRunner
 from gpu_node.engine.worker import Worker
 from gpu_node.errors import DeadlineExceeded, GenerationFailed, ModelError, NodeBusy, NodeError, NodeStopping
+from gpu_node.load_wish import CPU_STEP_TOKENS, GPU_STEP_TOKENS
 
 __all__ = ["Engine", "EngineOptions", "EngineState", "ModelRunner"]
 
@@ -73,9 +74,8 @@ class EngineOptions:
     max_inference_bytes: int = 256 << 20  # of one `infer` answer
 
     def limits(self, runner: ModelRunner) -> Limits:
-        # A GPU reads a thousand tokens in about the time of one; a CPU core needs the time of each.
         on_gpu = runner.device.startswith("cuda")
-        pure, mixed = (4096, 1024) if on_gpu else (512, 64)
+        pure, mixed = (GPU_STEP_TOKENS, 1024) if on_gpu else (CPU_STEP_TOKENS, 64)
         return Limits(
             block_tokens=runner.cache.block_tokens,
             block_count=runner.cache.block_count,

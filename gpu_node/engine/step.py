@@ -6,6 +6,7 @@ copies happen before its rows; picks are answered in their order. Must not know 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -200,7 +201,7 @@ class ModelRunner(Protocol):
     def close(self) -> None: ...
 
 
-class StepByStep:
+class StepByStep(ABC):
     """The part of a `ModelRunner` that computes a step where it is called: nothing is ever computed meanwhile."""
 
     depth = 1
@@ -211,8 +212,8 @@ class StepByStep:
     def __init__(self) -> None:
         self._begun: deque[Step] = deque()
 
-    def run(self, step: Step, picks: Sequence[Pick]) -> StepResult:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, step: Step, picks: Sequence[Pick]) -> StepResult: ...
 
     def begin(self, step: Step) -> None:
         self._begun.append(step)
@@ -224,7 +225,7 @@ class StepByStep:
         self._begun.clear()
 
     def listen(self, wake: Callable[[], None]) -> None:
-        pass
+        del wake  # it is never restless
 
     def tend(self, shortage: int, urgent: bool = False) -> CacheChange | None:
         return None

@@ -81,8 +81,12 @@ class Lender:
         with found.lock:
             if lease in found.leases or found.blocks.form != form:
                 raise LeaseFault(f"lease {lease} is of another cache, or there already")
-            found.blocks.add(first, behind)
             found.leases[lease] = (first, size)
+            try:
+                found.blocks.add(first, behind)
+            except BaseException:
+                del found.leases[lease]
+                raise
         return size
 
     def take_back(self, holder: int, lease: int) -> int:
@@ -92,9 +96,10 @@ class Lender:
         if found is None or lease not in found.leases:
             raise LeaseFault(f"stage {holder} has no lease {lease} here")
         with found.lock:
-            first, size = found.leases.pop(lease)
+            first, size = found.leases[lease]
             found.blocks.remove(first)
             found.staged = None
+            del found.leases[lease]
         return size
 
     def forget(self, holder: int | None = None) -> None:

@@ -85,7 +85,7 @@ class Nursery:
         """At once; the process may begin later. Raises OSError where the system starts none."""
         if words.device.kind not in COPIED:
             return self._plainly(words)
-        new = surroundings(words.device, os.environ)
+        new = surroundings(words.device, os.environ, words.identity)
         with self._lock:
             house = self._open()
         worker = None if house is None or house.is_other(new) else house.bear(words, new)

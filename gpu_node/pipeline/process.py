@@ -40,6 +40,7 @@ class WorkerWords:
     number: int
     device: Device
     token: str = field(repr=False)
+    identity: str | None = None  # what the driver calls its card, wherever that lies among others; None: not known
 
 
 class WorkerProcess(Protocol):
@@ -79,11 +80,14 @@ def start_process(words: WorkerWords) -> WorkerProcess:
     return ChildWorker(words)
 
 
-def surroundings(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a worker. Cards are numbered among those that the head itself sees."""
+def surroundings(device: Device, environ: Mapping[str, str], identity: str | None = None) -> dict[str, str]:
+    """Environment of a worker. Cards without an identity are numbered among those that the head itself sees; drivers
+    and libraries may count differently, and all count anew when a card is pulled out."""
     path = os.pathsep.join(filter(None, [PACKAGE_ROOT, environ.get("PYTHONPATH")]))
     found = {**environ, "PYTHONPATH": path}
-    if device.kind in SIGHT:
+    if device.kind in SIGHT and identity:
+        found[SIGHT[device.kind]] = identity
+    elif device.kind in SIGHT:
         seen = [card.strip() for card in environ.get(SIGHT[device.kind], "").split(",") if card.strip()]
         found[SIGHT[device.kind]] = seen[device.number] if device.number < len(seen) else str(device.number)
     return found
@@ -128,7 +132,7 @@ class ChildWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=surroundings(words.device, os.environ),
+            env=surroundings(words.device, os.environ, words.identity),
             start_new_session=True,
         )
         assert self._child.stdin is not None and self._child.stderr is not None, "they were asked for as pipes"

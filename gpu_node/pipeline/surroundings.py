@@ -7,6 +7,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,10 +31,13 @@ class WorkerPlace:
         return str(Path(self.control).parent / f"{self.number}-{secrets.token_hex(4)}")
 
 
-def device_bytes() -> tuple[int, int]:
-    """Total and free, of the card that this process sees, or of main memory."""
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
+def device_bytes(name: str = "cpu", library: Any = torch) -> tuple[int, int]:
+    """Total and free, of the card that this process sees, or of main memory. `name`: the device's, which says its kind.
+
+    A worker of a CPU must not ask a card that happens to be there: that takes a part of its memory for nothing."""
+    card = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu"}.get(name.partition(":")[0])
+    if card is not None and getattr(library, card).is_available():
+        free, total = getattr(library, card).mem_get_info()
         return total, free
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -75,7 +76,7 @@ class Worker:
 
     def __init__(self, place: WorkerPlace, codec: OrderCodec = CODEC) -> None:
         self._place, self._codec = place, codec
-        self.device_bytes: Callable[[], tuple[int, int]] = device_bytes  # total and free
+        self.device_bytes: Callable[[], tuple[int, int]] = partial(device_bytes, place.name)  # total and free
         self.parts = Parts()
         self.heart = Heart()
         self.handlers: dict[type, Handler] = {

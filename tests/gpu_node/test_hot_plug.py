@@ -55,6 +55,15 @@ def test_cards_keep_their_names_when_one_is_pulled_out() -> None:
     assert looked(with_new, [gpu("a")], HERE).free_bytes == {"cpu": 8000, "cuda:0": 1000}
 
 
+def test_cards_that_were_seen_before_the_first_look_have_their_names() -> None:
+    driver = Driver("a", "b")
+    hot = HotPlug(DeviceFleet(parse_devices("cuda:0,cuda:1"), lambda: 0.0), driver.gpus, lambda: HERE, driver.gpus())
+    assert (hot.identity("cuda:0"), hot.identity("cuda:1"), hot.identity("cpu")) == ("a", "b", None)
+    driver.cards = ["b"]
+    hot.look()
+    assert hot.identity("cuda:1") == "b", "though it is the driver's first one now"
+
+
 def test_a_card_is_pulled_out_and_put_back() -> None:
     driver = Driver("a", "b")
     fleet, hot = plugged(driver)

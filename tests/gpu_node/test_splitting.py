@@ -17,7 +17,7 @@ from gpu_node.devices import parse_devices
 from gpu_node.engine.loader import LoadOptions
 from gpu_node.errors import DeviceOutOfMemory, ModelError, NodeError, UsageError
 from gpu_node.inventory import Gpu
-from gpu_node.load_wish import LoadWish
+from gpu_node.load_wish import GPU_STEP_TOKENS, LoadWish
 from gpu_node.memory.lending_policy import LendingPolicy
 from gpu_node.model_folder import Tensor, describe
 from gpu_node.node import beside, devices_of, rules_of_splits
@@ -25,7 +25,7 @@ from gpu_node.pipeline.process import WorkerWords
 from gpu_node.settings import read_settings
 from gpu_node.split import SplitWish
 from gpu_node.split_plan import DoesNotFit
-from gpu_node.splitting import GPU_STEP_TOKENS, SplitRules, Splitting, Wanted, demand_of, is_splittable, stage_threads
+from gpu_node.splitting import SplitRules, Splitting, Wanted, demand_of, is_splittable, stage_threads
 from gpu_node.vram import POOL, Account
 from tests.fakes.tiny_model import write_tiny_model
 from tests.gpu_node.serving import DESCRIPTION
@@ -344,3 +344,19 @@ def test_a_listed_device_that_cannot_be_is_told() -> None:
 def test_what_is_not_split_has_the_memory_beside_the_budgets() -> None:
     assert beside(parse_devices("cpu:100MiB,cuda:0:5GiB"), 1000 * MiB) == Account("cpu", 800 * MiB)
     assert beside(parse_devices("cpu:1GiB"), MiB).budget_bytes == 0
+
+
+def test_workers_are_told_their_card_by_its_name_at_the_driver() -> None:
+    """Numbers are a list's, and lists change; and the driver's list is not always torch's."""
+    seen: list[WorkerWords] = []
+
+    def start(words: WorkerWords) -> Hanging:
+        seen.append(words)
+        return Hanging()
+
+    found = splitting("cuda:0:1GiB,cpu:1GiB", start=start)
+    found.identify = {"cuda:0": "GPU-a"}.get
+    for device in found.fleet.present():
+        found.start(WorkerWords("head", 1, device, "token"))
+    assert [words.identity for words in seen] == ["GPU-a", None]
+    found.close()

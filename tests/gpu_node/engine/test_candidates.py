@@ -14,9 +14,13 @@ from gpu_node.engine.candidates import CHUNK, FIRST_LOOK, drawn, likeliest, rank
 from gpu_node.engine.draws import Draw, NoToken
 from gpu_node.engine.host_draw import draw_on_host, leading
 
+# Numbers that are no round share of equal chances: exactly between two tokens the last bit of a sum decides, and the
+# device and the host need not add in one order.
+UNIFORM = st.integers(0, 2**32).map(lambda number: number * 0.6180339887498949 % 1.0)
+
 DRAWS = st.builds(
     Draw,
-    uniform=st.floats(0, 1, exclude_max=True),
+    uniform=UNIFORM,
     temperature=st.sampled_from([0.2, 1.0, 3.0]),
     top_k=st.sampled_from([0, 1, 5, 40, 200, 100_000]),
     top_p=st.sampled_from([0.0, 0.4711, 0.9173, 1.0]),

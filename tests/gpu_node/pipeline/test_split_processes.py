@@ -97,6 +97,9 @@ def test_a_worker_sees_its_own_card_only() -> None:
     cuda, rocm, cpu = Device("cuda:1", "cuda", 1), Device("rocm:0", "rocm", 0), Device("cpu:3", "cpu", 3)
     assert surroundings(cuda, {})["CUDA_VISIBLE_DEVICES"] == "1"
     assert surroundings(cuda, {"CUDA_VISIBLE_DEVICES": "4, 6"})["CUDA_VISIBLE_DEVICES"] == "6"
+    moved = surroundings(cuda, {"CUDA_VISIBLE_DEVICES": "4, 6"}, "GPU-b")
+    assert moved["CUDA_VISIBLE_DEVICES"] == "GPU-b", "cards count anew when one is pulled out; a name stays"
+    assert "CUDA_VISIBLE_DEVICES" not in surroundings(cpu, {}, "GPU-b")
     assert surroundings(rocm, {"HIP_VISIBLE_DEVICES": "2"})["HIP_VISIBLE_DEVICES"] == "2"
     assert "CUDA_VISIBLE_DEVICES" not in surroundings(cpu, {})
     assert [torch_device(device) for device in (cuda, rocm, cpu)] == ["cuda:0", "cuda:0", "cpu"]
