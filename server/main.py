@@ -177,7 +177,7 @@ def _discovery_options(settings: Settings, environ: Mapping[str, str]) -> Discov
 
 def _adb_options(settings: Settings) -> AdbOptions:
     host, _, port = settings.adb_server.rpartition(":")
-    return AdbOptions(settings.adb, host, int(port))
+    return AdbOptions(settings.adb, host, int(port), settings.adb_read_s)
 
 
 def _access(settings: Settings) -> AccessRules:

@@ -51,6 +51,7 @@ class Settings(BaseModel):
     discovery_port: int = Field(8766, ge=1, le=65535)
     adb: AdbMode = "auto"
     adb_server: str = "127.0.0.1:5037"
+    adb_read_s: float = Field(30.0, gt=0)
 
     # scheduling
     strategy: StrategyName = "weighted_round_robin"
@@ -169,6 +170,7 @@ class Settings(BaseModel):
         for smaller, larger in (("care_warm_c", "care_hot_c"), ("care_cooled_c", "care_hot_c")):
             _require_order(self, smaller, larger, strictly=True)
         _require_order(self, "care_low_battery", "care_charged", strictly=True)
+        _require_order(self, "adb_read_s", "care_stale_s", strictly=True)  # or each reading would be forgotten first
         return self
 
     def __str__(self) -> str:

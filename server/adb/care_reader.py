@@ -26,7 +26,15 @@ Watched = Callable[[], dict[NodeId, Transport]]  # the phones to read now, by th
 class CareReader:
     """Run `run` as a task; `soon` reads at once those that were not read yet."""
 
-    def __init__(self, link: ServerLink, watched: Watched, emit: Callable[[RegistryEvent], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        link: ServerLink,
+        watched: Watched,
+        emit: Callable[[RegistryEvent], None],
+        clock: Clock,
+        seconds: float = READ_SECONDS,
+    ) -> None:
+        self._seconds = seconds
         self._link, self._watched, self._emit, self._clock = link, watched, emit, clock
         self._places = asyncio.Semaphore(AT_ONCE)
         self._read_at: dict[NodeId, tuple[Transport, float]] = {}
@@ -44,7 +52,7 @@ class CareReader:
                 for node, transport in due.items():
                     tasks.create_task(self._read(node, transport))
             try:
-                async with asyncio.timeout(READ_SECONDS / 4):
+                async with asyncio.timeout(self._seconds / 4):
                     await self._news.wait()
             except TimeoutError:
                 continue
@@ -52,7 +60,7 @@ class CareReader:
     def _due(self) -> dict[NodeId, Transport]:
         now, watched = self._clock.monotonic(), self._watched()
         read = {node: at for node, at in self._read_at.items() if node in watched and at[0] == watched[node]}
-        due = {node: way for node, way in watched.items() if node not in read or now - read[node][1] >= READ_SECONDS}
+        due = {node: way for node, way in watched.items() if node not in read or now - read[node][1] >= self._seconds}
         self._read_at = {**read, **{node: (way, now) for node, way in due.items()}}
         return due
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from server.adb.binary import start_server
-from server.adb.care_reader import CareReader
+from server.adb.care_reader import READ_SECONDS, CareReader
 from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
 from server.adb.server_link import ServerLink
 from server.adb.states import IN_USE, NOT_ANSWERING, AdbPhone, Facts, Transport, parse_facts, phones_of
@@ -40,11 +40,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdbOptions:
-    """`mode` "auto" follows a server that runs and starts none."""
+    """`mode` "auto" follows a server that runs and starts none; `read_seconds`: between looks at battery and heat."""
 
     mode: AdbMode = "auto"
     host: str = "127.0.0.1"
     port: int = 5037
+    read_seconds: float = READ_SECONDS
 
 
 class AdbTracker:
@@ -60,7 +61,7 @@ class AdbTracker:
         self._registry, self._options, self._start = registry, options, start
         self._clock = clock or Clock()
         self._link = ServerLink(options.host, options.port)
-        self._care = CareReader(self._link, self._watched, registry.emit, self._clock)
+        self._care = CareReader(self._link, self._watched, registry.emit, self._clock, options.read_seconds)
         self._news = asyncio.Event()
         self._transports: tuple[Transport, ...] = ()
         self._facts: dict[tuple[str, int], Facts] = {}

@@ -34,12 +34,12 @@ class PlayedLink(ServerLink):
 
 
 class Ward:
-    def __init__(self) -> None:
+    def __init__(self, **more: float) -> None:
         self.link, self.told = PlayedLink(), list[RegistryEvent]()
         self.watched = {NodeId("a"): Transport("A", "device", number=1)}
         self.now = 1000.0
         clock = Clock(lambda: self.now, lambda: 7.0)
-        self.reader = CareReader(self.link, lambda: dict(self.watched), self.told.append, clock)
+        self.reader = CareReader(self.link, lambda: dict(self.watched), self.told.append, clock, **more)
 
     async def look(self) -> None:
         """Once more, and to its end."""
@@ -49,8 +49,8 @@ class Ward:
 
 
 @asynccontextmanager
-async def ward() -> AsyncIterator[Ward]:
-    made = Ward()
+async def ward(**more: float) -> AsyncIterator[Ward]:
+    made = Ward(**more)
     task = asyncio.create_task(made.reader.run())
     try:
         yield made
@@ -69,6 +69,14 @@ async def test_a_new_phone_is_read_at_once_and_then_every_half_minute() -> None:
         await played.look()
         assert len(played.told) == 2
         played.now += READ_SECONDS
+        await played.look()
+        assert len(played.told) == 4
+
+
+async def test_the_owner_may_have_phones_read_more_often() -> None:
+    async with ward(seconds=2.0) as played:
+        await until(lambda: len(played.told) == 2)
+        played.now += 2.0
         await played.look()
         assert len(played.told) == 4
 
