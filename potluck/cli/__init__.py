@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from potluck.cli import adb, ask, chat, devices, discover, phones, plan, programs, status
+from potluck.cli import adb, ask, chat, devices, discover, models, phones, plan, programs, status
 from potluck.version import __version__
 
 __all__ = ["app"]
@@ -51,4 +51,5 @@ app.command("discover")(discover.discover)
 app.command("plan")(plan.plan)
 app.add_typer(devices.app, name="devices")
 app.add_typer(phones.app, name="phones")
+app.add_typer(models.app, name="models")
 app.add_typer(adb.app, name="adb")
