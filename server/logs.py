@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TextIO
+from urllib.parse import unquote
 
 import orjson
 import structlog
@@ -31,6 +32,7 @@ LogFormat = Literal["console", "json", "auto"]
 LONGEST_LOGGED_PROMPT = 2000
 _OWN_LOGGERS = ("server",)
 _ACCESS_LOGGER = "uvicorn.access"  # a second line for each request, with less in it
+_TRACE_LOGGER = "uvicorn.asgi"  # with --log-level trace: each request's path, which may be an invitation
 
 
 class RequestLog:
@@ -156,14 +158,25 @@ def standard_logging(stream: TextIO, log_format: LogFormat) -> Iterator[None]:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     access.handlers, access.propagate = [], False
+    trace = logging.getLogger(_TRACE_LOGGER)
+    trace.addFilter(_without_invitation)
     try:
         yield
     finally:
+        trace.removeFilter(_without_invitation)
         for logger, level, propagate in before:
             logger.removeHandler(handler)
             logger.setLevel(level)
             logger.propagate = propagate
         access.handlers, access.propagate = access_handlers, access_propagate
+
+
+def _without_invitation(record: logging.LogRecord) -> bool:
+    """Takes the path out of a server's line that has an invitation in it, however it is written."""
+    text = record.getMessage()
+    if "join" in unquote(text).lower():
+        record.msg, record.args = f"{text.partition(' scope=')[0]} of an invitation", ()
+    return True
 
 
 def _add_time(logger: WrappedLogger, name: str, entry: EventDict) -> EventDict:

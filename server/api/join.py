@@ -17,9 +17,9 @@ from server.api import fields
 from server.api.access import FORWARDING_HEADERS, given_key
 from server.api.incoming import Incoming
 from server.api.services import Services
-from server.care import Condition, parse_termux_battery, renewed
-from server.errors import CallerRefused, PathUnknown, RequestInvalid
-from server.http_errors import Header
+from server.care import Condition, parse_termux_battery, parse_thermal_report, renewed
+from server.errors import CallerRefused, PathUnknown, RequestInvalid, TooManyTries
+from server.http_errors import Header, error_headers
 from server.nodes import NodeId
 from server.phones import Registration
 from server.phones.reach import HIGHEST_PORT, LOWEST_PORT
@@ -31,10 +31,11 @@ BODY_LIMIT_BYTES = 16 * 1024  # a phone tells twelve fields, or what one command
 LONGEST_TOKEN = 200
 MOST_RAM_BYTES = 1 << 46
 FASTEST_TOKENS = 10_000.0
-THERMAL_STATUS = (0, 6)
 SIGNAL_DBM = (-127, 0)
 _NAME = "phone_setup/phone_setup.sh"
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+# A phone's own calls have none of these: who adds them stands between, and the address is his.
+_PROXY_HEADERS = (*FORWARDING_HEADERS, b"via", b"x-forwarded-host", b"x-forwarded-proto", b"x-client-ip")
 _NEVER_KEPT: list[Header] = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
 JOIN_FIELDS: dict[str, fields.Check] = {
@@ -79,19 +80,28 @@ class JoinApi:
             if len(token) > LONGEST_TOKEN:
                 raise CallerRefused("this invitation is not known here")
             invitation = self._joining.begin(token, _peer(incoming))
-        except CallerRefused as error:
-            words = f"{error.message[:1].upper()}{error.message[1:]}; ask for a new one."
-            await self._send(incoming, f"echo {shlex.quote(words)} >&2\nexit 1\n".encode(), 404)
+        except (CallerRefused, TooManyTries) as error:
+            await self._send_away(incoming, error)
             return
         lines = [f"POTLUCK_GATEWAY={shlex.quote(address_of(incoming))}", f"POTLUCK_TOKEN={shlex.quote(token)}"]
         if invitation.model is not None:
             lines.append(f"POTLUCK_MODEL={shlex.quote(invitation.model)}")
         await self._send(incoming, "\n".join([*lines, ""]).encode() + script)
 
+    async def _send_away(self, incoming: Incoming, error: CallerRefused | TooManyTries) -> None:
+        """A refusal for somebody who pipes whatever comes into a shell."""
+        late = isinstance(error, TooManyTries)
+        words = f"{error.message[:1].upper()}{error.message[1:]}; {'wait a minute' if late else 'ask for a new one'}."
+        incoming.reply.headers += error_headers(error)
+        script = f"echo {shlex.quote(words)} >&2\nexit 1\n".encode()
+        await self._send(incoming, script, error.http_status if late else 404)
+
     async def join(self, incoming: Incoming) -> None:
         self._check_way(incoming)
         body = fields.known_only(await incoming.json(), JOIN_FIELDS)
         phone, own = registration_of(body), given_key(incoming.headers)
+        if (_peer(incoming), phone.port) == incoming.scope.get("server"):
+            raise RequestInvalid("this is the gateway itself, and no phone", field="port")
         if "token" in body:
             joined = await self._joining.join(body["token"], phone, _peer(incoming))
         elif own is not None:
@@ -118,7 +128,7 @@ class JoinApi:
     def _check_way(self, incoming: Incoming) -> None:
         """Phones come by themselves: neither a page in a browser nor a proxy may speak for one."""
         incoming.body_limit = min(incoming.body_limit, BODY_LIMIT_BYTES)
-        if any(name in incoming.headers for name in FORWARDING_HEADERS):
+        if any(name in incoming.headers for name in _PROXY_HEADERS):
             raise RequestInvalid("a phone cannot join through a proxy", hint="use the gateway's own address")
         if b"origin" in incoming.headers:
             raise CallerRefused("phones join by the set-up script, not from a page")
@@ -153,11 +163,8 @@ def registration_of(body: dict[str, Any]) -> Registration:
 
 def condition_of(body: dict[str, Any], now: float) -> Condition:
     """Battery and heat as the phone tells them; what means nothing is not told. `now`: wall clock seconds."""
-    condition = parse_termux_battery(body.get("battery", {}), now)
-    status = body.get("thermal", {}).get("status")
-    if type(status) is int and THERMAL_STATUS[0] <= status <= THERMAL_STATUS[1]:
-        condition = renewed(condition, Condition(thermal_status=status, at=now))
-    return condition
+    thermal = parse_thermal_report(body.get("thermal", {}), now)
+    return renewed(thermal, parse_termux_battery(body.get("battery", {}), now))
 
 
 def signal_of(body: dict[str, Any]) -> int | None:

@@ -5,8 +5,10 @@ Draining is the entry's `enabled`: running answers end as they would, nothing ne
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
+import socket
 from typing import Any
 
 import segno
@@ -15,10 +17,12 @@ from server.api import fields
 from server.api.fleet import condition_record, iso_time
 from server.api.incoming import Incoming
 from server.api.services import Services
-from server.errors import MethodRefused, NodeUnknown, PathUnknown, RequestInvalid
+from server.backends.resolver import is_address
+from server.errors import LoopbackOnly, MethodRefused, NodeUnknown, PathUnknown, RequestInvalid
 from server.nodes import Load, Node, NodeId
 from server.phones.invitations import DEFAULT_MINUTES, LONGEST_MINUTES, SHORTEST_MINUTES
 from server.phones.links import Link, command_of, links_of
+from server.phones.reach import is_private
 from transport.interfaces import interfaces, source_towards
 
 PHONES_PREFIX = "/api/phones/"
@@ -42,7 +46,7 @@ class PhonesApi:
         model = wish.get("model")
         if model is not None and not _MODEL.fullmatch(model):
             raise RequestInvalid("'model' is no name of a model", field="model")
-        links = self._links(incoming)
+        links = await self._links(incoming)
         token, invitation = self._joining.invite(wish.get("minutes", DEFAULT_MINUTES), model)
         command = command_of(links[0].with_token(token))
         incoming.reply.headers.append((b"cache-control", b"no-store"))
@@ -86,12 +90,15 @@ class PhonesApi:
         await self._joining.remove(phone.id)
         await incoming.reply.answer_json({"id": phone.id, "name": phone.name, "removed": True})
 
-    def _links(self, incoming: Incoming) -> tuple[Link, ...]:
-        services, server = self._services, incoming.scope.get("server") or ("", None)
-        listening = services.exposure.address or services.settings.host
-        port = server[1] or services.settings.port
+    async def _links(self, incoming: Incoming) -> tuple[Link, ...]:
+        services, (host, port) = self._services, incoming.scope.get("server") or ("", None)
+        listening = services.exposure.address
+        if listening is None:  # another server than uvicorn, or a socket that was handed to it
+            called_here = port is not None and is_private(host)
+            listening = host if called_here else services.settings.host
         scheme = "https" if incoming.scope.get("scheme") == "https" else "http"
-        return links_of(listening, (server[0], port), interfaces(), source_towards(ELSEWHERE), scheme)
+        asked_at = (host, port or services.settings.port)
+        return links_of(await addresses_of(listening), asked_at, interfaces(), source_towards(ELSEWHERE), scheme)
 
     def _is_phone(self, node: Node) -> bool:
         return node.spec.kind == "ollama" and node.spec.origin != "embedded" and not node.is_gpu_node
@@ -132,6 +139,19 @@ class PhonesApi:
             "serial": spec.serial,
             "details": dict(spec.details),
         }
+
+
+async def addresses_of(host: str) -> tuple[str, ...]:
+    """Where a server listens that was told to listen at `host`; a name may have several. Raises LoopbackOnly."""
+    if not host or is_address(host):
+        return (host,)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as problem:
+        raise LoopbackOnly(
+            f"the gateway listens at '{host}', a name that has no address any more", hint="give --host an address"
+        ) from problem
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def qr_svg(text: str) -> str:

@@ -5,19 +5,20 @@ Which addresses there are, where the gateway listens and where the invitation wa
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from server.errors import LoopbackOnly
-from transport.interfaces import Interface
+from server.phones.reach import is_private
+from transport.interfaces import Interface, is_loopback
 
-ANY = ("0.0.0.0", "::", "")
+ANY_V4, ANY_V6, ANY = "0.0.0.0", "::", ""  # servers bind `::` for IPv6 alone, and no host at all for both
 MOST_LINKS = 4
-# Bridges of containers and virtual machines: real networks, but no phone is on them.
+# Bridges of containers, virtual machines and tunnels: real networks, but no phone is on them.
 _VIRTUAL = re.compile(
-    r"(docker|br-|veth|virbr|vmnet|vboxnet|cni|flannel|lxc|lxd|podman|tun|utun|zt|kube)", re.IGNORECASE
+    r"(docker|br-|veth|virbr|vmnet|vboxnet|cni|cali|flannel|lxc|lxd|podman|dummy|tun|utun|wg|ppp|tailscale|zt|kube)",
+    re.IGNORECASE,
 )
 _NO_WAY = "the gateway listens on this machine only, so no phone can reach it"
 _START = "start it for the network: potluck serve --host 0.0.0.0 (or scripts/run --host 0.0.0.0)"
@@ -36,37 +37,42 @@ class Link:
 
 
 def command_of(url: str) -> str:
-    """What is typed into Termux."""
-    return f"curl -fsSL '{url}' | bash"
+    """What is typed into Termux. Without curl's -f: a refusal is a script too, and says why; -f would hide it."""
+    return f"curl -sSL '{url}' | bash"
 
 
 def links_of(
-    listening: str, asked_at: tuple[str, int], found: Iterable[Interface], towards: str | None, scheme: str = "http"
+    listening: Collection[str],
+    asked_at: tuple[str, int],
+    found: Iterable[Interface],
+    towards: str | None,
+    scheme: str = "http",
 ) -> tuple[Link, ...]:
     """The gateway's addresses for phones, the likeliest first; at least one. Raises LoopbackOnly.
 
-    `listening` is the host that the gateway was told to listen at, `asked_at` the place where this call came in,
+    `listening` is where the gateway was told to listen, names resolved; `asked_at` the place where this call came in,
     `towards` our address on the way to everywhere else.
     """
     host, port = asked_at
-    addresses = [one for one in found if _is_private(one.address)]
-    if listening not in ANY:
-        if listening == "localhost" or _is_loopback(listening):
-            raise LoopbackOnly(_NO_WAY, hint=_START)
-        addresses = [one for one in addresses if one.address == listening]
-        if not addresses and _is_private(listening):
-            addresses = [Interface("", listening, 32)]
-    elif listening == ANY[0]:
-        addresses = [one for one in addresses if not one.is_v6]
+    if all(_is_own_loopback(one) for one in listening):
+        raise LoopbackOnly(_NO_WAY, hint=_START)
+    addresses = [one for one in found if _is_for_phones(one.address) and _listens(listening, one)]
+    known = {one.address for one in addresses}
+    addresses += [Interface("", one, 32) for one in listening if _is_for_phones(one) and one not in known]
     if not addresses:
         raise LoopbackOnly("the gateway has no address in a private network that phones could reach", hint=_START)
     addresses.sort(key=lambda one: _rank(one, host, towards))
     return tuple(Link(_url(scheme, one.address, port), one.address, one.name) for one in addresses[:MOST_LINKS])
 
 
-def _rank(one: Interface, asked_at: str, towards: str | None) -> tuple[bool, bool, bool, bool]:
+def _listens(listening: Collection[str], one: Interface) -> bool:
+    return ANY in listening or one.address in listening or (ANY_V6 if one.is_v6 else ANY_V4) in listening
+
+
+def _rank(one: Interface, asked_at: str, towards: str | None) -> tuple[bool, ...]:
     """Where the page was opened from another machine comes first: phones are likely there, too."""
-    return bool(_VIRTUAL.match(one.name)), one.is_v6, one.address != asked_at, one.address != towards
+    virtual, unassigned = bool(_VIRTUAL.match(one.name)), one.is_link_local
+    return virtual, unassigned, one.is_v6, one.address != asked_at, one.address != towards
 
 
 def _url(scheme: str, address: str, port: int) -> str:
@@ -74,18 +80,10 @@ def _url(scheme: str, address: str, port: int) -> str:
     return f"{scheme}://{host}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+def _is_own_loopback(host: str) -> bool:
+    return host != ANY and is_loopback(host)
 
 
-def _is_private(host: str) -> bool:
+def _is_for_phones(host: str) -> bool:
     """Private, and written down without a zone: a phone does not know the names of our interfaces."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    usable = not (address.is_loopback or address.is_link_local or address.is_unspecified)
-    return usable and address.is_private
+    return is_private(host) and not host.lower().startswith(("fe8", "fe9", "fea", "feb"))

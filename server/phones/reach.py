@@ -11,10 +11,8 @@ import re
 
 from server.errors import RequestInvalid
 
-LOWEST_PORT, HIGHEST_PORT = (
-    1024,
-    65535,
-)  # Termux may listen nowhere below; neither may what is called be a system's service
+# Termux may listen nowhere below; neither may what is called be a system's service.
+LOWEST_PORT, HIGHEST_PORT = 1024, 65535
 # RFC 1918, RFC 3927, RFC 4193, RFC 4291. Not 100.64.0.0/10, where a provider's customers meet.
 _PRIVATE = tuple(
     ipaddress.ip_network(text)
@@ -22,6 +20,14 @@ _PRIVATE = tuple(
 )
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # the name or number of an interface, as Linux allows it
 _HINT = "connect the phone to the network of the gateway, and use the gateway's address there"
+
+
+def is_private(host: str) -> bool:
+    """Is this, without a zone, an address of a network where phones may be?"""
+    try:
+        return _is_private(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def callable_host(peer: str | None) -> str:
@@ -37,7 +43,7 @@ def callable_host(peer: str | None) -> str:
         address, percent, zone = address.ipv4_mapped, "", ""
     if address.is_loopback:
         raise RequestInvalid("a phone cannot join from this machine itself", hint=_HINT)
-    if not any(address in network for network in _PRIVATE if network.version == address.version):
+    if not _is_private(address):
         raise RequestInvalid("a phone can only join from a private network", hint=_HINT)
     if address.version == 6 and address.is_link_local:
         if not _ZONE.fullmatch(zone):
@@ -46,3 +52,7 @@ def callable_host(peer: str | None) -> str:
     if percent:
         raise RequestInvalid("the phone's address is not known", hint=_HINT)
     return str(address)
+
+
+def _is_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return any(address in network for network in _PRIVATE if network.version == address.version)

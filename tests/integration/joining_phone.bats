@@ -10,7 +10,7 @@ phones_say() { phones | grep -qF -- "$1"; }
 @test "the line of an invitation brings a phone in, and it stays through a new address" {
     echo '{"percentage": 71, "status": "DISCHARGING", "temperature": 31.2}' >"$FAKE/battery"
     have termux-battery-status
-    run bash -c "curl -fsSL '$LINK' | bash -s -- qwen2.5:0.5b --port $PORT" 3>&- </dev/null
+    run bash -c "curl -sSL '$LINK' | bash -s -- qwen2.5:0.5b --port $PORT" 3>&- </dev/null
     went_well
     says 'joined as Pixel "5"'
     not grep -rqF "${LINK##*/}" "$HOME"

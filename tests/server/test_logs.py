@@ -145,6 +145,16 @@ def test_json_for_machines_and_columns_for_people(stream: io.StringIO, log_forma
     assert ("\x1b[" in text) is (isinstance(stream, Terminal) and not is_json)
 
 
+@pytest.mark.parametrize("path", ["/join/secret", "/%6Aoin/secret", "//JOIN//secret", "/join%2Fsecret"])
+def test_a_server_that_traces_its_requests_tells_no_invitation(path: str, caplog: pytest.LogCaptureFixture):
+    with standard_logging(io.StringIO(), "json"), caplog.at_level(5, "uvicorn.asgi"):
+        trace = logging.getLogger("uvicorn.asgi")
+        trace.log(5, "%s - ASGI [%d] Started scope=%s", "192.168.1.20:5", 3, {"path": path})
+        trace.log(5, "%s - ASGI [%d] Started scope=%s", "192.168.1.20:5", 4, {"path": "/ask"})
+    assert "secret" not in caplog.text and "ASGI [3]" in caplog.text and "/ask" in caplog.text
+    assert logging.getLogger("uvicorn.asgi").filters == []
+
+
 def test_our_modules_lines_go_the_same_way_and_uvicorns_access_lines_nowhere():
     stream = io.StringIO()
     access = logging.getLogger("uvicorn.access")

@@ -22,7 +22,7 @@ PHONE: dict[str, Any] = {
     "signal_dbm": -60, "last_error": None, "details": {},
 }  # fmt: skip
 BARE = {"id": "cd" * 16, "name": "At\x1b[2Jtic", "status": "silent", "last_error": "no route", "condition": None}
-COMMAND = "curl -fsSL 'http://192.168.1.2:8000/join/secret' | bash"
+COMMAND = "curl -sSL 'http://192.168.1.2:8000/join/secret' | bash"
 INVITED = {
     "token": "secret", "command": COMMAND, "expires_at": "2030-01-01T00:00:00Z",
     "links": [{"url": "http://192.168.1.2:8000/join/secret", "interface": "wlan0"},

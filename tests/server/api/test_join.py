@@ -14,6 +14,7 @@ import pytest
 from server.api.join import BODY_LIMIT_BYTES, condition_of, find_script, signal_of
 from server.logs import RequestLog
 from server.nodes import NodeId
+from server.phones.joining import WRONG_TOKENS
 from tests.server.api.gateway import Answer, Gateway, ask, gateway, get, post
 from tests.server.phones.stand import HOST, ID, Stand
 
@@ -73,6 +74,22 @@ async def test_a_bad_invitation_is_a_script_that_says_so(stand: Stand, token: st
     assert run.returncode == 1 and run.stderr == b"This invitation is not known here; ask for a new one.\n"
 
 
+async def test_who_guesses_too_often_is_told_by_a_script_as_well(stand: Stand) -> None:
+    app = made(stand).app
+    for _ in range(WRONG_TOKENS):
+        await get(app, "/join/wrong", **FROM_PHONE)
+    answer = await get(app, f"/join/{stand.invited()}", **FROM_PHONE)
+    assert answer.status == 429 and answer.headers["retry-after"]
+    run = await asyncio.to_thread(subprocess.run, ["bash"], input=answer.body, capture_output=True)
+    assert run.returncode == 1 and run.stderr == b"Too many tries from this address; wait a minute.\n"
+
+
+async def test_the_gateway_is_no_phone_of_its_own(stand: Stand) -> None:
+    own = {"client": ("192.168.1.2", 40_000)}
+    answer = await join(made(stand).app, {"token": stand.invited(), **BODY, "port": 8000}, **own)
+    assert answer.status == 422 and stand.looked == []
+
+
 async def test_from_the_invitation_to_the_fleet(stand: Stand) -> None:
     app, token = made(stand, api_keys="a:secret").app, stand.invited()
     answer = await join(app, {"token": token, **BODY})
@@ -115,7 +132,7 @@ async def test_only_phones_of_the_network_join(stand: Stand, peer: str) -> None:
     assert answer.status == 422 and stand.looked == []
 
 
-@pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded", "x-real-ip"])
+@pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded", "x-real-ip", "via", "x-forwarded-proto"])
 async def test_no_proxy_speaks_for_a_phone(stand: Stand, name: str) -> None:
     headers = {**FROM_PHONE["headers"], name: "192.168.1.66"}
     for path in ("/api/phones/join", "/api/phones/report"):
@@ -159,7 +176,7 @@ async def test_a_token_in_a_path_never_reaches_the_log(stand: Stand, path: str, 
 def test_what_a_report_tells() -> None:
     assert condition_of({}, 5.0).tells_anything is False
     told = condition_of({"battery": {"percentage": 50}, "thermal": {"status": 3}}, 5.0)
-    assert (told.level, told.thermal_status, told.heard_at) == (50.0, 3, 5.0)
+    assert (told.level, told.thermal_status, told.at) == (50.0, 3, 5.0)
     for status in (-1, 7, "3", True, None):
         assert condition_of({"thermal": {"status": status}}, 5.0).thermal_status is None
     for rssi in (0, 5, -127, -200, "-60", None, True):

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from server.api.phones import qr_svg
+from server.api.phones import addresses_of, qr_svg
 from server.care import Condition
+from server.errors import LoopbackOnly
 from server.nodes import NodeId
 from tests.server.api.gateway import ask, gateway, get, post
 from tests.server.phones.stand import ID, Stand
@@ -33,7 +34,7 @@ async def test_an_invitation_by_the_address_that_listens(stand: Stand) -> None:
     told = answer.json()
     url = f"http://192.168.1.2:8000/join/{told['token']}"
     assert told["links"][0]["url"] == url and told["links"][0]["address"] == "192.168.1.2"
-    assert told["command"] == f"curl -fsSL '{url}' | bash"
+    assert told["command"] == f"curl -sSL '{url}' | bash"
     assert told["expires_at"] == "1970-01-01T00:46:40Z"
     stand.joining.begin(told["token"], None)
 
@@ -43,6 +44,20 @@ async def test_on_loopback_it_says_how_to_start(stand: Stand) -> None:
     error = answer.json()["error"]
     assert (answer.status, error["code"]) == (409, "loopback_only")
     assert "potluck serve --host 0.0.0.0" in error["hint"]
+
+
+async def test_a_host_name_is_the_addresses_that_it_has() -> None:
+    assert set(await addresses_of("localhost")) <= {"127.0.0.1", "::1"}
+    for host in ("", "::", "10.0.0.2", "fe80::1%eth0"):
+        assert await addresses_of(host) == (host,)
+    for host in ("a" * 300, "a..b"):  # no name server needs to be asked
+        with pytest.raises(LoopbackOnly, match="a name that has no address"):
+            await addresses_of(host)
+
+
+async def test_under_another_server_the_place_of_the_call_tells_where_it_listens(stand: Stand) -> None:
+    answer = await post(app_of(stand), "/api/phones/invite", {}, **FROM_PAGE)
+    assert answer.status == 200 and answer.json()["links"][0]["address"] == "192.168.1.2"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +121,6 @@ async def test_what_is_no_phone_of_the_file(stand: Stand) -> None:
 
 
 def test_the_code_is_a_picture_and_nothing_else() -> None:
-    picture = ElementTree.fromstring(qr_svg("curl -fsSL 'http://192.168.1.2:8000/join/x' | bash"))
+    picture = ElementTree.fromstring(qr_svg("curl -sSL 'http://192.168.1.2:8000/join/x' | bash"))
     assert picture.tag.endswith("svg") and "viewBox" in picture.attrib
     assert {child.tag.rpartition("}")[2] for child in picture} == {"path"}
