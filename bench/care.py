@@ -156,7 +156,7 @@ class Fleet:
         assert phone.seat is not None
         phone.seat.load.in_flight -= 1
         self.roster.touch(phone.seat.id, self.now)
-        self.roster.reweigh(phone.seat.id)
+        self.roster.reweigh(phone.seat.id, self.now)
         phone.seat = phone.answer = None
 
 

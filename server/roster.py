@@ -19,8 +19,10 @@ from server.rotation import Rotation
 
 UNKNOWN_PROMPT_SPEED = 30.0  # tokens/s of a mid-range phone, until the node has shown its own
 UNKNOWN_SPEED = 10.0  # tokens/s, likewise
+SLOWEST, FASTEST = 0.01, 1e4  # tokens/s; beyond, a node's clock is wrong, and must not have all the work or none
 TYPICAL_ANSWER_TOKENS = 128  # of a chat; only the balance of first-token time against speed depends on it
 SWEPT_AT = 16  # stale entries of the heap of rests: fewer are not worth sweeping
+WEIGHED_SECONDS = 60.0  # how often all seats are looked at for speeds that are too old to count
 LOOKED_AT = 32  # seats weighed one by one: keeps a choice among a thousand under 100 us
 
 
@@ -96,6 +98,7 @@ class Roster:
     spared: dict[NodeId, Seat] = field(default_factory=dict)  # free, but they rest
     troubled: set[NodeId] = field(default_factory=set)  # all that rest, free or not
     cursor: int = 0
+    weighed_at: float = 0.0
 
     def touch(self, node_id: NodeId, now: float) -> None:
         """The node's load changed: is its seat free now, or when will it be worth a look?"""
@@ -103,7 +106,7 @@ class Roster:
         if seat is None:
             return
         load = seat.load
-        seat.expected_seconds = expected_seconds(load) / (seat.node.care.factor or 1.0)
+        seat.expected_seconds = expected_seconds(load, now) / (seat.node.care.factor or 1.0)
         if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
             self._take(node_id)
             return
@@ -140,7 +143,12 @@ class Roster:
             heapq.heapify(self.resting)
 
     def wake(self, now: float) -> None:
-        """Look again at the seats whose rest is over."""
+        """Look again at the seats whose rest is over, and now and then at all, for speeds that are too old."""
+        if now - self.weighed_at >= WEIGHED_SECONDS:
+            self.weighed_at = now
+            for node_id in [seat.id for seat in self.seats.values() if seat.load.pace.is_forgotten(now)]:
+                self.reweigh(node_id, now)
+                self.touch(node_id, now)
         while self.resting and self.resting[0][0] <= now:
             when, node_id = heapq.heappop(self.resting)
             if self.looks.get(node_id) == when:
@@ -160,7 +168,7 @@ class Roster:
             self.troubled.add(node.id)
         if node.spec.last_resort:
             self.last_resorts.add(node.id)
-        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight_of(node, load))
+        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight_of(node, load, now))
         self.touch(node.id, now)
 
     def remove(self, node_id: NodeId) -> None:
@@ -183,32 +191,34 @@ class Roster:
         seats = list(islice(self.free.values(), start, start + LOOKED_AT))
         return seats + list(islice(self.free.values(), LOOKED_AT - len(seats)))
 
-    def reweigh(self, node_id: NodeId) -> None:
-        """A node whose weight is "auto" has shown its speed."""
+    def reweigh(self, node_id: NodeId, now: float) -> None:
+        """A node whose weight is "auto" has shown its speed, or not for long."""
         seat = self.seats.get(node_id)
         if seat is not None and seat.node.spec.weight is None:
-            seat.weight = weight_of(seat.node, seat.load)
+            seat.weight = weight_of(seat.node, seat.load, now)
             if node_id in self.free:
                 self.rotation.join(node_id, seat.weight)
 
 
-def weight_of(node: Node, load: Load) -> float:
+def weight_of(node: Node, load: Load, now: float) -> float:
     """The owner's weight or the learned one; less while the phone is warm. One that rests is not weighed."""
-    return (node.spec.weight or learned_weight(load, node.spec.details)) * (node.care.factor or 1.0)
+    own = node.spec.weight if node.spec.weight is not None else learned_weight(load, node.spec.details, now)
+    return own * (node.care.factor or 1.0)
 
 
-def learned_weight(load: Load, details: Mapping[str, object] = MappingProxyType({})) -> float:
+def learned_weight(load: Load, details: Mapping[str, object] = MappingProxyType({}), now: float = 0.0) -> float:
     """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight.
 
-    Until one is learned, what a joined phone measured when it was set up counts.
+    Until one is learned, and once it is forgotten, what a joined phone measured when it was set up counts.
     """
     told = details.get("tokens_per_second")
-    speed = load.tokens_per_second or (told if isinstance(told, float | int) and 0 < told < 1e4 else UNKNOWN_SPEED)
-    return float(2.0 ** (round(math.log2(speed) * 10) / 10))
+    known = None if load.pace.is_forgotten(now) else load.tokens_per_second
+    speed = known or (told if isinstance(told, float | int) and 0 < told < FASTEST else UNKNOWN_SPEED)
+    return float(2.0 ** (round(math.log2(min(max(speed, SLOWEST), FASTEST)) * 10) / 10))
 
 
-def expected_seconds(load: Load) -> float:
-    """How long a typical answer would take now; 0 for a node that has not been measured."""
-    if load.tokens_per_second is None:
+def expected_seconds(load: Load, now: float) -> float:
+    """How long a typical answer would take now; 0 for a node that has not been measured, or not for long."""
+    if load.tokens_per_second is None or load.pace.is_forgotten(now):
         return 0.0
     return (load.first_token_seconds or 0.0) + TYPICAL_ANSWER_TOKENS / load.tokens_per_second * (1 + load.in_flight)

@@ -151,8 +151,9 @@ class Seating:
             roster.touch(node_id, now)
 
     def reweigh(self, node_id: NodeId) -> None:
+        now = self.now()
         for roster in self._rosters.values():
-            roster.reweigh(node_id)
+            roster.reweigh(node_id, now)
 
     def pump(self, node_id: NodeId | None = None, freed: bool = False) -> None:
         """Offer free seats to those who wait. Called whenever something changed; cheap when nobody waits.

@@ -145,8 +145,8 @@ def condition_record(condition: Condition) -> dict[str, Any]:
         "charging": condition.charging,
         "temperature_c": condition.temperature_c,
         "thermal_status": condition.thermal_word,
-        "overheated": condition.overheated,
-        "told_at": iso_time(condition.heard_at),
+        "overheated": condition.overheated is True,
+        "told_at": iso_time(condition.at),
     }
 
 

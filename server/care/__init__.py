@@ -8,7 +8,7 @@ from server.care.battery import parse_dumpsys_battery, parse_termux_battery
 from server.care.care import UNTROUBLED, Care, CareLimits, decide
 from server.care.condition import THERMAL_WORDS, Condition, renewed
 from server.care.pace import Pace
-from server.care.thermal import parse_dumpsys_thermal
+from server.care.thermal import parse_dumpsys_thermal, parse_thermal_report
 
 __all__ = [
     "THERMAL_WORDS",
@@ -21,5 +21,6 @@ __all__ = [
     "parse_dumpsys_battery",
     "parse_dumpsys_thermal",
     "parse_termux_battery",
+    "parse_thermal_report",
     "renewed",
 ]

@@ -2,27 +2,28 @@
 
 `dumpsys battery` prints `key: value` lines and vendors add their own (Samsung a second `charge counter` in small
 letters), so keys are compared exactly and the first of each counts. Units are not guaranteed: a television box says
-`temperature: 26` beside `voltage: 13`. Termux leaves out what it does not know. Formats: AOSP BatteryService,
-Termux:API's BatteryStatusAPI.
+`temperature: 26` beside `voltage: 13`. Enums come as numbers or as words. Termux leaves out what it does not know.
+Formats: AOSP BatteryService and BatteryManager, Termux:API's BatteryStatusAPI.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from server.care.condition import Condition
+from server.care.units import celsius, number
 
 MOST_TEXT = 1 << 18  # characters; a dump has some thousand
-MOST_DIGITS = 12
-COLDEST_C, HOTTEST_C = -40.0, 120.0  # beyond, it is no temperature but another unit, or a sensor's excuse
 LEAST_MILLIVOLTS = 1000.0  # below, the voltage is in volts, and so is nothing else of that dump in Android's units
-OVERHEAT_CODE = "3"
-DISCHARGING, HELD = ("3", "discharging"), ("4", "not_charging")
-CHARGING = ("2", "5", "charging", "full")
+HELD_ABOVE_LEVEL = 40.0  # percent; no charger's limit is lower: below, "not charging" beside a plug means what it says
+CHARGING, DISCHARGING, HELD = ("2", "5", "charging", "full"), ("3", "discharging"), ("4", "not_charging")
+HEALTHS = {"2": False, "3": True, "4": False, "5": False, "6": False, "7": False}  # is it overheated?
+HEALTH_WORDS = ("good", "overheat", "dead", "over_voltage", "unspecified_failure", "cold")  # of 2 to 7
+PLUGS = {"0": False, "unplugged": False, "none": False, **dict.fromkeys(("1", "2", "4", "8"), True)}
+PLUG_WORDS = ("ac", "usb", "wireless", "dock")
 POWERED_KEYS = ("AC powered", "USB powered", "Wireless powered", "Dock powered")
 
 
@@ -32,12 +33,13 @@ def parse_dumpsys_battery(text: str, at: float) -> Condition:
     if told.get("present", "").lower() == "false":
         return Condition(at=at)  # a box without a battery: whatever stands for its level is none
     powered = [told[key].lower() == "true" for key in POWERED_KEYS if key in told]
+    level = _percent(number(told.get("level")), number(told.get("scale")))
     return Condition(
-        level=_percent(_number(told.get("level")), _number(told.get("scale"))),
-        charging=_charging(told.get("status", "").lower(), any(powered) if powered else None),
-        temperature_c=_degrees(_number(told.get("temperature")), _number(told.get("voltage"))),
+        level=level,
+        charging=_charging(_word(told.get("status")), any(powered) if powered else None, level),
+        temperature_c=_dumped_degrees(told.get("temperature", ""), number(told.get("voltage"))),
         at=at,
-        overheated=told.get("health") == OVERHEAT_CODE,
+        overheated=_overheated(told.get("health")),
     )
 
 
@@ -47,17 +49,15 @@ def parse_termux_battery(said: str | bytes | Mapping[str, Any] | object, at: flo
         said = _decoded(said)
     if not isinstance(said, Mapping) or said.get("present") is False:
         return Condition(at=at)
-    percentage = _number(said.get("percentage"))
+    percentage = _percent(number(said.get("percentage")), 100.0)
     if percentage is None:
-        percentage = _percent(_number(said.get("level")), _number(said.get("scale")))
-    plugged = said.get("plugged")
-    powered = plugged != "UNPLUGGED" if isinstance(plugged, str) and plugged else None
+        percentage = _percent(number(said.get("level")), number(said.get("scale")))
     return Condition(
-        level=_percent(percentage, 100.0),
-        charging=_charging(str(said.get("status", "")).lower(), powered),
-        temperature_c=_plausible(_number(said.get("temperature"))),
+        level=percentage,
+        charging=_charging(_word(said.get("status")), _powered(said.get("plugged")), percentage),
+        temperature_c=celsius(number(said.get("temperature")), 1.0, 10.0),
         at=at,
-        overheated=said.get("health") == "OVERHEAT",
+        overheated=_overheated(said.get("health")),
     )
 
 
@@ -78,16 +78,26 @@ def _decoded(said: str | bytes) -> object:
         return None
 
 
-def _number(value: object) -> float | None:
-    """A finite number, from text too; None for all else."""
-    if isinstance(value, str) and 0 < len(value) <= MOST_DIGITS:
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e12 < value < 1e12:
-        return None
-    return float(value) if math.isfinite(value) else None
+def _word(value: object) -> str:
+    """An enum's value in one spelling: `Not charging`, `NOT_CHARGING` and `BATTERY_STATUS_NOT_CHARGING` are one."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    word = str(value)[:64] if isinstance(value, str) else format(value, "d") if abs(value) < 100 else ""
+    word = word.strip().lower().replace(" ", "_").replace("-", "_").removeprefix("battery_")
+    for family in ("status_", "health_", "plugged_"):
+        word = word.removeprefix(family)
+    return word
+
+
+def _overheated(value: object) -> bool | None:
+    """None where nothing, or nothing known, is said of its health."""
+    word = _word(value)
+    return word == "overheat" if word in HEALTH_WORDS else HEALTHS.get(word)
+
+
+def _powered(value: object) -> bool | None:
+    word = _word(value)
+    return True if word in PLUG_WORDS else PLUGS.get(word)
 
 
 def _percent(level: float | None, scale: float | None) -> float | None:
@@ -97,25 +107,20 @@ def _percent(level: float | None, scale: float | None) -> float | None:
     return percent if 0.0 <= percent <= 100.0 else None
 
 
-def _charging(status: str, powered: bool | None) -> bool | None:
+def _charging(status: str, powered: bool | None, level: float | None) -> bool | None:
     """Does it keep its charge? Plugged in and losing is not charging; held by a charger's limit is as good."""
     if status in CHARGING:
         return True
     if status in DISCHARGING:
         return False
-    return powered if status not in HELD or powered is not None else False
+    if status in HELD:
+        return powered is True and (level is None or level >= HELD_ABOVE_LEVEL)
+    return powered
 
 
-def _degrees(value: float | None, voltage: float | None) -> float | None:
-    """Tenths of a degree, unless what stands beside them shows that this dump has other units."""
-    if value is None:
-        return None
-    if voltage is not None and 0 < voltage < LEAST_MILLIVOLTS and abs(value) < 100.0:
-        return _plausible(value)
-    tenths = value / 10.0
-    return _plausible(tenths if tenths <= HOTTEST_C else value / 1000.0)
-
-
-def _plausible(celsius: float | None) -> float | None:
-    """Sensors that are not there report 0.0."""
-    return celsius if celsius is not None and celsius != 0.0 and COLDEST_C <= celsius <= HOTTEST_C else None
+def _dumped_degrees(text: str, voltage: float | None) -> float | None:
+    """Tenths of a degree, unless a decimal point or what stands beside them shows that this dump has other units."""
+    in_volts = voltage is not None and 0 < voltage < LEAST_MILLIVOLTS
+    if "." in text or in_volts:
+        return celsius(number(text), 1.0, 10.0, 1000.0)
+    return celsius(number(text), 10.0, 100.0, 1000.0)

@@ -68,7 +68,7 @@ def decide(condition: Condition | None, before: Care, limits: CareLimits, now: f
 def _is_hot(known: Condition, limits: CareLimits) -> bool:
     temperature, status = known.temperature_c, known.thermal_status
     too_warm = temperature is not None and temperature >= limits.hot_c
-    return too_warm or (status is not None and status >= SEVERE) or known.overheated
+    return too_warm or (status is not None and status >= SEVERE) or known.overheated is True
 
 
 def _has_cooled(known: Condition, limits: CareLimits) -> bool:
@@ -78,7 +78,10 @@ def _has_cooled(known: Condition, limits: CareLimits) -> bool:
 
 
 def _is_low(known: Condition, limits: CareLimits) -> bool:
-    return known.level is not None and known.level <= limits.low_level and not known.charging
+    """Low and losing; or nearly empty, for many a charger brings less than this work takes."""
+    if known.level is None:
+        return False
+    return (known.level <= limits.low_level and not known.charging) or 0.0 < known.level <= SPENT_LEVEL
 
 
 def _has_charged(known: Condition, limits: CareLimits) -> bool:
@@ -90,7 +93,7 @@ def _is_spent(known: Condition, limits: CareLimits) -> bool:
     temperature, level = known.temperature_c, known.level
     burning = temperature is not None and temperature >= limits.hot_c + SPENT_ABOVE_C
     empty = level is not None and level <= SPENT_LEVEL and not known.charging
-    return burning or empty or known.overheated or (known.thermal_status or 0) >= CRITICAL
+    return burning or empty or known.overheated is True or (known.thermal_status or 0) >= CRITICAL
 
 
 def _factor(known: Condition, limits: CareLimits) -> float:
@@ -114,7 +117,7 @@ def _strain(known: Condition, limits: CareLimits) -> float:
 
 def _why_hot(known: Condition, limits: CareLimits) -> str:
     words = []
-    if known.temperature_c is not None:
+    if known.temperature_c is not None and known.temperature_c > limits.cooled_c:
         words.append(f"{known.temperature_c:.1f} °C, rests until {limits.cooled_c:g} °C")
     if known.thermal_status is not None and known.thermal_status > COOL_STATUS:
         words.append(f"thermal status {known.thermal_word}, rests until {THERMAL_WORDS[COOL_STATUS]}")

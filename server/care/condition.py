@@ -1,16 +1,20 @@
-"""A phone's condition as it was told last: battery and heat, each with the moment it was told. Values only.
+"""A phone's condition as it was told last: battery and heat, each fact with the moment it was told. Values only.
 
 None always means "not told": what is unknown restricts nobody. A reading holds what one source said at one moment;
-`renewed` keeps what a newer one left out, with its own age, so that two sources never take turns in forgetting.
+`renewed` keeps each fact that a newer one left out, with its own age, so that two sources (adb, and the reporter on the
+phone) never take turns in forgetting. Where both tell a fact the newer word counts: both ask the same Android.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 SEVERE, CRITICAL = 3, 4
 # PowerManager's scale, which the NDK's AThermal shares; the index is the status.
 THERMAL_WORDS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+FACTS = ("level", "charging", "temperature_c", "thermal_status", "overheated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,41 +25,34 @@ class Condition:
     charging: bool | None = None  # or held at its level by a charger; a charger too weak for the load is none
     temperature_c: float | None = None  # of the battery
     thermal_status: int | None = None  # 0 to 6, see THERMAL_WORDS
-    at: float = 0.0  # when the battery was told
-    overheated: bool = False  # Android's own verdict on the battery
-    thermal_at: float | None = None  # when the thermal status was told; None: with the battery
-
-    @property
-    def tells_battery(self) -> bool:
-        return self.overheated or (self.level, self.charging, self.temperature_c) != (None, None, None)
+    at: float = 0.0  # when the newest of it was told
+    overheated: bool | None = None  # Android's own verdict on the battery
+    earlier: Mapping[str, float] = field(default_factory=dict, hash=False)  # when the older facts were, by name
 
     @property
     def tells_anything(self) -> bool:
-        return self.tells_battery or self.thermal_status is not None
+        return any(getattr(self, name) is not None for name in FACTS)
 
     @property
     def thermal_word(self) -> str | None:
         return None if self.thermal_status is None else THERMAL_WORDS[self.thermal_status]
 
-    @property
-    def heard_at(self) -> float:
-        """The newest word of it."""
-        return self.at if self.thermal_at is None else max(self.at, self.thermal_at)
-
     def believed(self, now: float, stale_seconds: float) -> Condition:
-        """What is left of it once too old words are forgotten."""
-        thermal_at = self.at if self.thermal_at is None else self.thermal_at
-        status = self.thermal_status if now - thermal_at <= stale_seconds else None
-        if now - self.at > stale_seconds:
-            return Condition(thermal_status=status, at=self.at, thermal_at=thermal_at)
-        return self if status == self.thermal_status else replace(self, thermal_status=status)
+        """What is left of it once too old words are forgotten. A clock that was set back makes none younger."""
+        old: dict[str, Any] = {
+            name: None
+            for name in FACTS
+            if getattr(self, name) is not None and not abs(now - self.earlier.get(name, self.at)) <= stale_seconds
+        }
+        return replace(self, **old) if old else self
 
 
 def renewed(known: Condition | None, told: Condition) -> Condition:
-    """The condition after another reading: the battery is told as a whole, the thermal status by itself."""
+    """The condition after another reading: each fact as it was told last."""
     if known is None:
         return told
-    battery = told if told.tells_battery else known
-    thermal = told if told.thermal_status is not None else known
-    thermal_at = thermal.at if thermal.thermal_at is None else thermal.thermal_at
-    return replace(battery, thermal_status=thermal.thermal_status, thermal_at=thermal_at)
+    kept = {name: getattr(known, name) for name in FACTS if getattr(told, name) is None}
+    kept = {name: value for name, value in kept.items() if value is not None}
+    moments = {name: known.earlier.get(name, known.at) for name in kept}
+    earlier = {name: moment for name, moment in moments.items() if moment != told.at}
+    return replace(told, **kept, earlier=earlier) if kept else told

@@ -2,7 +2,8 @@
 
 A phone that was quick in its first minute may be half as quick in its thirtieth, and quick again an hour later. So the
 window is one of time: what is older counts no more as soon as there is something newer, and long answers count for more
-than short ones. The last answer is kept however old it is, as the best that is known.
+than short ones. The last answer is kept as the best that is known, but not for ever: a phone that was slow when it was
+hot has long cooled down, and where only the quick are asked nobody would find out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 WINDOW_SECONDS = 300.0  # phones heat up and cool down over minutes
+FORGOTTEN_SECONDS = 1800.0  # without an answer; a phone is as cool as its room by then
 MOST_ANSWERS = 64  # of a node with many slots: what has just been is enough
 
 
@@ -27,3 +29,7 @@ class Pace:
         while answers[0][0] < now - WINDOW_SECONDS:
             answers.popleft()
         return sum(count for _, count, _ in answers) / sum(took for _, _, took in answers)
+
+    def is_forgotten(self, now: float) -> bool:
+        """Was the last answer so long ago that it says nothing of the next one? Not where there was none."""
+        return bool(self.answers) and now - self.answers[-1][0] >= FORGOTTEN_SECONDS

@@ -294,14 +294,14 @@ def test_auto_weights_follow_the_learned_speed() -> None:
     roster.seats[NodeId("a")].load.tokens_per_second = 32.0
     roster.seats[NodeId("b")].load.tokens_per_second = 8.0
     for name in list(roster.seats):
-        roster.reweigh(name)
+        roster.reweigh(name, NOW)
     assert Counter(chosen(roster) for _ in range(50)) == {"a": 40, "b": 10}
 
 
 def test_the_owners_weight_stays_whatever_is_learned() -> None:
     roster = roster_of(node_of("a", weight=2.0))
     roster.seats[NodeId("a")].load.tokens_per_second = 32.0
-    roster.reweigh(NodeId("a"))
+    roster.reweigh(NodeId("a"), NOW)
     assert roster.seats[NodeId("a")].weight == 2.0
 
 

@@ -59,7 +59,7 @@ def test_the_factor_counts_for_learned_weights_too() -> None:
     roster = roster_of(cared("a", weight=None), cared("b", Care(0.25), weight=None))
     for name in "ab":
         change(roster, name, tokens_per_second=32.0)
-        roster.reweigh(NodeId(name))
+        roster.reweigh(NodeId(name), NOW)
     assert shares(roster, turns=100) == {"a": 80, "b": 20}
 
 

@@ -86,7 +86,7 @@ class TheIndexEqualsAScan(RuleBasedStateMachine):
     @rule(name=NAMES, speed=st.sampled_from([5.0, 10.0, 40.0]))
     def reweigh(self, name: str, speed: float) -> None:
         self.loads.setdefault(name, Load()).tokens_per_second = speed
-        self.roster.reweigh(NodeId(name))
+        self.roster.reweigh(NodeId(name), self.now)
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 3.0]))
     def time_passes(self, seconds: float) -> None:

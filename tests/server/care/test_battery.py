@@ -33,12 +33,12 @@ def termux(**changes: Any) -> Condition:
 
 
 def test_the_plain_dump() -> None:
-    assert dumped(dumps.PLAIN) == Condition(71.0, True, 31.4, at=AT)
+    assert dumped(dumps.PLAIN) == Condition(71.0, True, 31.4, at=AT, overheated=False)
 
 
 def test_the_first_of_each_key_counts_and_vendors_lines_do_not() -> None:
     """Plugged in, and still losing: that charger does not keep up with the load."""
-    assert dumped(dumps.SAMSUNG) == Condition(14.0, False, 40.2, at=AT)
+    assert dumped(dumps.SAMSUNG) == Condition(14.0, False, 40.2, at=AT, overheated=False)
 
 
 def test_values_that_were_set_by_hand_are_believed() -> None:
@@ -64,7 +64,11 @@ def test_a_box_without_a_battery_has_no_level() -> None:
         ("-52", -5.2),
         ("431", 43.1),
         ("0", None),  # a sensor that is not there
-        ("43100", 43.1),
+        ("43100", 43.1),  # thousandths
+        ("4310", 43.1),  # hundredths
+        ("31.4", 31.4),  # a decimal point: degrees
+        ("314.0", 31.4),
+        ("950", None),  # 95 degrees, or 9.5: neither is a phone's at work
         ("999999", None),
         ("-999", None),
         ("warm", None),
@@ -99,6 +103,10 @@ def test_levels(old: str, new: str, level: float | None) -> None:
         ("2", "false", True),
         ("3", "true", False),
         ("4", "true", True),  # the charger holds it at its limit
+        ("Charging", "false", True),
+        ("Not charging", "true", True),
+        ("Discharging", "true", False),
+        ("BATTERY_STATUS_FULL", "false", True),
         ("4", "false", False),
         ("5", "false", True),
         ("17", "true", True),
@@ -115,16 +123,46 @@ def test_charging_where_nothing_is_said_of_power() -> None:
     assert dumped("  Dock powered: true\n").charging is True
 
 
-@pytest.mark.parametrize(("health", "overheated"), [("2", False), ("3", True), ("7", False), ("33", False)])
-def test_androids_own_verdict(health: str, overheated: bool) -> None:
+@pytest.mark.parametrize("level", [39, 40])
+def test_what_is_not_charged_at_a_low_level_is_not_held_there_by_a_limit(level: int) -> None:
+    """The charger is too weak, or the battery too hot for it."""
+    text = dumps.PLAIN.replace("status: 2", "status: 4").replace("level: 71", f"level: {level}")
+    assert dumped(text).charging is (level >= 40)
+    assert termux(status="NOT_CHARGING", percentage=level).charging is (level >= 40)
+
+
+@pytest.mark.parametrize(
+    ("health", "overheated"),
+    [("2", False), ("3", True), ("7", False), ("33", None), ("1", None), ("Overheat", True), ("Good", False)],
+)
+def test_androids_own_verdict(health: str, overheated: bool | None) -> None:
     assert changed("health: 2", f"health: {health}").overheated is overheated
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Permission Denial: can't dump BatteryService from pid=7, uid=2000\n",
+        "Can't find service: battery\n",
+        "Битва: 5\n  уровень: 71\n  温度: 314\n",
+        "\x00\x01level\x02: \ufffd\n",
+    ],
+)
+def test_what_is_no_dump_tells_nothing(text: str) -> None:
+    assert dumped(text) == Condition(at=AT)
+
+
+def test_endless_dumps_are_read_in_bounds() -> None:
+    """What stands within the bound counts, however much follows, and a line without an end is none."""
+    assert dumped(dumps.PLAIN + "x: 1\n" * 10**6) == dumped(dumps.PLAIN)
+    assert dumped("y" * 10**6 + "\n" + dumps.PLAIN) == Condition(at=AT)
 
 
 # --- termux-battery-status
 
 
 def test_termux() -> None:
-    assert parse_termux_battery(dumps.TERMUX, AT) == Condition(88.0, True, 33.2, at=AT)
+    assert parse_termux_battery(dumps.TERMUX, AT) == Condition(88.0, True, 33.2, at=AT, overheated=False)
     assert parse_termux_battery(dumps.TERMUX.encode(), AT) == termux()
 
 
@@ -138,6 +176,13 @@ def test_termux() -> None:
         ({"status": "UNKNOWN", "plugged": "PLUGGED_DOCK"}, True),
         ({"status": None, "plugged": "UNPLUGGED"}, False),
         ({"status": None, "plugged": None}, None),
+        ({"status": None, "plugged": "unplugged"}, False),
+        ({"status": None, "plugged": "PLUGGED_BY_MAGIC"}, None),
+        ({"status": None, "plugged": 2}, True),
+        ({"status": None, "plugged": 0}, False),
+        ({"status": 2}, True),
+        ({"status": 3}, False),
+        ({"status": True, "plugged": None}, None),
     ],
 )
 def test_termux_charging(changes: dict[str, Any], charging: bool | None) -> None:
@@ -155,9 +200,28 @@ def test_termux_without_a_battery(changes: dict[str, Any]) -> None:
     assert not termux(**changes).tells_anything
 
 
-def test_termux_overheats() -> None:
-    assert termux(health="OVERHEAT").overheated
-    assert not termux(health="OVER_VOLTAGE").overheated
+@pytest.mark.parametrize(
+    ("health", "overheated"),
+    [("OVERHEAT", True), (3, True), ("OVER_VOLTAGE", False), ("COLD", False), ("UNKNOWN", None), (None, None)],
+)
+def test_termux_overheats(health: object, overheated: bool | None) -> None:
+    assert termux(health=health).overheated is overheated
+
+
+@pytest.mark.parametrize(
+    ("temperature", "celsius"),
+    [(33.2, 33.2), (332, 33.2), (0.0, None), (-3.5, -3.5), (9000, None), ("33.2", 33.2), ("33,2", None), ([], None)],
+)
+def test_termux_temperatures(temperature: object, celsius: float | None) -> None:
+    assert termux(temperature=temperature).temperature_c == celsius
+
+
+def test_newer_fields_of_termux_are_passed_over() -> None:
+    assert termux(cycle=212, energy=-9, current_average=-305000, charge_counter=3_312_000, new=[1]) == termux()
+
+
+def test_a_refusal_of_termux_is_no_status() -> None:
+    assert not parse_termux_battery({"API_ERROR": "Please grant the following permission"}, AT).tells_anything
 
 
 @pytest.mark.parametrize("percentage", [True, "full", [], -3, 1e300, float("nan"), 10**500])
@@ -187,14 +251,27 @@ FIELDS = st.sampled_from(["present", "health", "plugged", "status", "temperature
 def assert_sane(condition: Condition) -> None:
     assert condition.at == AT
     assert condition.level is None or 0.0 <= condition.level <= 100.0
-    assert condition.temperature_c is None or -40.0 <= condition.temperature_c <= 120.0
-    assert condition.charging in (None, True, False)
+    assert condition.temperature_c is None or -40.0 <= condition.temperature_c <= 90.0
+    assert condition.charging in (None, True, False) and condition.overheated in (None, True, False)
+    assert condition.thermal_status is None and not condition.earlier
 
 
 @given(st.text())
 def test_any_text(text: str) -> None:
     assert_sane(dumped(text))
     assert_sane(parse_termux_battery(text, AT))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(said: bytes) -> None:
+    assert_sane(parse_termux_battery(said, AT))
+
+
+@given(st.permutations(dumps.SAMSUNG.splitlines()), st.sampled_from(["\n", "\r\n", "\r\r\n"]))
+def test_lines_in_any_order_and_with_any_end(lines: list[str], end: str) -> None:
+    assert_sane(dumped(end.join(lines)))
+    kept = [line for line in lines if "999" not in line and "level: 3" not in line]
+    assert dumped(end.join(kept)) == dumped(dumps.SAMSUNG)
 
 
 @given(st.lists(st.tuples(KEYS, VALUES), max_size=12))
