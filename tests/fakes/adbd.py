@@ -37,11 +37,12 @@ class FakeAdbd:
         ports: Mapping[int, int] | None = None,
         trust: bool = True,
         mute: bool = False,
+        host: str = "127.0.0.1",
     ) -> None:
         self.services = Services(serialno, model, dict(ports or {}))
         self.serialno, self.model = serialno, model
         self.trust, self.mute = trust, mute
-        self.port = 0
+        self.host, self.port = host, 0
         self.connections = 0  # made so far
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
@@ -50,7 +51,7 @@ class FakeAdbd:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def log(self) -> list[str]:
@@ -65,7 +66,7 @@ class FakeAdbd:
         await self.die()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def die(self) -> None:
