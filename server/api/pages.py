@@ -13,15 +13,10 @@ from server.errors import PathUnknown
 from server.http_errors import Header
 
 _FOLDER = Path(__file__).parent.parent / "dashboard"
-_TYPES = {
-    "index.html": b"text/html; charset=utf-8",
-    "app.js": b"text/javascript; charset=utf-8",
-    "splits.js": b"text/javascript; charset=utf-8",
-    "phones.js": b"text/javascript; charset=utf-8",
-    "bars.js": b"text/javascript; charset=utf-8",
-    "style.css": b"text/css; charset=utf-8",
-    "phones.css": b"text/css; charset=utf-8",
-    "bars.css": b"text/css; charset=utf-8",
+_KINDS = {
+    ".html": b"text/html; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
 }
 # Everything from here, nothing from elsewhere, no inline script: a node's name or a model's answer can run nothing.
 _HEADERS: list[Header] = [
@@ -39,7 +34,7 @@ OLLAMA_SENTENCE = b"Ollama is running"
 
 class PagesApi:
     def __init__(self) -> None:
-        self._files = {name: (_FOLDER / name).read_bytes() for name in _TYPES}
+        self._files = {one.name: one.read_bytes() for one in _FOLDER.iterdir() if one.suffix in _KINDS}
 
     async def root(self, incoming: Incoming) -> None:
         if incoming.method != "HEAD" and b"text/html" in incoming.headers.get(b"accept", b""):
@@ -56,4 +51,4 @@ class PagesApi:
 
     async def _send(self, incoming: Incoming, name: str) -> None:
         incoming.reply.headers += [*_HEADERS, (b"vary", b"Accept")]
-        await incoming.reply.answer(self._files[name], _TYPES[name])
+        await incoming.reply.answer(self._files[name], _KINDS[Path(name).suffix])

@@ -48,17 +48,15 @@ class PhonesApi:
             raise RequestInvalid("'model' is no name of a model", field="model")
         links = await self._links(incoming)
         token, invitation = self._joining.invite(wish.get("minutes", DEFAULT_MINUTES), model)
-        command = command_of(links[0].with_token(token))
+        records = [self._link(one, token) for one in links]
         incoming.reply.headers.append((b"cache-control", b"no-store"))
         await incoming.reply.answer_json(
             {
                 "token": token,
                 "expires_at": iso_time(invitation.expires_at),
-                "links": [
-                    {"url": one.with_token(token), "address": one.address, "interface": one.interface} for one in links
-                ],
-                "command": command,
-                "qr_svg": qr_svg(command),
+                "links": records,
+                "command": records[0]["command"],
+                "qr_svg": records[0]["qr_svg"],
             }
         )
 
@@ -99,6 +97,12 @@ class PhonesApi:
         scheme = "https" if incoming.scope.get("scheme") == "https" else "http"
         asked_at = (host, port or services.settings.port)
         return links_of(await addresses_of(listening), asked_at, interfaces(), source_towards(ELSEWHERE), scheme)
+
+    def _link(self, link: Link, token: str) -> dict[str, Any]:
+        url = link.with_token(token)
+        command = command_of(url)
+        told = {"url": url, "address": link.address, "interface": link.interface}
+        return {**told, "command": command, "qr_svg": qr_svg(command)}
 
     def _is_phone(self, node: Node) -> bool:
         return node.spec.kind == "ollama" and node.spec.origin != "embedded" and not node.is_gpu_node

@@ -1,66 +1,25 @@
 // The page: the fleet once a second, and a conversation that is told as it comes. Text from nodes and models is set as
-// text, never as markup. The API key lives in this tab's session storage and travels as a header.
+// text, never as markup.
 
-import { keep } from "./bars.js";
-import { buildPhone, showPhone, watchPhones } from "./phones.js";
-import { buildSplits, showSplits, watchSplits } from "./splits.js";
+import { count, make, write } from "./bars.js";
+import { showCable } from "./cable.js";
+import { showCards, summaryOf } from "./cards.js";
+import { Refused, call, forgetKey, hasKey, keepKey, read, records } from "./gateway.js";
+import { isOpen, prepareInvite } from "./invite.js";
+import { watchPhones } from "./phones.js";
+import { watchSplits } from "./splits.js";
+import { seconds } from "./words.js";
 
 const EVERY_MS = 1000;
-const KEY = "potluck-key";
 const element = (id) => document.getElementById(id);
 const messages = []; // the conversation so far, as the gateway wants it
 let nodes = []; // as they were told last
+let adb = null;
 let running = null; // the AbortController of the answer being told
-
-// talking to the gateway
-
-class Refused extends Error {
-  constructor(status, record) {
-    const error = record?.error ?? {};
-    const told = typeof error === "string" ? error : error.message;
-    super([told ?? `the gateway answered ${status}`, error.hint].filter(Boolean).join("\n"));
-    this.status = status;
-  }
-}
-
-function headers(more = {}) {
-  const key = sessionStorage.getItem(KEY);
-  return key ? { ...more, Authorization: `Bearer ${key}` } : more;
-}
-
-async function call(path, options = {}) {
-  const response = await fetch(path, { ...options, headers: headers(options.headers) });
-  if (response.ok) return response;
-  throw new Refused(response.status, await response.json().catch(() => null));
-}
-
-async function* records(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) break;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) if (line) yield JSON.parse(line);
-  }
-}
 
 // small words
 
-function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
-const seconds = (ms) => (ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
-
-function show(id, text) {
-  element(id).textContent = text;
-}
+const show = (id, text) => write(element(id), String(text));
 
 function notice(text) {
   element("notice").hidden = !text;
@@ -79,57 +38,8 @@ function askForKey(wanted, refused) {
 
 // the fleet
 
-function stateOf(node) {
-  if (node.status !== "ready") return [node.status === "silent" ? "bad" : "idle", words[node.status] ?? node.status];
-  if (node.breaker === "open") return ["bad", `resting after failures, ${Math.ceil(node.breaker_open_for_s ?? 0)} s`];
-  if (node.breaker === "half_open") return ["busy", "on trial"];
-  if (node.resting) return ["idle", "resting"];
-  if (node.in_flight >= node.slots) return ["busy", "busy"];
-  return ["good", node.in_flight ? "answering" : "free"];
-}
-
-const words = {
-  unknown: "not asked yet",
-  silent: "does not answer",
-  draining: "leaving",
-  disabled: "switched off",
-};
-
-function buildCard(node) {
-  const card = make("li");
-  card.dataset.node = node.id;
-  card.append(make("div", "about"), buildPhone(), buildSplits());
-  return card;
-}
-
-function updateCard(card, node) {
-  const [about, phone, splits] = card.children;
-  const [look, state] = stateOf(node);
-  card.className = `panel node ${look}`;
-  const top = make("div", "top");
-  top.append(make("span", "name", node.name), make("span", "state", state));
-  const models = make("div", "models");
-  for (const model of node.models) {
-    const chip = make("span", node.resident.includes(model) ? "resident" : "", model);
-    if (chip.className) chip.title = "in memory";
-    models.append(chip);
-  }
-  const facts = [`${node.in_flight} of ${node.slots} in use`];
-  if (node.tokens_per_second) facts.push(`${node.tokens_per_second} tokens/s`);
-  if (node.first_token_s) facts.push(`first token after ${node.first_token_s} s`);
-  if (node.answered) facts.push(`${node.answered} answered`);
-  if (node.failed) facts.push(`${node.failed} failed`);
-  if (node.held_conversations) facts.push(`holds ${count(node.held_conversations, "conversation")}`);
-  const place = [node.address, node.kind, node.last_resort ? "last resort" : ""].filter(Boolean).join(" · ");
-  const parts = [top, make("div", "place", place), models, make("div", "facts", facts.join(" · "))];
-  if (node.last_error && look !== "good") parts.push(make("div", "error", node.last_error));
-  about.replaceChildren(...parts);
-  showPhone(phone, node);
-  showSplits(splits, node.id);
-}
-
 function showFleet(health) {
-  const usable = health.nodes.filter((node) => node.status === "ready" && node.breaker !== "open");
+  const usable = health.nodes.filter((node) => node.status === "ready" && node.breaker !== "open" && !node.resting);
   const busy = health.nodes.reduce((sum, node) => sum + node.in_flight, 0);
   show("figure-nodes", `${usable.length}/${health.nodes.length}`);
   show("figure-busy", busy);
@@ -137,18 +47,20 @@ function showFleet(health) {
   show("figure-hits", health.cache.hits ?? 0);
   show("summary", health.draining ? "The gateway is being stopped." : summaries[health.status] ?? health.status);
   show("version", `Potluck ${health.version}`);
-  nodes = health.nodes;
+  [nodes, adb] = [health.nodes, health.adb];
   showNodes();
+  showCable(adb);
   const nobody = element("no-nodes");
   nobody.hidden = health.nodes.length > 0;
-  nobody.textContent = health.embedded?.reason
-    ?? (health.embedded?.starting ? "The embedded model is starting…" : "No phones are listed yet: invite one, or add it to phones.json.");
+  write(nobody, health.embedded?.reason
+    ?? (health.embedded?.starting ? "The embedded model is starting…" : "No phones are listed yet: invite one, or add it to phones.json."));
   showModels(health.nodes);
   notice(health.fleet_file.error ? `${health.fleet_file.path}: ${health.fleet_file.error}` : null);
 }
 
 function showNodes() {
-  keep(element("nodes"), nodes, (node) => node.id, buildCard, updateCard);
+  showCards(element("nodes"), nodes, adb);
+  show("fleet-summary", summaryOf(nodes));
 }
 
 const summaries = {
@@ -171,13 +83,13 @@ async function watchFleet() {
   for (;;) {
     if (!document.hidden) {
       try {
-        const health = await (await call("/health")).json();
+        const health = await read("/health");
         askForKey(false);
         showFleet(health);
       } catch (error) {
         if (error.status === 401) {
-          askForKey(true, sessionStorage.getItem(KEY) !== null);
-          sessionStorage.removeItem(KEY);
+          askForKey(true, hasKey());
+          forgetKey();
           show("summary", "Locked.");
         } else {
           show("summary", error instanceof Refused ? error.message : "The gateway does not answer.");
@@ -253,7 +165,7 @@ async function ask(question) {
     for await (const record of records(response)) take(record, parts, answer);
     if (!answer.done) throw new Error("The connection ended before the answer did.");
   } catch (error) {
-    if (error.status === 401) askForKey(true, sessionStorage.getItem(KEY) !== null);
+    if (error.status === 401) askForKey(true, hasKey());
     const stopped = error.name === "AbortError";
     parts.facts.textContent = stopped ? "Stopped." : error.message;
     parts.facts.classList.toggle("trouble", !stopped);
@@ -266,6 +178,7 @@ async function ask(question) {
 }
 
 function setRunning(yes) {
+  element("thread").setAttribute("aria-busy", String(yes)); // an answer is read out when it is whole, not word by word
   element("send").disabled = yes;
   element("stop").hidden = !yes;
   element("fresh").hidden = yes || messages.length === 0;
@@ -298,12 +211,13 @@ element("fresh").addEventListener("click", () => {
 
 element("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, element("key").value.trim());
+  keepKey(element("key").value.trim());
   element("key").value = "";
   notice(null);
   askForKey(false);
 });
 
+prepareInvite();
 watchFleet();
-watchPhones(call, () => nodes.some((node) => node.kind === "ollama"), showNodes);
-watchSplits(async (path) => (await call(path)).json(), () => nodes.some((node) => node.gpu_node), showNodes);
+watchPhones(() => isOpen() || nodes.some((node) => node.kind === "ollama"), showNodes);
+watchSplits(read, () => nodes.some((node) => node.gpu_node), showNodes);

@@ -1,159 +1,180 @@
-// Phones: what a card shows of battery, heat, signal and speed, the button that drains one, and the invitation with its
-// code. Text from phones is set as text, never as markup; the code comes as a picture and is shown as one.
+// Phones in the fleet: their part of a card (readings, why one rests, the button that drains it), who has joined, and the
+// orders that are under way. Text from phones is set as text, never as markup; elements are kept, so that neither focus
+// nor selection is lost each second.
 
 import { keep, make, write } from "./bars.js";
+import { now, post, read } from "./gateway.js";
+import { careOf, makeOf, oldSince, readingsOf, tells } from "./readings.js";
+import { clock, length, mark, say } from "./words.js";
 
 const EVERY_MS = 2000;
-const element = (id) => document.getElementById(id);
+const BARS = 4;
+const ORDERS = {
+  drain: { label: "Drain", running: "Draining…", done: "gets nothing new" },
+  resume: { label: "Resume", running: "Resuming…", done: "is in service again" },
+};
 let told = new Map(); // by the phone's id
-let call = null; // how the gateway is asked
-const asking = new Set(); // ids of phones that an order is under way for
+let joined = null; // ids of those that have joined; null: never heard
+let turn = 0; // an order has changed what earlier answers say
+const running = new Map(); // orders that are under way, by the phone's id
+const troubles = new Map(); // the last order's error, by the phone's id
+const restSeen = new Map(); // when a rest began under our eyes, by the node's id
+const listeners = [];
 
-/** The part of a node's card; `showPhone` fills it. */
+/** `listener(phone)` is called once for every phone that joins while the page is open. */
+export function whenJoined(listener) {
+  listeners.push(listener);
+}
+
+export const phoneOf = (id) => told.get(id);
+
+/** Are its readings shown, its speed among them? */
+export function tellsOf(node) {
+  const phone = told.get(node.id);
+  return Boolean(phone) && tells(node, phone);
+}
+
+// the part of a card
+
 export function buildPhone() {
   const part = make("div", "phone");
-  const button = make("button", "quiet");
-  button.type = "button";
-  button.addEventListener("click", () => order(part));
-  part.append(make("ul", "readings"), make("div", "facts"), make("div", "why"), button);
+  part.append(make("dl", "readings"), make("p", "why"));
   part.hidden = true;
   return part;
 }
 
 export function showPhone(part, node) {
+  part.hidden = !tellsOf(node);
+  if (part.hidden) return;
+  const [readings, why] = part.children;
+  keep(readings, readingsOf(node, told.get(node.id), now()), (one) => one.kind, buildReading, showReading);
+  showWhy(why, node);
+}
+
+function buildReading(one) {
+  const cell = make("div", one.kind);
+  const value = make("dd");
+  value.append(make("span", "gauge"), make("span", "value"), make("span", "note"));
+  value.firstChild.setAttribute("aria-hidden", "true");
+  if (one.kind === "battery") value.firstChild.append(make("span", "level"));
+  if (one.kind === "signal") for (let bar = 0; bar < BARS; bar += 1) value.firstChild.append(make("span"));
+  cell.append(make("dt", "", one.title), value);
+  return cell;
+}
+
+function showReading(cell, one) {
+  mark(cell, "class", `${one.kind} ${one.look}`);
+  if (one.status && one.status !== "none") mark(cell, "title", `Android's thermal status: ${one.status}`);
+  else cell.removeAttribute("title");
+  const [gauge, value, note] = cell.lastChild.children;
+  write(value, one.value);
+  write(note, one.note);
+  if (one.kind === "battery") {
+    const width = `${one.level ?? 0}%`;
+    if (gauge.firstChild.style.width !== width) gauge.firstChild.style.width = width;
+  }
+  if (one.kind === "signal") [...gauge.children].forEach((bar, place) => mark(bar, "class", place < (one.bars ?? 0) ? "on" : ""));
+}
+
+function showWhy(why, node) {
+  const care = careOf(node);
+  const since = restSince(node);
+  const old = oldSince(node, now());
+  const parts = care ? [care.title] : [];
+  if (since !== null) parts.push(` since ${clock(since)} (${length(now() - since)})`);
+  if (care) parts.push(`: ${care.detail}`);
+  if (old) parts.push(`${care ? ". " : ""}Told at ${clock(old)}, nothing since.`);
+  write(why, parts.join(""));
+  mark(why, "class", `why ${node.resting ? "rests" : ""}`);
+  why.hidden = !parts.length;
+}
+
+/** When its rest began: the gateway's word, else what was seen here; null where nobody knows. */
+function restSince({ id, resting, resting_since: since }) {
+  if (!resting) restSeen.set(id, null);
+  else if (since) restSeen.set(id, Date.parse(since));
+  else if (restSeen.get(id) === null) restSeen.set(id, now());
+  else if (!restSeen.has(id)) restSeen.set(id, undefined);
+  return resting ? restSeen.get(id) ?? null : null;
+}
+
+// the foot of a card: what it is, and the button
+
+export function buildFoot() {
+  const foot = make("div", "foot");
+  const button = make("button", "quiet");
+  button.type = "button";
+  button.addEventListener("click", () => order(foot));
+  const trouble = make("p", "error");
+  trouble.setAttribute("role", "alert");
+  foot.append(make("div", "facts"), button, trouble);
+  return foot;
+}
+
+export function showFoot(foot, node) {
   const phone = told.get(node.id);
-  part.hidden = !phone;
+  const [about, button, trouble] = foot.children;
+  foot.hidden = !phone;
   if (!phone) return;
-  part.dataset.phone = node.id;
-  part.dataset.name = node.name;
-  const [readings, about, why, button] = part.children;
-  keep(readings, readingsOf(phone), (one) => one.kind, (one) => make("li", one.kind), (item, one) => {
-    write(item, one.text);
-    item.className = `${one.kind} ${one.look}`;
-  });
-  write(about, aboutOf(phone));
-  about.hidden = !about.textContent;
-  write(why, phone.resting ? `Rests: ${phone.resting}` : "");
-  why.hidden = !phone.resting;
+  foot.dataset.phone = node.id;
+  write(about, makeOf(phone));
   button.hidden = phone.origin !== "file";
-  button.disabled = asking.has(node.id);
-  button.dataset.order = phone.drained ? "resume" : "drain";
-  write(button, phone.drained ? "Resume" : "Drain");
-  const label = `${button.textContent} ${node.name}`;
-  if (button.getAttribute("aria-label") !== label) button.setAttribute("aria-label", label);
+  const wanted = phone.drained ? "resume" : "drain";
+  const under = running.get(node.id);
+  mark(button, "data-order", wanted);
+  mark(button, "aria-disabled", String(Boolean(under)));
+  write(button, under ? ORDERS[under].running : ORDERS[wanted].label);
+  mark(button, "aria-label", `${button.textContent} ${node.name}`);
+  write(trouble, troubles.get(node.id) ?? "");
+  foot.hidden = button.hidden && !about.textContent;
 }
 
-/** What is known, in its order; null is what the phone did not tell. */
-function readingsOf(phone) {
-  const { condition, signal_dbm: signal, tokens_per_second: speed } = phone;
-  const found = [];
-  if (signal != null) found.push({ kind: "signal", look: signal < -75 ? "bad" : "good", text: `signal ${signal} dBm` });
-  if (condition?.battery_percent != null) {
-    const level = Math.round(condition.battery_percent);
-    const look = condition.charging || level > 30 ? "good" : level > 15 ? "busy" : "bad";
-    found.push({ kind: "battery", look, text: `battery ${level} %${condition.charging ? ", charging" : ""}` });
-  }
-  const heat = heatOf(condition);
-  if (heat) found.push(heat);
-  if (speed != null) found.push({ kind: "speed", look: "", text: `${speed} tokens/s` });
-  return found;
-}
-
-function heatOf(condition) {
-  if (!condition || (condition.temperature_c == null && !condition.thermal_status && !condition.overheated)) return null;
-  const warmth = condition.temperature_c ?? 0;
-  const word = condition.overheated ? "overheated" : condition.thermal_status;
-  const hot = condition.overheated || warmth >= 43 || ["severe", "critical", "emergency", "shutdown"].includes(word);
-  const warm = warmth >= 37 || ["light", "moderate"].includes(word);
-  const parts = [condition.temperature_c == null ? "" : `${Math.round(warmth)} °C`, word && word !== "none" ? word : ""];
-  return { kind: "heat", look: hot ? "bad" : warm ? "busy" : "good", text: `heat ${parts.filter(Boolean).join(", ") || "none"}` };
-}
-
-function aboutOf({ details, drained, in_flight: running }) {
-  const parts = [details.chip];
-  if (details.ram_bytes) parts.push(`${(details.ram_bytes / 2 ** 30).toFixed(1)} GB RAM`);
-  if (details.android) parts.push(`Android ${details.android}`);
-  if (details.mode && details.mode !== "native") parts.push(details.mode);
-  if (drained) parts.push(running ? `finishes ${running} more` : "drained");
-  return parts.filter(Boolean).join(" · ");
-}
-
-async function order(part) {
-  const id = part.dataset.phone;
-  const button = part.lastElementChild;
-  asking.add(id);
-  button.disabled = true;
+async function order(foot) {
+  const id = foot.dataset.phone;
+  const [, button] = foot.children;
+  const word = button.dataset.order;
+  if (running.has(id)) return; // it is not disabled while it works: the focus would be lost
+  const { name } = told.get(id);
+  running.set(id, word);
+  troubles.delete(id);
+  showFoot(foot, { id, name });
   try {
-    const path = `/api/phones/${encodeURIComponent(id)}/${button.dataset.order}`;
-    const phone = await (await call(path, { method: "POST" })).json();
+    const phone = await post(`/api/phones/${encodeURIComponent(id)}/${word}`);
     told.set(id, phone);
-    asking.delete(id);
-    showPhone(part, { id, name: phone.name });
+    say(`${phone.name} ${ORDERS[word].done}.`);
   } catch (error) {
-    asking.delete(id);
-    button.disabled = false;
-    const why = part.children[2];
-    write(why, error.message);
-    why.hidden = false;
+    troubles.set(id, error.message);
+  }
+  turn += 1;
+  running.delete(id);
+  if (told.has(id)) showFoot(foot, { id, name });
+}
+
+// hearing of them
+
+function hear(phones) {
+  told = new Map(phones.map((phone) => [phone.id, phone]));
+  for (const known of [troubles, restSeen]) for (const id of known.keys()) if (!told.has(id)) known.delete(id);
+  const before = joined;
+  joined = new Set(phones.filter((phone) => phone.joined).map((phone) => phone.id));
+  if (before === null) return;
+  for (const id of joined) {
+    if (before.has(id)) continue;
+    say(`${told.get(id).name} has joined.`);
+    for (const listener of listeners) listener(told.get(id));
   }
 }
 
-// the invitation
-
-async function invite() {
-  element("invite-open").disabled = true;
-  write(element("invite-error"), "");
-  try {
-    const wish = { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" };
-    const made = await (await call("/api/phones/invite", wish)).json();
-    const code = make("img");
-    code.alt = "The line as a QR code";
-    code.src = `data:image/svg+xml,${encodeURIComponent(made.qr_svg)}`;
-    element("invite-code").replaceChildren(code);
-    element("invite-command").value = made.command;
-    const until = new Date(made.expires_at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-    write(element("invite-until"), `Good for one phone, until ${until}.`);
-    const others = made.links.slice(1).map((link) => ({ ...link, text: `${link.url} (${link.interface})` }));
-    keep(element("invite-others"), others, (link) => link.url, () => make("li", "facts"), (item, link) => write(item, link.text));
-    element("invite-made").hidden = false;
-  } catch (error) {
-    element("invite-made").hidden = true;
-    write(element("invite-error"), error.message);
-  } finally {
-    element("invite-open").disabled = false;
-  }
-  if (!element("invite").open) element("invite").showModal();
-}
-
-/** A page without TLS has no clipboard of its own, so the text is selected and copied as people would. */
-function copy() {
-  element("invite-command").select();
-  write(element("invite-copy"), document.execCommand("copy") ? "Copied" : "Press Ctrl-C");
-}
-
-/** The secret does not stay in the page once nobody looks at it. */
-function forget() {
-  element("invite-command").value = "";
-  element("invite-code").replaceChildren();
-  element("invite-others").replaceChildren();
-  write(element("invite-copy"), "Copy");
-}
-
-/** Asks as long as the page is open. `ask` is how, `wanted` says whether there is anybody to ask for. */
-export async function watchPhones(ask, wanted, changed) {
-  call = ask;
-  element("invite-open").addEventListener("click", invite);
-  element("invite-again").addEventListener("click", () => { forget(); invite(); });
-  element("invite-copy").addEventListener("click", copy);
-  element("invite-close").addEventListener("click", () => element("invite").close());
-  element("invite").addEventListener("close", forget);
+/** Asks as long as the page is open. `wanted` says whether there may be any. */
+export async function watchPhones(wanted, changed) {
   for (;;) {
-    if (!document.hidden && wanted()) {
+    if (!document.hidden && (joined === null || wanted())) {
+      const asked = turn;
       try {
-        const { phones } = await (await call("/api/phones")).json();
-        told = new Map(phones.map((phone) => [phone.id, phone]));
+        const { phones } = await read("/api/phones");
+        if (asked === turn && !running.size) hear(phones);
       } catch {
-        told = new Map(); // the fleet's own look tells what is wrong
+        // the fleet's own look tells what is wrong; what was heard last stays as it is
       }
       changed();
     }

@@ -23,22 +23,25 @@ async def test_browsers_get_the_page_and_programs_the_sentence():
         assert plain.body == b"Ollama is running"
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/dashboard/app.js", "text/javascript"),
-        ("/dashboard/splits.js", "text/javascript"),
-        ("/dashboard/bars.js", "text/javascript"),
-        ("/dashboard/phones.js", "text/javascript"),
-        ("/dashboard/phones.css", "text/css"),
-        ("/dashboard/style.css", "text/css"),
-        ("/dashboard/bars.css", "text/css"),
-    ],
-)
-async def test_its_parts(path: str, kind: str):
-    answer = await get(gateway().app, path)
+FOLDER = Path(__file__).parents[3] / "server" / "dashboard"
+KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
+SCRIPTS = sorted(one.name for one in FOLDER.glob("*.js"))
+
+
+@pytest.mark.parametrize("name", sorted(one.name for one in FOLDER.iterdir()))
+async def test_its_parts(name: str):
+    answer = await get(gateway().app, f"/dashboard/{name}")
     assert answer.status == 200
-    assert answer.headers["content-type"].startswith(kind)
+    assert answer.headers["content-type"].startswith(KINDS[Path(name).suffix])
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.body == (FOLDER / name).read_bytes()
+
+
+def test_what_the_page_asks_for_is_there():
+    wanted = re.findall(r'"/dashboard/([\w.]+)"', (FOLDER / "index.html").read_text())
+    for name in SCRIPTS:
+        wanted += re.findall(r'from "\./([\w.]+)"', (FOLDER / name).read_text())
+    assert {*wanted, "index.html"} == {one.name for one in FOLDER.iterdir()}
 
 
 @pytest.mark.parametrize("name", ["../main.py", "..%2fmain.py", "nothing", "app.js/"])
@@ -58,7 +61,7 @@ async def test_the_page_runs_its_own_script_only():
     assert not re.findall(r"(?:src|href)=\"(?!/|data:)[^\"]+", text), "nothing from elsewhere"
 
 
-@pytest.mark.parametrize("name", ["app.js", "phones.js", "splits.js", "bars.js"])
+@pytest.mark.parametrize("name", SCRIPTS)
 async def test_the_scripts_set_text_and_never_markup(name: str):
     script = (await get(gateway().app, f"/dashboard/{name}")).body.decode()
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):

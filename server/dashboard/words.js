@@ -1,0 +1,31 @@
+// Small words and small changes to the page that several parts of it share.
+
+export const seconds = (ms) => (ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
+
+/** A time of day, in the words of whoever looks. */
+export const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+
+/** How long, in one unit or two: seconds would change too often to be read. */
+export function length(ms) {
+  const minutes = Math.floor(Math.max(0, ms) / 60_000);
+  if (minutes < 1) return "less than a minute";
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** What is left, to be watched: 14:05. */
+export function countdown(ms) {
+  const left = Math.max(0, Math.ceil(ms / 1000));
+  const minutes = Math.floor(left / 60);
+  return minutes < 60
+    ? `${minutes}:${String(left % 60).padStart(2, "0")}`
+    : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+}
+
+export function mark(element, name, value) {
+  if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+}
+
+/** To everybody who looks or listens: something has happened. */
+export function say(text) {
+  document.getElementById("news").textContent = text;
+}
