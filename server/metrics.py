@@ -6,7 +6,9 @@ values come from the fleet, never from a request, so that no caller can make ser
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from prometheus_client import (
@@ -102,9 +104,9 @@ class Metrics:
         self._responses = counter("http_responses", "HTTP responses by route.", "route", "status")
         ProcessCollector(registry=self._collectors)
 
-    def watch(self, figures: FleetFigures, started_at: float) -> None:
+    def watch(self, figures: FleetFigures, started_at: float, wall: Callable[[], float] = time.time) -> None:
         """From now on the gauges are read from the fleet and from these figures. Call once."""
-        self._collectors.register(_Gauges(self._fleet, figures, started_at))
+        self._collectors.register(_Gauges(self._fleet, figures, started_at, wall))
 
     # Observer
 
@@ -166,7 +168,8 @@ class Metrics:
 class _Gauges:
     """The present state, read from the fleet at each scrape."""
 
-    def __init__(self, registry: Registry, figures: FleetFigures, started_at: float) -> None:
+    def __init__(self, registry: Registry, figures: FleetFigures, started_at: float, wall: Callable[[], float]) -> None:
+        self._wall = wall
         self._registry = registry
         self._figures = figures
         self._started_at = started_at
@@ -181,8 +184,9 @@ class _Gauges:
         yield self._breakers(nodes)
         for name, text, read in _PER_NODE:
             yield _per_node(name, text, nodes, read)
+        phones = self._believed(nodes)
         for name, text, read, combined in _PER_PHONE:
-            yield _per_node(name, text, nodes, read, combined)
+            yield _per_node(name, text, phones, read, combined)
         yield self._resting()
         yield _per_node(
             "potluck_held_conversations",
@@ -192,6 +196,18 @@ class _Gauges:
         )
         yield from self._queue()
         yield from self._cache()
+
+    def _believed(self, nodes: ByName) -> ByName:
+        """The phones, with what is left of their conditions once too old words are forgotten."""
+        now, limit = self._wall(), self._registry.care.stale_seconds
+        return {
+            label: [
+                (replace(node, condition=node.condition.believed(now, limit)), load)
+                for node, load in sharing
+                if node.condition is not None
+            ]
+            for label, sharing in nodes.items()
+        }
 
     def _by_status(self) -> Metric:
         family = GaugeMetricFamily("potluck_fleet_nodes", "Nodes by status.", labels=["status"])
@@ -266,7 +282,7 @@ _PER_PHONE: tuple[tuple[str, str, _Reading, _Combining], ...] = (
     (
         "potluck_care_factor",
         "Share of its work that a phone gets: 1 when it is well, 0 while it rests.",
-        lambda node, _: None if node.condition is None else node.care.factor,
+        lambda node, _: node.care.factor if node.condition is not None and node.condition.tells_anything else None,
         min,
     ),
 )

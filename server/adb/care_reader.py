@@ -38,43 +38,51 @@ class CareReader:
         self._link, self._watched, self._emit, self._clock = link, watched, emit, clock
         self._places = asyncio.Semaphore(AT_ONCE)
         self._read_at: dict[NodeId, tuple[Transport, float]] = {}
+        self._reading: set[NodeId] = set()
         self._news = asyncio.Event()
 
     def soon(self) -> None:
         self._news.set()
 
     async def run(self) -> None:
-        """Read until cancelled."""
-        while True:
-            self._news.clear()
-            due = self._due()
-            async with asyncio.TaskGroup() as tasks:
-                for node, transport in due.items():
-                    tasks.create_task(self._read(node, transport))
-            try:
-                async with asyncio.timeout(self._seconds / 4):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
+        """Read until cancelled. Nobody waits for the readings of others: a dead phone takes its time to be so."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._news.clear()
+                for node, transport in self._due().items():
+                    self._reading.add(node)
+                    task = tasks.create_task(self._read(node, transport))
+                    task.add_done_callback(lambda _, node=node: self._reading.discard(node))  # type: ignore[misc]
+                try:
+                    async with asyncio.timeout(self._seconds / 4):
+                        await self._news.wait()
+                except TimeoutError:
+                    continue
 
     def _due(self) -> dict[NodeId, Transport]:
         now, watched = self._clock.monotonic(), self._watched()
         read = {node: at for node, at in self._read_at.items() if node in watched and at[0] == watched[node]}
-        due = {node: way for node, way in watched.items() if node not in read or now - read[node][1] >= self._seconds}
+        due = {
+            node: way
+            for node, way in watched.items()
+            if node not in self._reading and (node not in read or now - read[node][1] >= self._seconds)
+        }
         self._read_at = {**read, **{node: (way, now) for node, way in due.items()}}
         return due
 
     async def _read(self, node: NodeId, transport: Transport) -> None:
         async with self._places:
-            await self._tell(node, transport, "dumpsys battery", parse_dumpsys_battery)
-            await self._tell(node, transport, "dumpsys thermalservice", parse_dumpsys_thermal)
+            if await self._tell(node, transport, "dumpsys battery", parse_dumpsys_battery):
+                await self._tell(node, transport, "dumpsys thermalservice", parse_dumpsys_thermal)
 
     async def _tell(
         self, node: NodeId, transport: Transport, command: str, parse: Callable[[str, float], Condition]
-    ) -> None:
+    ) -> bool:
+        """Did the phone answer at all?"""
         try:
             said = await self._link.shell(transport, command)
         except AdbError:
-            return
+            return False
         now = self._clock.wall()
         self._emit(NodeCondition(node, parse(said, now), now))
+        return True

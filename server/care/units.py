@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 MOST_DIGITS = 12
-# Beyond, it is no battery's temperature but another unit, or a sensor's excuse: phones switch themselves off at 60 to 70.
+# Beyond, it is no battery's but another unit, or a sensor's excuse: phones switch themselves off at 60 to 70 degrees.
 COLDEST_C, HOTTEST_C = -40.0, 90.0
 LEAST_GUESSED_C = 15.0  # a unit that is only guessed at must give what a phone at work has
 

@@ -163,7 +163,8 @@ def test_nodes_of_one_name_share_their_series_in_counters_and_gauges():
 def test_what_phones_tell_and_who_rests():
     registry = fleet((spec("a", name="phone"), report()), (spec("b", name="phone"), report()), (spec("c"), report()))
     metrics = Metrics(registry)
-    metrics.watch(ScriptedDispatch(), 1.0)
+    metrics.watch(ScriptedDispatch(), 1.0, lambda: now)
+    now = 10.0
     registry.emit(NodeCondition(NodeId("a"), Condition(10.0, False, 44.0, 3, at=5.0), 5.0))
     registry.emit(NodeCondition(NodeId("b"), Condition(90.0, True, 30.0, 0, at=5.0), 5.0))
     assert value(metrics, "potluck_battery_percent", node="phone") == 10.0
@@ -174,6 +175,9 @@ def test_what_phones_tell_and_who_rests():
     assert value(metrics, "potluck_care_factor", node="c") is None
     assert value(metrics, "potluck_resting_nodes", cause="heat") == 1
     assert value(metrics, "potluck_resting_nodes", cause="battery") == 1
+    now = 186.0
+    for name in ("battery_percent", "battery_charging", "battery_temperature_celsius", "thermal_status", "care_factor"):
+        assert value(metrics, f"potluck_{name}", node="phone") is None, "told three minutes ago"
 
 
 def test_what_reached_no_node_neither_came_home_nor_to_the_cache():
@@ -194,7 +198,7 @@ def test_a_shared_answer_repeats_no_attempts(cache: Any):
 
 def test_the_page_lists_every_metric_with_its_labels():
     metrics = made()
-    metrics.watch(ScriptedDispatch(), 1_234.0)
+    metrics.watch(ScriptedDispatch(), 1_234.0, lambda: 10.0)
     metrics.request_finished(replace(RECORD, error_code="x"))
     metrics.attempt_started(NodeId("kitchen"), MODEL)
     metrics.attempt_failed(NodeId("kitchen"), MODEL, "broken")

@@ -11,8 +11,9 @@ import pytest
 from server.affinity import Memories
 from server.breaker import Breaker, BreakerState
 from server.care import UNTROUBLED, Care
+from server.care.pace import FORGOTTEN_SECONDS
 from server.nodes import Load, Node, NodeId
-from server.roster import Roster
+from server.roster import WEIGHED_SECONDS, Roster
 from server.routing import Choice, Refusal, choose, find_home
 from tests.server.roster_parts import (
     DEMAND,
@@ -87,6 +88,67 @@ def test_a_warm_phone_serves_where_all_others_are_busy() -> None:
     roster = roster_of(cared("a"), cared("b", Care(0.2)))
     occupy(roster, "a")
     assert chosen(roster) == "b"
+
+
+# --- learned speeds
+
+
+def learn(roster: Roster, name: str, speed: float, now: float) -> None:
+    """An answer of 100 tokens has ended."""
+    load = roster.seats[NodeId(name)].load
+    load.tokens_per_second = load.pace.learn(100, 100 / speed, now)
+    roster.reweigh(NodeId(name), now)
+    roster.touch(NodeId(name), now)
+
+
+def test_a_phone_that_throttles_loses_its_share_within_the_window() -> None:
+    roster = roster_of(cared("a", weight=None), cared("b", weight=None))
+    now = NOW
+    for speed in (10.0, 3.0):
+        for _ in range(12):
+            now += 30.0
+            learn(roster, "a", speed, now)
+            learn(roster, "b", 10.0, now)
+        counted = Counter(chosen(roster, now=now) for _ in range(130))
+        assert counted["a"] == pytest.approx(130 * speed / (speed + 10.0), abs=3)
+
+
+def test_a_new_phone_gets_a_fair_chance_beside_learned_ones() -> None:
+    roster = roster_of(cared("a", weight=None), cared("b", weight=None), cared("new", weight=None))
+    for name in "ab":
+        learn(roster, name, 20.0, NOW)
+    assert shares(roster, turns=50) == {"a": 20, "b": 20, "new": 10}
+
+
+@pytest.mark.parametrize("strategy", ["weighted_round_robin", "fastest"])
+def test_idle_time_does_not_freeze_what_was_learned(strategy: str) -> None:
+    """A phone that was slow while hot is tried again, also where only the quickest are asked."""
+    roster = roster_of(cared("a", weight=None), cared("b", weight=None))
+    learn(roster, "a", 10.0, NOW)
+    learn(roster, "b", 1.0, NOW)
+    policy = policy_of(strategy)
+    assert Counter(chosen(roster, policy=policy, now=NOW + 60) for _ in range(11))["b"] <= 1
+    later = NOW + FORGOTTEN_SECONDS + WEIGHED_SECONDS
+    learn(roster, "a", 10.0, later - 1)
+    counted = Counter(chosen(roster, policy=policy, now=later) for _ in range(10))
+    assert counted["b"] >= 5
+    learn(roster, "b", 40.0, later)
+    assert Counter(chosen(roster, policy=policy, now=later) for _ in range(10))["b"] >= 8
+
+
+def test_an_owners_weight_is_not_forgotten() -> None:
+    roster = roster_of(cared("a", weight=3.0), cared("b", weight=1.0))
+    for name in "ab":
+        learn(roster, name, 1.0, NOW)
+    assert Counter(chosen(roster, now=NOW + 1e6) for _ in range(40)) == {"a": 30, "b": 10}
+
+
+@pytest.mark.parametrize(("speed", "weight"), [(1e-9, 0.01), (1e30, 1e4)])
+def test_absurd_speeds_take_neither_all_work_nor_none(speed: float, weight: float) -> None:
+    """A node whose clock is wrong."""
+    roster = roster_of(cared("a", weight=None))
+    learn(roster, "a", speed, NOW)
+    assert roster.seats[NodeId("a")].weight == pytest.approx(weight, rel=0.05)
 
 
 # --- resting

@@ -25,9 +25,12 @@ class PlayedLink(ServerLink):
         super().__init__()
         self.dead: set[str] = set()
         self.asked: list[str] = []
+        self.hanging: set[str] = set()
 
     async def shell(self, transport: Transport, command: str) -> str:
         self.asked.append(transport.serial)
+        if transport.serial in self.hanging:
+            await asyncio.Event().wait()
         if transport.serial in self.dead:
             raise AdbError("no answer")
         return SAID[command]
@@ -96,3 +99,17 @@ async def test_one_that_does_not_answer_is_passed_over() -> None:
         await played.look()
         assert {event.id for event in played.told if isinstance(event, NodeCondition)} == {"b"}
         assert "A" in played.link.asked
+        assert played.link.asked.count("A") == 1, "who does not tell its battery is not asked for its heat"
+
+
+async def test_a_phone_that_hangs_holds_up_nobody_else() -> None:
+    async with ward() as played:
+        played.link.hanging = {"A"}
+        await played.look()
+        played.watched[NodeId("b")] = Transport("B", "device", number=3)
+        await played.look()
+        assert [event.id for event in played.told if isinstance(event, NodeCondition)] == ["b", "b"]
+        played.now += READ_SECONDS
+        await played.look()
+        assert len(played.told) == 4
+        assert played.link.asked.count("A") == 1, "its first reading has not ended"

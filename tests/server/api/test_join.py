@@ -179,6 +179,10 @@ def test_what_a_report_tells() -> None:
     assert (told.level, told.thermal_status, told.at) == (50.0, 3, 5.0)
     for status in (-1, 7, "3", True, None):
         assert condition_of({"thermal": {"status": status}}, 5.0).thermal_status is None
+    warm = condition_of({"thermal": {"status": "light", "zones": {"battery": 41000, "cpu0": 88000}}}, 5.0)
+    assert (warm.temperature_c, warm.thermal_status) == (41.0, 1)
+    both = {"battery": {"temperature": 40.2}, "thermal": {"zones": {"battery": 45000}}}
+    assert condition_of(both, 5.0).temperature_c == 40.2, "the battery's own word goes before a zone's"
     for rssi in (0, 5, -127, -200, "-60", None, True):
         assert signal_of({"wifi": {"rssi": rssi}}) is None
     assert signal_of({"wifi": {"rssi": -60}}) == -60

@@ -75,6 +75,14 @@ def test_a_low_phone_that_charges_works() -> None:
     assert over({"level": 5.0}) == [True]  # nobody says that it charges
 
 
+def test_a_nearly_empty_phone_rests_though_it_charges() -> None:
+    """Many a charger brings less than this work takes, and at 0 the phone is gone."""
+    levels = (4.0, 3.0, 4.0, 29.0, 30.0, 4.0)
+    assert over(*({"level": level, "charging": True} for level in levels)) == [False, True, True, True, False, False]
+    assert not care_of(level=3.0, charging=True).spent
+    assert over({"level": 0.0, "charging": True}) == [False]  # a phone that runs is not at 0: a gauge's excuse
+
+
 def test_both_reasons_are_said_and_each_ends_by_itself() -> None:
     care = care_of(temperature_c=44.0, level=10.0, charging=False)
     assert care.resting == ("hot: 44.0 °C, rests until 39 °C; low battery: 10 %, not charging, rests until 30 %")
@@ -141,6 +149,42 @@ def test_strain_tells_who_is_worse_off() -> None:
     assert strains == sorted(strains) and len(set(strains)) == len(strains)
     assert care_of(level=15.0).strain == 1.0
     assert care_of(level=5.0).strain > 1.0
+
+
+def test_only_what_is_too_warm_is_a_reason() -> None:
+    assert care_of(thermal_status=3, temperature_c=30.0).resting == "hot: thermal status severe, rests until light"
+    assert care_of(overheated=True, temperature_c=30.0).resting == "hot: the battery reports overheating"
+
+
+@given(
+    st.lists(st.floats(30.0, 50.0), max_size=30),
+    st.lists(st.floats(1.0, 60.0), max_size=30),
+)
+def test_a_rest_begins_and_ends_at_two_marks_only(degrees: list[float], levels: list[float]) -> None:
+    """Each change of a rest has a reading beyond the mark of that change: between the marks nothing flaps."""
+    care = UNTROUBLED
+    for celsius in degrees:
+        was, care = care.hot, care_of(care, temperature_c=celsius)
+        assert care.hot is (celsius >= LIMITS.hot_c if not was else celsius > LIMITS.cooled_c)
+    for level in levels:
+        was, care = care.low, care_of(care, level=level, charging=False)
+        assert care.low is (level <= LIMITS.low_level if not was else level < LIMITS.charged_level)
+
+
+@given(st.lists(st.floats(-0.2, 0.2), max_size=50), st.sampled_from([37.0, 39.0, 43.0]))
+def test_a_reading_that_trembles_at_a_mark_changes_a_rest_once(noise: list[float], mark: float) -> None:
+    care, changes = UNTROUBLED, 0
+    for tremor in noise:
+        was, care = care, care_of(care, temperature_c=mark + tremor)
+        changes += was.hot is not care.hot
+    assert changes <= 1
+
+
+@given(st.floats(-40.0, 90.0), st.floats(0.0, 5.0), st.none() | st.integers(0, 2))
+def test_the_warmer_never_gets_more(celsius: float, more: float, status: int | None) -> None:
+    cooler = care_of(temperature_c=celsius, thermal_status=status)
+    warmer = care_of(temperature_c=celsius + more, thermal_status=status)
+    assert warmer.factor <= cooler.factor
 
 
 NUMBERS = st.none() | st.floats(-40.0, 120.0)
