@@ -122,37 +122,35 @@ class Home:
     def node(self, name: str) -> dict[str, Any] | None:
         return next((node for node in self.told("/health")["nodes"] if node["name"] == name), None)
 
+    def resting(self, name: str) -> str:
+        """Why it rests; empty when it does not."""
+        return (self.node(name) or {}).get("resting") or ""
+
     def is_ready(self, name: str) -> bool:
         node = self.node(name)
         return node is not None and node["status"] == "ready" and node["breaker"] == "closed" and not node["resting"]
 
 
-class Listener:
-    """A client with a stream, who must notice nothing."""
+class Client:
+    """Somebody who asks and must notice nothing; at /ask_stream or, for an answer in one piece, at /ask."""
 
-    def __init__(self, home: Home, prompt: str) -> None:
-        body = json.dumps({"prompt": prompt, "options": {"temperature": 0}})
-        words = ["curl", "-fsSN", "--max-time", "60", "-d", body, f"{home.url}/ask_stream"]
+    def __init__(self, home: Home, path: str) -> None:
+        body = json.dumps({"prompt": STORY, "options": {"temperature": 0}})
+        words = ["curl", "-fsSN", "--max-time", "60", "-d", body, f"{home.url}{path}"]
         self._curl = subprocess.Popen(home.machine.command(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.text, self.done = "", dict[str, Any]()
-
-    def hear(self, characters: float) -> Listener:
-        """So much of it, or all."""
-        assert self._curl.stdout is not None
-        while len(self.text) < characters and (line := self._curl.stdout.readline()):
-            record = json.loads(line)
-            assert "error" not in record, record
-            self.text += record.get("token", "")
-            if "done" in record:
-                self.done = record
-        return self
 
     def hear_out(self) -> tuple[str, list[str]]:
         """The whole text, and who wrote it."""
-        self.hear(float("inf"))
-        _, complaint = self._curl.communicate()
-        assert self._curl.returncode == 0 and self.done, (complaint, self.text)
-        return self.text, [part["node"] for part in self.done["nodes"] if part["tokens"]]
+        told, complaint = self._curl.communicate()
+        assert self._curl.returncode == 0, complaint
+        records = [json.loads(line) for line in told.splitlines()]
+        text = "".join(record.get("token", "") for record in records) + records[-1].get("response", "")
+        assert "nodes" in records[-1], records[-1]
+        return text, [part["node"] for part in records[-1]["nodes"] if part["tokens"]]
+
+    def end(self) -> None:
+        self._curl.kill()
+        self._curl.communicate()
 
 
 @dataclass
@@ -240,11 +238,11 @@ def comes_by_a_cable(home: Home, phone: TermuxPhone, cable: Cable, serial: str) 
 
 def overheats_and_rests(home: Home, phone: Phone, other: Phone) -> None:
     phone.tell["hot"]()
-    until(lambda: (home.node(phone.name) or {})["resting"], f"the rest of {phone.name}")
+    until(lambda: home.resting(phone.name), f"the rest of {phone.name}")
     health = home.told("/health")
     (listed,) = [one for one in home.told("/api/phones")["phones"] if one["name"] == phone.name]
     assert health["status"] == "degraded"
-    assert listed["resting"] == (home.node(phone.name) or {})["resting"] and phone.why in listed["resting"]
+    assert listed["resting"] == home.resting(phone.name) and phone.why in listed["resting"]
     metrics = home.curl("/metrics").stdout
     assert 'potluck_resting_nodes{cause="heat"} 1.0' in metrics
     assert f'potluck_care_factor{{node="{phone.name}"}} 0.0' in metrics
@@ -255,26 +253,36 @@ def overheats_and_rests(home: Home, phone: Phone, other: Phone) -> None:
 
 def cools_and_returns(home: Home, phone: Phone) -> None:
     phone.tell["less hot"]()
-    until(lambda: phone.why not in (home.node(phone.name) or {})["resting"], f"news of {phone.name}")
-    assert "hot: " in (home.node(phone.name) or {})["resting"]  # better than where the rest began, and not yet well
+    until(lambda: phone.why not in home.resting(phone.name), f"news of {phone.name}")
+    assert "hot: " in home.resting(phone.name)  # better than where the rest began, and not yet well
     phone.tell["cool"]()
     until(lambda: home.is_ready(phone.name), f"the return of {phone.name}")
 
 
-def leaves_in_mid_answer(home: Home, phone: Phone, other: Phone) -> None:
+def leaves_in_mid_answer(home: Home, phone: Phone, other: Phone, path: str) -> None:
     """The other one rests while the answer begins, and goes on with it."""
     overheats_and_rests(home, other, phone)
     phone.termux.control(**SLOWLY)
-    listener = Listener(home, STORY).hear(40)
-    cools_and_returns(home, other)
-    assert phone.termux.control()["generating"] == 1
-    phone.leave()
-    text, nodes = listener.hear_out()
-    assert (text, nodes) == (undisturbed(), [phone.name, other.name])
+    said = phone.termux.control()["tokens_sent"]
+    with closing_client(home, path) as client:
+        until(lambda: phone.termux.control()["tokens_sent"] > said, f"the beginning of an answer by {phone.name}")
+        cools_and_returns(home, other)
+        assert phone.termux.control()["generating"] == 1
+        phone.leave()
+        assert client.hear_out() == (undisturbed(), [phone.name, other.name])
     assert home.ask("Who is left?")["node"] == other.name
     phone.come_back()
     until(lambda: home.is_ready(phone.name), f"{phone.name} back in the fleet")
     phone.termux.control(**AS_EVER)
+
+
+@contextlib.contextmanager
+def closing_client(home: Home, path: str) -> Iterator[Client]:
+    client = Client(home, path)
+    try:
+        yield client
+    finally:
+        client.end()
 
 
 def undisturbed() -> str:
@@ -282,11 +290,9 @@ def undisturbed() -> str:
     return expected_answer(messages, settings=ALIKE, model=MODEL, options={"temperature": 0}).text
 
 
-def the_whole_story(home: Home, one: Phone, two: Phone) -> None:
-    text, nodes = Listener(home, STORY).hear_out()
+def an_undisturbed_answer(home: Home) -> None:
+    text, nodes = Client(home, "/ask_stream").hear_out()
     assert text == undisturbed() and len(nodes) == 1
-    leaves_in_mid_answer(home, two, one)
-    leaves_in_mid_answer(home, one, two)
 
 
 # -- and where it is told ----------------------------------------------------------------------------------------------
@@ -332,15 +338,17 @@ def test_a_phone_on_wifi_and_a_phone_on_a_cable(stage: ExitStack, tmp_path: Path
     wired = termux_on(stage, tmp_path / "b", machines[2], ON_CABLE)
     cable = cable_on(stage, wired, "CABLE7")
     comes_by_a_cable(home, wired, cable, "CABLE7")
-    the_whole_story(home, on_wifi(wireless, machines[1]), plugged(home, wired, cable))
+    phones = on_wifi(wireless, machines[1]), plugged(home, wired, cable)
+    an_undisturbed_answer(home)
+    leaves_in_mid_answer(home, phones[1], phones[0], "/ask_stream")
+    leaves_in_mid_answer(home, phones[0], phones[1], "/ask")
 
     reporter = wireless.pid("report")
     assert reporter is not None
     assert "is removed" in home.potluck("phones", "remove", ON_WIFI, "--yes")
     until(lambda: wireless.pid("report") is None, "the end of the reporter")
-    assert "Everything is removed." in wireless.type(
-        f"curl -fsS 'http://{home.machine.address}:8000/join' | bash -s -- --uninstall"
-    )
+    wireless.type(f"curl -fsSL 'http://{home.machine.address}:8000/join' | bash -s -- --uninstall")
+    assert not (wireless.home / "mobile-llm").exists()
     wired.type("~/mobile-llm/stop_ollama.sh")
     cable.order(unplug=True)
     until(lambda: home.told("/health")["nodes"] == [], "an empty fleet")
@@ -364,7 +372,8 @@ def test_two_phones_on_cables(stage: ExitStack, tmp_path: Path) -> None:
         cable = cable_on(stage, termux, serial)
         comes_by_a_cable(home, termux, cable, serial)
         phones.append(plugged(home, termux, cable))
-    the_whole_story(home, *phones)
+    an_undisturbed_answer(home)
+    leaves_in_mid_answer(home, phones[0], phones[1], "/ask_stream")
     for phone in phones:
         phone.termux.type("~/mobile-llm/stop_ollama.sh")
         phone.leave()
