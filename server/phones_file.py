@@ -5,12 +5,15 @@ Knows the file's shape; `phones_entry` knows an entry's, `phones_watch` when to 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,9 @@ from server.phones_entry import EntryError, entry_of, nearest, spec_of
 from server.phones_places import Place, line_and_column, places, repeats
 
 MAX_FILE_BYTES = 4 * 1024 * 1024  # thousands of entries; more is another file by mistake
+NEW_MODE = 0o644
+MOST_EDITS = 5  # an editor saves once; whoever writes on and on is a program gone wrong
+Signature = tuple[int, int, int]
 TOP_FIELDS = ("phones", "$schema")
 _LONG_NUMBER = re.compile(r"\d{1000,}")
 
@@ -50,21 +56,7 @@ class FleetFileState:
 
 def load(path: Path) -> tuple[NodeSpec, ...]:
     """The nodes of the file; none where there is no file. Raises FleetFileError."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return ()
-    except OSError as problem:
-        raise FleetFileError(f"cannot be read: {problem.strerror or problem}") from problem
-    if len(content) > MAX_FILE_BYTES:
-        raise FleetFileError(f"is larger than {MAX_FILE_BYTES} bytes")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        before = content[: problem.start].decode("utf-8-sig", "replace")
-        raise FleetFileError("is not UTF-8 text", *line_and_column(before, len(before))) from problem
-    return parse(text)
+    return _nodes(_content(path))
 
 
 def parse(text: str) -> tuple[NodeSpec, ...]:
@@ -77,8 +69,25 @@ def parse(text: str) -> tuple[NodeSpec, ...]:
         raise FleetFileError("is nested far too deeply", 1, 1) from problem
 
 
-def save(path: Path, specs: Iterable[NodeSpec]) -> None:
-    """Write the file whole or not at all, also when the power fails; its mode, its link and its `$schema` stay."""
+def edit(path: Path, change: Callable[[tuple[NodeSpec, ...]], Iterable[NodeSpec]]) -> None:
+    """Read the file, change what it lists and save it; all anew where somebody else wrote it meanwhile.
+
+    Raises FleetFileError, OSError, and what `change` raises.
+    """
+    for _ in range(MOST_EDITS):
+        content = _content(path)
+        before = _nodes(content)
+        after = tuple(change(before))
+        if after == before or save(path, after, partial(_is_still, path, content)):
+            return
+    raise OSError(errno.EBUSY, "others write it all the time")
+
+
+def save(path: Path, specs: Iterable[NodeSpec], wanted: Callable[[], bool] = lambda: True) -> bool:
+    """Write the file whole or not at all, also when the power fails; its mode, owner, link and `$schema` stay.
+
+    `wanted` is asked at the last moment; False: it was not, and nothing is written.
+    """
     target = Path(os.path.realpath(path))
     entries = [entry_of(spec) for spec in specs]
     schema = _schema_of(target)
@@ -89,13 +98,56 @@ def save(path: Path, specs: Iterable[NodeSpec]) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fchmod(file.fileno(), _mode_of(target))
+            _dress(file.fileno(), target)
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        replaces = wanted()
+        if replaces:
+            os.replace(temporary, target)
+        else:
+            os.unlink(temporary)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
+    return replaces
+
+
+def signature_of(path: Path) -> Signature | None:
+    """What differs between two contents of a file, without reading it. None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _content(path: Path) -> bytes | None:
+    """None where there is no file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise FleetFileError(f"cannot be read: {problem.strerror or problem}") from problem
+
+
+def _is_still(path: Path, content: bytes | None) -> bool:
+    """Compared whole: clocks of file systems are too coarse to tell two writes of one moment apart."""
+    return _content(path) == content
+
+
+def _nodes(content: bytes | None) -> tuple[NodeSpec, ...]:
+    if content is None:
+        return ()
+    if len(content) > MAX_FILE_BYTES:
+        raise FleetFileError(f"is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        before = content[: problem.start].decode("utf-8-sig", "replace")
+        raise FleetFileError("is not UTF-8 text", *line_and_column(before, len(before))) from problem
+    return parse(text)
 
 
 def _value(text: str) -> Any:
@@ -182,16 +234,23 @@ def _schema_of(path: Path) -> str | None:
     return schema if isinstance(schema, str) else None
 
 
-def _mode_of(path: Path) -> int:
+def _dress(descriptor: int, path: Path) -> None:
+    """Mode and owner of the file that is replaced: its owner goes on editing it where the gateway is another user."""
     try:
-        return path.stat().st_mode & 0o7777
+        found = path.stat()
     except FileNotFoundError:
-        return 0o644
+        os.fchmod(descriptor, NEW_MODE)
+        return
+    with contextlib.suppress(PermissionError):  # only root may give a file away
+        os.fchown(descriptor, found.st_uid, found.st_gid)
+    os.fchmod(descriptor, found.st_mode & 0o7777)
 
 
 def _sync_directory(path: Path) -> None:
+    """So that the new name outlasts the power, too. Some network file systems cannot; written it is all the same."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from pathlib import Path
 from watchfiles import awatch
 
 from server.nodes import NodeSpec
-from server.phones_file import FleetFileError, FleetFileState, load
+from server.phones_file import FleetFileError, FleetFileState, Signature, load, signature_of
 from server.registry import NodeListed, NodeUnlisted, RegistryEvent
 
 LOOK_EVERY_SECONDS = 2.0
@@ -65,11 +65,11 @@ class FleetFile:
         self._now = now
         self._notices = notices
         self._sleep = sleep
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Signature | None = None
 
     def reload(self) -> None:
         """Read the file now and tell the registry what changed. What is wrong in it goes to `state`, never raised."""
-        self._seen = self._signature()
+        self._seen = signature_of(self.state.path)
         path, now = self.state.path, self._now()
         try:
             specs = load(path)
@@ -103,13 +103,5 @@ class FleetFile:
             self._reload_if_changed()
 
     def _reload_if_changed(self) -> None:
-        if self._signature() != self._seen:
+        if signature_of(self.state.path) != self._seen:
             self.reload()
-
-    def _signature(self) -> tuple[int, int, int] | None:
-        """What differs between two contents of the file, without reading it."""
-        try:
-            found = self.state.path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino

@@ -6,9 +6,10 @@ import ipaddress
 from collections import OrderedDict, deque
 
 from server.errors import TooManyTries
+from server.phones.reach import is_private
 
 MOST_SOURCES = 1024
-_SITE_BITS = 64  # a host has as many IPv6 addresses of one network as it likes
+_SITE_BITS = 64  # a host has as many IPv6 addresses of one network as it likes; at home all phones are in one
 
 
 class Attempts:
@@ -21,7 +22,7 @@ class Attempts:
     def check(self, source: str, now: float) -> None:
         """Raises TooManyTries while the source has none left. Counts nothing."""
         tries = self._tries.get(source)
-        while tries and tries[0] <= now - self._window:
+        while tries and not now - self._window < tries[0] <= now:  # a clock that was set back locks nobody out
             tries.popleft()
         if tries and len(tries) >= self._limit:
             raise TooManyTries("too many tries from this address", tries[0] + self._window - now)
@@ -41,7 +42,7 @@ class Attempts:
 
 
 def source_of(host: str) -> str:
-    """What counts as one source: an IPv4 address, or a whole IPv6 network."""
+    """What counts as one source: an address of a private network, else an IPv4 address or a whole IPv6 network."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -49,5 +50,7 @@ def source_of(host: str) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)
+        if is_private(str(address)):
+            return host
         return str(ipaddress.ip_network((address, _SITE_BITS), strict=False))
     return str(address)

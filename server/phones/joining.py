@@ -7,44 +7,30 @@ each change, so that nobody's edit is lost. Must not know HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from secrets import token_urlsafe
 from typing import TypeVar
 
 from server.care import Condition
-from server.errors import (
-    CallerRefused,
-    FleetFileUnusable,
-    GatewayError,
-    NodeError,
-    NodeUnknown,
-    PhoneUnreachable,
-    RequestInvalid,
-)
-from server.nodes import NodeId, NodeSpec, ProbeReport
+from server.errors import CallerRefused, FleetFileUnusable, GatewayError, RequestInvalid
+from server.nodes import Node, NodeId, NodeSpec, ProbeReport
 from server.phones import registration
 from server.phones.attempts import Attempts, source_of
 from server.phones.invitations import TOKEN_BYTES, Invitation, Invitations
+from server.phones.ledger import Edit, Ledger, edited
+from server.phones.lookout import WINDOW_SECONDS, Look, Lookout
 from server.phones.reach import callable_host
 from server.phones.registration import Registration
-from server.phones.secrets_file import Secrets, secrets_path
-from server.phones_file import FleetFileError, load, save
+from server.phones.sightings import Sightings, refuse_stranger
 from server.phones_watch import FleetFile
 from server.registry import NodeCondition, NodeProbed, Registry
 
-Look = Callable[[str, int], Awaitable[ProbeReport]]  # asks /api/version and /api/tags there; raises NodeError
 Found = TypeVar("Found")
-Edit = Callable[[Sequence[NodeSpec]], Sequence[NodeSpec]]
 
-WINDOW_SECONDS = 60.0
 WRONG_TOKENS = 10  # of one address in a window; with 192 bits to guess it is the log and the processor that are spared
-LOOKS = 20  # calls back to one address in a window
 REPORTS = 60  # of one phone in a window; it sends two
-LOOKS_AT_ONCE = 8
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +64,13 @@ class Joining:
         new_token: Callable[[], str] = lambda: token_urlsafe(TOKEN_BYTES),
     ) -> None:
         self.news: dict[NodeId, PhoneNews] = {}
-        self._registry, self._fleet_file, self._look = registry, fleet_file, look
-        self._wall, self._new_token = wall, new_token
+        self._registry, self._wall, self._new_token = registry, wall, new_token
+        self._ledger = Ledger(fleet_file)
+        self._lookout = Lookout(look, wall)
         self._invitations = Invitations()
-        self._secrets = Secrets(secrets_path(fleet_file.state.path))
+        self._sightings = Sightings()
         self._wrong = Attempts(WRONG_TOKENS, WINDOW_SECONDS)
-        self._looks = Attempts(LOOKS, WINDOW_SECONDS)
         self._reports = Attempts(REPORTS, WINDOW_SECONDS)
-        self._writing = asyncio.Lock()
-        self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     # invitations
 
@@ -107,11 +91,11 @@ class Joining:
         used = False
         try:
             host = callable_host(peer)
-            report = await self._looked_at(host, phone.port)
-            self._refuse_taken_id(phone.id)
-            await self._change(lambda specs: registration.joined(specs, phone, host))
+            self._refuse_taken_id(phone.id, host)
+            report = await self._lookout.look_at(host, phone.port)
+            self._refuse_taken_id(phone.id, host)
             phone_token = self._new_token()
-            await self._give_token(phone.id, phone_token)
+            await self._ledger.admit(phone.id, phone_token, lambda specs: registration.joined(specs, phone, host))
             self._invitations.use(invitation)
             used = True
         finally:
@@ -127,28 +111,26 @@ class Joining:
         if phone_id != phone.id:
             raise CallerRefused("this token belongs to another phone", status=401)
         host = callable_host(peer)
-        known = self._spec(phone_id)
+        known = self._node(phone_id).spec
         report = None
         if not registration.is_at(known, host, phone.port):
-            report = await self._looked_at(host, phone.port)
+            report = await self._seen_at(phone_id, host, phone.port)
         if registration.renewed(known, phone, known.host if report is None else host) != known:
-            await self._change(lambda specs: self._renewed(specs, phone, host))
+            await self._move(known, host, lambda specs: self._renewed(specs, phone, host))
         return Joined(phone_id, self._listed(phone_id, report))
 
     def holder(self, phone_token: str, peer: str | None) -> NodeId:
         """Whose token it is. Raises CallerRefused (401) where the phone is none of ours, or no longer."""
 
         def find() -> NodeId:
-            found = self._secrets.holder(phone_token)
+            found = self._ledger.holder(phone_token)
             if found is None:
                 raise CallerRefused("this phone is not known here", status=401)
             return found
 
         phone_id = self._counted(peer, find)
         if self._registry.node(phone_id) is None:
-            if (
-                self._fleet_file.state.error is not None
-            ):  # it may stand there: phones that are told to leave do not return
+            if self._ledger.is_broken:  # it may stand there: phones that are told to leave do not return
                 raise FleetFileUnusable("the fleet file is broken, so nobody knows whether this phone is in it")
             raise CallerRefused("this phone was removed from the fleet", status=401)
         return phone_id
@@ -161,12 +143,14 @@ class Joining:
         self._registry.emit(NodeCondition(phone_id, condition, now))
         try:
             host = callable_host(peer)
-            known = self._spec(phone_id)
+            known = self._node(phone_id).spec
             if registration.is_at(known, host, known.port):
                 return
-            report = await self._looked_at(host, known.port)
-            await self._change(
-                lambda specs: _edited(specs, phone_id, lambda spec: registration.moved(spec, host, spec.port))
+            report = await self._seen_at(phone_id, host, known.port)
+            await self._move(
+                known,
+                host,
+                lambda specs: edited(specs, phone_id, lambda spec: registration.moved(spec, host, spec.port)),
             )
             self._listed(phone_id, report)
         except GatewayError as error:  # what it told of its battery counts all the same
@@ -181,31 +165,27 @@ class Joining:
             details = {key: word for key, word in spec.details.items() if key != registration.DISPLACED}
             return replace(spec, enabled=wanted, details=details)
 
-        await self._change(lambda specs: _edited(specs, phone_id, switched))
+        await self._ledger.change(lambda specs: edited(specs, phone_id, switched))
 
     async def rename(self, phone_id: NodeId, name: str) -> None:
         def named(specs: Sequence[NodeSpec]) -> Sequence[NodeSpec]:
             if any(spec.name == name and spec.id != phone_id for spec in specs):
                 raise RequestInvalid(f"another node is called '{name}'", field="name")
-            return _edited(specs, phone_id, lambda spec: replace(spec, name=name))
+            return edited(specs, phone_id, lambda spec: replace(spec, name=name))
 
-        await self._change(named)
+        await self._ledger.change(named)
 
     async def remove(self, phone_id: NodeId) -> None:
         """It leaves the fleet file, and its token is none any more: it can come back with an invitation only."""
-
-        def without(specs: Sequence[NodeSpec]) -> Sequence[NodeSpec]:
-            _edited(specs, phone_id, lambda spec: spec)
-            return [spec for spec in specs if spec.id != phone_id]
-
-        await self._change(without)
-        async with self._writing:
-            await asyncio.to_thread(self._secrets.take, phone_id)
+        await self._ledger.dismiss(phone_id)
         self.news.pop(phone_id, None)
 
     def has_token(self, phone_id: NodeId) -> bool:
-        """Did it join, rather than being listed by hand? Raises FleetFileUnusable."""
-        return self._secrets.knows(phone_id)
+        """Did it join, rather than being listed by hand? As far as the file of secrets can be read."""
+        try:
+            return self._ledger.knows(phone_id)
+        except FleetFileUnusable:
+            return False
 
     # steps
 
@@ -219,36 +199,34 @@ class Joining:
             self._wrong.count(source, now)
             raise
 
-    async def _looked_at(self, host: str, port: int) -> ProbeReport:
-        """Does an Ollama answer there? Raises PhoneUnreachable, TooManyTries."""
-        self._looks.spend(source_of(host), self._wall())
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            async with self._looking:
-                report = await self._look(host, port)
-        except NodeError as error:
-            hint = "is Ollama running there, and does the network let its devices talk to each other?"
-            raise PhoneUnreachable(
-                f"nothing that speaks Ollama answers at {place} ({error.message})", hint=hint
-            ) from error
-        if not report.version:
-            raise PhoneUnreachable(f"what answers at {place} is no Ollama")
-        return report
+    async def _seen_at(self, phone_id: NodeId, host: str, port: int) -> ProbeReport:
+        """A phone with its own token has come from there. Raises GatewayError."""
+        self._sightings.refuse_copy(self._node(phone_id), host, self._wall())
+        return await self._lookout.look_at(host, port)
 
-    def _refuse_taken_id(self, phone_id: NodeId) -> None:
+    async def _move(self, known: NodeSpec, host: str, wanted: Edit) -> None:
+        await self._ledger.change(wanted)
+        if known.host != host:
+            self._sightings.moved(known.id, known.host, self._wall())
+
+    def _refuse_taken_id(self, phone_id: NodeId, host: str) -> None:
+        """An invitation adds a phone, and takes the place of none that is there."""
         node = self._registry.node(phone_id)
-        if node is not None and node.spec.origin != "file":
+        if node is None:
+            return
+        if node.spec.origin != "file":
             raise RequestInvalid("a node that is not in the fleet file has this id", field="id")
+        refuse_stranger(node, host)
 
-    def _spec(self, phone_id: NodeId) -> NodeSpec:
+    def _node(self, phone_id: NodeId) -> Node:
         node = self._registry.node(phone_id)
         if node is None:
             raise CallerRefused("this phone was removed from the fleet", status=401)
-        return node.spec
+        return node
 
     def _renewed(self, specs: Sequence[NodeSpec], phone: Registration, host: str) -> Sequence[NodeSpec]:
         """Like a phone that joins, but for one that must still be there."""
-        _edited(specs, phone.id, lambda spec: spec)
+        edited(specs, phone.id, lambda spec: spec)
         return registration.joined(specs, phone, host)
 
     def _listed(self, phone_id: NodeId, report: ProbeReport | None) -> str:
@@ -259,32 +237,3 @@ class Joining:
         if report is not None:
             self._registry.emit(NodeProbed(phone_id, report, self._wall()))
         return node.name
-
-    async def _give_token(self, phone_id: NodeId, phone_token: str) -> None:
-        async with self._writing:
-            await asyncio.to_thread(self._secrets.give, phone_id, phone_token)
-
-    async def _change(self, edit: Edit) -> None:
-        """Write the fleet file and let the fleet know. Raises GatewayError."""
-        async with self._writing:
-            await asyncio.to_thread(_rewrite, self._fleet_file.state.path, edit)
-            self._fleet_file.reload()
-
-
-def _edited(specs: Sequence[NodeSpec], phone_id: NodeId, change: Callable[[NodeSpec], NodeSpec]) -> list[NodeSpec]:
-    """Raises NodeUnknown where it does not stand in the file."""
-    if not any(spec.id == phone_id for spec in specs):
-        raise NodeUnknown(phone_id)
-    return [change(spec) if spec.id == phone_id else spec for spec in specs]
-
-
-def _rewrite(path: Path, edit: Edit) -> None:
-    try:
-        before = load(path)
-        after = tuple(edit(before))
-        if after != before:
-            save(path, after)
-    except FleetFileError as problem:
-        raise FleetFileUnusable(f"{path} cannot be changed while it is broken: {problem}") from problem
-    except OSError as problem:
-        raise FleetFileUnusable(f"{path} cannot be written: {problem.strerror or problem}") from problem

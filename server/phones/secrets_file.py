@@ -16,6 +16,7 @@ from pathlib import Path
 from server.errors import FleetFileUnusable
 from server.nodes import NodeId
 from server.phones.invitations import digest_of
+from server.phones_file import Signature, signature_of
 
 MODE = 0o600
 LARGEST_BYTES = 4 * 1024 * 1024
@@ -27,14 +28,15 @@ def secrets_path(fleet_file: Path) -> Path:
 
 
 class Secrets:
-    """Phone to the hash of its token. Read at first use."""
+    """Phone to the hash of its token. Read at first use, and when the file has changed. All raise FleetFileUnusable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._hashes: dict[NodeId, bytes] | None = None
+        self._seen: Signature | None = None
 
     def holder(self, token: str) -> NodeId | None:
-        """Whose token it is. Looks at all of them, so that the time taken tells nothing. Raises FleetFileUnusable."""
+        """Whose token it is. Looks at all of them, so that the time taken tells nothing."""
         digest = digest_of(token)
         found = None
         for phone, known in self._known().items():
@@ -45,18 +47,28 @@ class Secrets:
     def knows(self, phone: NodeId) -> bool:
         return phone in self._known()
 
-    def give(self, phone: NodeId, token: str) -> None:
-        """From now on this is the phone's token, and an older one is none. Raises FleetFileUnusable."""
+    def give(self, phone: NodeId, token: str) -> bytes | None:
+        """From now on this is the phone's token, and an older one, whose hash is returned, is none."""
+        before = self._known().get(phone)
         self._write({**self._known(), phone: digest_of(token)})
+        return before
 
     def take(self, phone: NodeId) -> None:
         """The phone has none any more."""
-        if phone in self._known():
-            self._write({known: digest for known, digest in self._known().items() if known != phone})
+        self.restore(phone, None)
+
+    def restore(self, phone: NodeId, before: bytes | None) -> None:
+        """As it was before a `give` that came to nothing."""
+        known = self._known()
+        if known.get(phone) != before:
+            others = {other: digest for other, digest in known.items() if other != phone}
+            self._write(others if before is None else {**others, phone: before})
 
     def _known(self) -> dict[NodeId, bytes]:
-        if self._hashes is None:
-            self._hashes = _read(self.path)
+        """Read anew where somebody else has written the file. One that has vanished is no order to forget everybody."""
+        signature = signature_of(self.path)
+        if self._hashes is None or (signature is not None and signature != self._seen):
+            self._hashes, self._seen = _read(self.path), signature
         return self._hashes
 
     def _write(self, hashes: dict[NodeId, bytes]) -> None:
@@ -64,7 +76,7 @@ class Secrets:
             _save(self.path, hashes)
         except OSError as problem:
             raise FleetFileUnusable(f"{self.path} cannot be written: {problem.strerror or problem}") from problem
-        self._hashes = hashes
+        self._hashes, self._seen = hashes, signature_of(self.path)
 
 
 def _read(path: Path) -> dict[NodeId, bytes]:

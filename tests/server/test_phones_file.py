@@ -14,7 +14,7 @@ import pytest
 from server.adb.ports import preferred_port
 from server.nodes import NodeId, NodeSpec
 from server.phones_entry import FIELDS, EntryError, entry_of, spec_of
-from server.phones_file import MAX_FILE_BYTES, FleetFileError, load, parse, save
+from server.phones_file import MAX_FILE_BYTES, FleetFileError, edit, load, parse, save
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "phones.schema.json").read_text())
@@ -315,6 +315,54 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     with pytest.raises(UnicodeEncodeError):
         save(path, [broken])
     assert load(path) == SPECS and os.listdir(tmp_path) == ["phones.json"]
+
+
+def test_what_an_editor_saves_in_the_middle_of_a_change_is_kept(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    path.write_text('[{"host": "10.0.0.1"}]')
+    seen: list[list[str]] = []
+
+    def change(specs: tuple[NodeSpec, ...]) -> list[NodeSpec]:
+        seen.append([spec.host for spec in specs])
+        if len(seen) == 1:
+            path.write_text('[{"host": "10.0.0.1"}, {"host": "10.0.0.2"}]')
+        return [*specs, NodeSpec(NodeId("x"), "x", "ollama", "10.0.0.3", 11434)]
+
+    edit(path, change)
+    assert seen == [["10.0.0.1"], ["10.0.0.1", "10.0.0.2"]]
+    assert [spec.host for spec in load(path)] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert os.listdir(tmp_path) == ["phones.json"]
+
+
+def test_who_writes_on_and_on_is_given_way(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    numbers = iter(range(100))
+
+    def change(specs: tuple[NodeSpec, ...]) -> tuple[NodeSpec, ...]:
+        path.write_text(f'[{{"host": "10.0.0.{next(numbers)}"}}]')
+        return SPECS
+
+    with pytest.raises(OSError, match="others write"):
+        edit(path, change)
+    assert load(path)[0].host == "10.0.0.4" and os.listdir(tmp_path) == ["phones.json"]
+
+
+def test_a_change_that_changes_nothing_writes_nothing(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    path.write_text('[{"port": 11434, "host": "10.0.0.1"}]')
+    edit(path, lambda specs: specs)
+    assert path.read_text() == '[{"port": 11434, "host": "10.0.0.1"}]'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_the_owner_of_the_file_stays_its_owner(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    path.write_text("[]")
+    os.chown(path, 1234, 2345)
+    path.chmod(0o640)
+    save(path, SPECS)
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 2345, 0o640)
 
 
 @pytest.mark.parametrize("spec", SPECS)

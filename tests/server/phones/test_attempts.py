@@ -21,6 +21,14 @@ def test_a_source_has_so_many_in_a_window() -> None:
         attempts.check("a", 69.0)
 
 
+def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
+    attempts = Attempts(1, 60.0)
+    attempts.spend("a", 10_000.0)
+    attempts.spend("a", 5_000.0)
+    with pytest.raises(TooManyTries):
+        attempts.spend("a", 5_001.0)
+
+
 def test_looking_costs_nothing() -> None:
     attempts = Attempts(1, 60.0)
     for _ in range(5):
@@ -43,7 +51,8 @@ def test_the_table_is_bounded() -> None:
         ("192.168.1.5", "192.168.1.5"),
         ("::ffff:192.168.1.5", "192.168.1.5"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%wlan0", "fe80::/64"),
+        ("fe80::1%wlan0", "fe80::1%wlan0"),
+        ("fd00::2", "fd00::2"),  # all phones of a home are in one such network
         ("", ""),
     ],
 )

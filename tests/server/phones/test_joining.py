@@ -20,8 +20,10 @@ from server.errors import (
     TooManyTries,
 )
 from server.nodes import NodeId, NodeSpec, NodeStatus, ProbeReport
-from server.phones.joining import LOOKS, REPORTS, WRONG_TOKENS
-from server.registry import NodeListed
+from server.phones.joining import REPORTS, WRONG_TOKENS
+from server.phones.lookout import LOOKS
+from server.phones.sightings import RETURN_SECONDS
+from server.registry import NodeListed, ProbeFailed
 from tests.server.phones.stand import FOUND, HOST, ID, OTHER, Stand, phone
 
 WARM = Condition(level=80.0, temperature_c=38.0, at=1_000.0)
@@ -137,6 +139,39 @@ async def test_the_token_of_one_phone_moves_no_other(stand: Stand) -> None:
     with pytest.raises(CallerRefused) as refused:
         await stand.joining.come_again(own, phone(OTHER), HOST)
     assert refused.value.http_status == 401
+
+
+async def test_an_invitation_takes_the_place_of_no_phone_that_is_there(stand: Stand) -> None:
+    own = await stand.joined()
+    await stand.joining.rename(NodeId(ID), "Kitchen")
+    stand.there[("192.168.1.66", 11434)] = FOUND
+    token, before = stand.invited(), stand.entries
+    with pytest.raises(RequestInvalid, match=r"same id answers at 192\.168\.1\.20") as refused:
+        await stand.joining.join(token, phone(), "192.168.1.66")
+    assert refused.value.http_status == 409 and "potluck phones remove" in (refused.value.hint or "")
+    assert stand.entries == before and stand.joining.holder(own, HOST) == ID
+    assert ("192.168.1.66", 11434) not in stand.looked
+    for _ in range(3):
+        stand.registry.emit(ProbeFailed(NodeId(ID), "no route", stand.now))
+    await stand.joining.join(token, phone(), "192.168.1.66")  # the same phone, that has lost its token and moved
+    assert (stand.entries[0]["host"], stand.entries[0]["name"]) == ("192.168.1.66", "Kitchen")
+
+
+async def test_two_copies_of_one_phone_do_not_take_turns(stand: Stand) -> None:
+    own, copy = await stand.joined(), "192.168.1.77"
+    stand.there[(copy, 11434)] = FOUND
+    await stand.joining.come_again(own, phone(), copy)
+    with pytest.raises(RequestInvalid, match=r"same id answers at 192\.168\.1\.77") as refused:
+        await stand.joining.come_again(own, phone(), HOST)
+    assert refused.value.http_status == 409, "a reporter that is told 401 would end"
+    await stand.joining.report(NodeId(ID), WARM, None, HOST)
+    assert stand.entries[0]["host"] == copy
+    stand.registry.emit(ProbeFailed(NodeId(ID), "no route", stand.now))
+    await stand.joining.come_again(own, phone(), HOST)  # one phone that went back
+    assert stand.entries[0]["host"] == HOST
+    stand.now += RETURN_SECONDS
+    await stand.joining.come_again(own, phone(), copy)
+    assert stand.entries[0]["host"] == copy
 
 
 async def test_a_new_address_where_nobody_answers_is_not_taken(stand: Stand) -> None:
@@ -264,6 +299,25 @@ async def test_many_phones_at_once_all_stand_in_the_file(stand: Stand) -> None:
     assert sorted(entry["host"] for entry in stand.entries) == sorted(hosts)
     assert len({one.name for one in done}) == len(hosts)
     assert all(stand.joining.holder(one.phone_token or "", HOST) == one.id for one in done)
+
+
+async def test_no_phone_gets_in_whose_token_cannot_be_kept(stand: Stand) -> None:
+    token, secrets = stand.invited(), stand.folder / "phones.secrets.json"
+    secrets.mkdir()  # whatever the user's rights, no file replaces a folder
+    with pytest.raises(FleetFileUnusable):
+        await stand.joining.join(token, phone(), HOST)
+    assert not stand.path.exists() and not stand.joining.has_token(NodeId(ID))
+    secrets.rmdir()
+    await stand.joining.join(token, phone(), HOST)
+
+
+async def test_a_token_stays_good_where_the_file_cannot_be_changed(stand: Stand) -> None:
+    own, text = await stand.joined(), stand.path.read_text()
+    stand.path.write_text("[{]")
+    with pytest.raises(FleetFileUnusable):
+        await stand.joining.join(stand.invited(), phone(), HOST)
+    stand.path.write_text(text)
+    assert stand.joining.holder(own, HOST) == ID
 
 
 async def test_an_unwritable_folder_is_told_and_leaves_the_invitation(stand: Stand, tmp_path: Path) -> None:

@@ -54,3 +54,30 @@ def test_an_empty_set_is_a_file_like_any_other(tmp_path: Path) -> None:
     secrets.give(A, "x")
     secrets.take(A)
     assert json.loads(path.read_text()) == {"phones": {}}
+
+
+def test_what_another_gateway_writes_there_is_kept(tmp_path: Path) -> None:
+    one, other = (Secrets(tmp_path / "s.json") for _ in range(2))
+    one.give(A, "token-a")
+    other.give(B, "token-b")
+    assert (one.holder("token-b"), other.holder("token-a")) == (B, A)
+    one.give(A, "newer")
+    assert (other.holder("newer"), other.holder("token-a"), other.holder("token-b")) == (A, None, B)
+
+
+def test_a_file_that_vanishes_sends_no_phone_away(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    secrets = Secrets(path)
+    secrets.give(A, "token-a")
+    path.unlink()
+    assert secrets.holder("token-a") == A
+    secrets.give(B, "token-b")
+    assert Secrets(path).holder("token-a") == A
+
+
+def test_a_token_that_came_to_nothing_leaves_the_one_before(tmp_path: Path) -> None:
+    secrets = Secrets(tmp_path / "s.json")
+    assert secrets.give(A, "first") is None
+    before = secrets.give(A, "second")
+    secrets.restore(A, before)
+    assert (secrets.holder("first"), secrets.holder("second")) == (A, None)
