@@ -135,6 +135,7 @@ class FleetApi:
             "condition": None if node.condition is None else condition_record(node.condition),
             "care_factor": node.care.factor,
             "resting": node.resting,
+            "resting_since": None if node.resting is None else iso_time(node.care.since),
         }
 
 

@@ -37,7 +37,8 @@ class CareLimits:
 class Care:
     """`factor` of its share while it works; `resting`: why it gets nothing, in words, None while it works.
 
-    `strain` compares those that rest: when all do, the least strained one serves, unless it is `spent`.
+    `strain` compares those that rest: when all do, the least strained one serves, unless it is `spent`. `since`: when
+    the rest began, wall clock seconds; 0 while it works.
     """
 
     factor: float = 1.0
@@ -46,6 +47,7 @@ class Care:
     low: bool = False
     strain: float = 0.0
     spent: bool = False
+    since: float = 0.0
 
 
 UNTROUBLED = Care()
@@ -62,7 +64,8 @@ def decide(condition: Condition | None, before: Care, limits: CareLimits, now: f
         factor = _factor(known, limits)
         return UNTROUBLED if factor == 1.0 else Care(factor)
     reasons = [*([_why_hot(known, limits)] if hot else []), *([_why_low(known, limits)] if low else [])]
-    return Care(0.0, "; ".join(reasons), hot, low, _strain(known, limits), _is_spent(known, limits))
+    since = before.since if before.resting else now
+    return Care(0.0, "; ".join(reasons), hot, low, _strain(known, limits), _is_spent(known, limits), since)
 
 
 def _is_hot(known: Condition, limits: CareLimits) -> bool:

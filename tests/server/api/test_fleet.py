@@ -66,6 +66,7 @@ async def test_health_tells_the_whole_and_each_node():
         "condition": None,
         "care_factor": 1.0,
         "resting": None,
+        "resting_since": None,
     }
     assert (await get(gateway(registry=registry).app, "/api/nodes")).json()["nodes"] == [node]
 
@@ -89,6 +90,7 @@ async def test_a_phone_that_rests_says_why_and_is_still_better_than_none():
     (node,) = told["nodes"]
     assert (node["status"], node["care_factor"]) == ("ready", 0.0)
     assert node["resting"] == "hot: 44.0 °C, rests until 39 °C, thermal status moderate, rests until light"
+    assert node["resting_since"] == "1970-01-01T00:33:20Z"
     assert node["condition"] == {
         "battery_percent": 81.0,
         "charging": True,

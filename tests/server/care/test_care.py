@@ -90,6 +90,16 @@ def test_both_reasons_are_said_and_each_ends_by_itself() -> None:
     assert (cooled.hot, cooled.low, cooled.resting) == (False, True, "low battery: 20 %, charging, rests until 30 %")
 
 
+def test_a_rest_knows_since_when() -> None:
+    first = decide(Condition(temperature_c=44.0, at=NOW), UNTROUBLED, LIMITS, NOW)
+    both = decide(Condition(temperature_c=44.5, level=9.0, charging=False, at=NOW + 60), first, LIMITS, NOW + 60)
+    low = decide(Condition(temperature_c=30.0, level=9.0, charging=False, at=NOW + 90), both, LIMITS, NOW + 90)
+    assert (first.since, both.since, low.since) == (NOW, NOW, NOW)
+    again = decide(Condition(temperature_c=45.0, at=NOW + 300), UNTROUBLED, LIMITS, NOW + 300)
+    assert again.since == NOW + 300
+    assert care_of(before=low, level=90.0, temperature_c=30.0) == UNTROUBLED
+
+
 def test_the_reason_follows_the_readings() -> None:
     care = care_of(care_of(temperature_c=44.0), temperature_c=41.0)
     assert care.resting == "hot: 41.0 °C, rests until 39 °C"
