@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "never")
 
 MODEL, SECOND_MODEL = "qwen2.5:0.5b", "smollm2:135m"
 HABITS: dict[str, Any] = {"tokens_per_second": 60, "answer_tokens": [70, 90]}
-SLOWLY, AS_EVER = {"tokens_per_second": 12}, {"tokens_per_second": 60}
+SLOWLY, AS_EVER = {"tokens_per_second": 5}, {"tokens_per_second": 60}
 ALIKE = PhoneSettings(models=(FakeModel(MODEL),), answer_tokens=(70, 90))
 STORY = "Tell me a story."
 ON_WIFI, ON_CABLE, ON_ANOTHER_CABLE = "Pixel 5", "Pixel 7", "Pixel 8"
@@ -64,7 +64,7 @@ class Home:
             "POTLUCK_ADB_SERVER": f"127.0.0.1:{self.adb_port}",
             "POTLUCK_ADB_READ_S": "0.4",
             "POTLUCK_PROBE_INTERVAL_S": "0.5",
-            "POTLUCK_BETWEEN_TOKENS_FLOOR_S": "1",
+            "POTLUCK_BETWEEN_TOKENS_FLOOR_S": "2",
             "POTLUCK_BREAKER_REST_S": "1",
             "ENABLE_LRU_CACHE": "0",
         }
