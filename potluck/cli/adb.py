@@ -142,7 +142,7 @@ async def list_phones(link: ServerLink) -> list[Listed]:
             phone.transport.serial,
             phone.name,
             phone.transport.state,
-            phone.android,
+            phone.told.android,
             answers,
             tuple(each.local_port for each in forwards if each.serial in phone.serials),
             _problem(phone, answers),
@@ -188,13 +188,12 @@ async def _nothing(_: ServerLink) -> None:
 
 
 async def _each(link: ServerLink, transports: Sequence[Transport]) -> list[Facts | None]:
-    from server.adb.states import READY, parse_facts
-    from server.adb.tracker import PROPERTIES
+    from server.adb.states import QUESTION, READY, parse_facts
     from server.errors import AdbError
 
     async def ask(transport: Transport) -> Facts | None:
         try:
-            return parse_facts(await link.shell(transport, PROPERTIES)) if transport.state == READY else None
+            return parse_facts(await link.shell(transport, QUESTION)) if transport.state == READY else None
         except AdbError:
             return None
 
@@ -202,7 +201,7 @@ async def _each(link: ServerLink, transports: Sequence[Transport]) -> list[Facts
 
 
 async def _answers(link: ServerLink, phone: AdbPhone) -> bool:
-    return phone.usable and await link.answers(phone.transport, PORT)
+    return phone.usable and await link.serves(phone.transport, PORT) is not None
 
 
 def _problem(phone: AdbPhone, answers: bool) -> str:

@@ -8,6 +8,7 @@ fleet. Protocol: adb's OVERVIEW.TXT and SERVICES.TXT; raises only `AdbError`s.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,7 +20,8 @@ DEFAULT_SERVER = ("127.0.0.1", 5037)
 CONNECT_SECONDS = 2.0  # on this machine
 ANSWER_SECONDS = 5.0
 MOST_BYTES = 1 << 18  # of what a command on a phone prints: a dump has some thousand
-HTTP_HEAD = 64
+MOST_HTTP = 4096
+_VERSION = re.compile(rb'"version"\s*:\s*"([\w.+-]{1,60})"')
 
 
 class ServerLink:
@@ -74,17 +76,22 @@ class ServerLink:
             await line.ask(f"shell:{command}")
             return (await line.rest(MOST_BYTES)).decode(errors="replace").replace("\r\n", "\n")
 
-    async def answers(self, transport: Transport, port: int) -> bool:
-        """Does something speak HTTP at this port of the phone?"""
+    async def serves(self, transport: Transport, port: int) -> str | None:
+        """The version of Ollama that speaks HTTP at this port of the phone, "" where it tells none, None where nobody
+        speaks."""
+        said = b""
         try:
             async with self._asked(_way_to(transport)) as line:
                 await line.ask(f"tcp:{port}")
                 line.send(b"GET /api/version HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-                return (await line.rest(HTTP_HEAD)).startswith(b"HTTP/1.")
+                while len(said) < MOST_HTTP and not _VERSION.search(said) and (piece := await line.some()):
+                    said += piece
         except AdbServerGone:
             raise
-        except AdbError:
-            return False
+        except AdbError:  # some never close the connection, and have said what they have to say
+            pass
+        version = _VERSION.search(said)
+        return (version[1].decode() if version else "") if said.startswith(b"HTTP/1.") else None
 
     async def connect(self, place: str) -> str:
         """`adb connect`: the server's words, which tell success and failure alike."""
@@ -151,6 +158,10 @@ class _Line:
 
     def send(self, content: bytes) -> None:
         self._writer.write(content)
+
+    async def some(self) -> bytes:
+        """What comes next, nothing at the end."""
+        return await self._reader.read(MOST_HTTP)
 
     async def rest(self, most: int) -> bytes:
         """All that comes until the other side ends, or `most` bytes of it."""

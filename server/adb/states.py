@@ -39,6 +39,14 @@ WORDS: Mapping[str, str] = {
     "sideload": "it waits for an update to be side-loaded: start Android",
     "host": "it is a computer, not a phone",
 }
+# The chip's names are those that the set-up script asks for. The last command prints more than one line.
+QUESTION = (
+    "getprop ro.serialno; getprop ro.product.model; getprop ro.build.version.release;"
+    " getprop ro.soc.model; getprop ro.board.platform; getprop ro.hardware; cat /proc/meminfo"
+)
+LONGEST_WORD = 100  # of what a phone tells: more is no product name
+_SERIAL = re.compile(r"[!-~]+")
+_MEMORY = re.compile(r"^MemTotal:\s*(\d{1,15})\s*kB", re.MULTILINE)
 _DETAILS = re.compile(r"\b(product|model|device|transport_id|usb):(\S+)")
 
 
@@ -63,11 +71,13 @@ class Transport:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a phone told by `getprop`, once for each connection."""
+    """What a phone told by `getprop` and /proc, once for each connection. Empty and 0: it tells none."""
 
     serialno: str = ""
     model: str = ""
     android: str = ""
+    chip: str = ""
+    ram_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +89,8 @@ class AdbPhone:
     transport: Transport
     serials: tuple[str, ...]
     known: bool = False  # it has told its facts
-    android: str = ""
     advice: str = ""
+    told: Facts = Facts()
 
     @property
     def usable(self) -> bool:
@@ -103,9 +113,30 @@ def parse_transports(text: str) -> tuple[Transport, ...]:
 
 
 def parse_facts(text: str) -> Facts:
-    """The answer to `tracker.PROPERTIES`: one value a line."""
-    lines = [line.strip() for line in text.splitlines()] + [""] * 3
-    return Facts(*lines[:3])
+    """The answer to `QUESTION`: one value a line, the first of the chip's names that is there, the memory's size."""
+    lines = [plain_word(line) for line in text.splitlines()]
+    count = QUESTION.count("getprop")
+    serialno, model, android, *chips = (lines + [""] * count)[:count]
+    memory = _MEMORY.search(text)
+    ram_bytes = int(memory[1]) * 1024 if memory else 0
+    return Facts(_serial_of(serialno), model, android, next(filter(None, chips), ""), ram_bytes)
+
+
+def is_whole(answer: str) -> bool:
+    """Has every property its line? The end of a connection cuts an answer short without a word."""
+    return answer.count("\n") >= QUESTION.count("getprop")
+
+
+def details_of(phone: AdbPhone, ollama: str) -> dict[str, str | int | float]:
+    """What phones that join over the network tell of themselves, of one on a cable. Without what is not known."""
+    told = phone.told
+    found = {"chip": told.chip, "ram_bytes": told.ram_bytes, "android": told.android, "ollama": ollama, "mode": "usb"}
+    return {name: value for name, value in found.items() if value}
+
+
+def plain_word(text: str) -> str:
+    """A phone's word as it may stand in a table or a name: printable, short, without space around it."""
+    return "".join(character for character in text if character.isprintable())[:LONGEST_WORD].strip()
 
 
 def advice_for(state: str) -> str:
@@ -146,13 +177,18 @@ def _phone(
     elif sum(way.serial == best.serial for way in ways) > 1:
         advice = TWICE
     name = (told.model if told else "") or best.model or identity
-    return AdbPhone(identity, name, best, serials, told is not None, told.android if told else "", advice)
+    return AdbPhone(identity, name, best, serials, told is not None, advice, told or Facts())
 
 
 def _identity(transport: Transport, told: Facts | None) -> str:
     if told is None or told.serialno.lower() in SHARED_SERIALS or told.serialno.startswith("EMULATOR"):
         return transport.serial
     return told.serialno
+
+
+def _serial_of(text: str) -> str:
+    """None where a shell's words stand instead of a number."""
+    return text if _SERIAL.fullmatch(text) else ""
 
 
 def _state(rest: str) -> str:

@@ -18,7 +18,19 @@ from server.adb.binary import start_server
 from server.adb.care_reader import READ_SECONDS, CareReader
 from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
 from server.adb.server_link import ServerLink
-from server.adb.states import IN_USE, NOT_ANSWERING, AdbPhone, Facts, Transport, parse_facts, phones_of
+from server.adb.states import (
+    IN_USE,
+    NOT_ANSWERING,
+    QUESTION,
+    AdbPhone,
+    Facts,
+    Transport,
+    details_of,
+    is_whole,
+    parse_facts,
+    phones_of,
+    plain_word,
+)
 from server.clock import Clock
 from server.errors import AdbError, AdbServerGone
 from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeSpec, NodeStatus
@@ -26,13 +38,13 @@ from server.registry import NodeListed, NodeUnlisted, Registry
 
 AdbMode = Literal["auto", "on", "off"]
 
-PROPERTIES = "getprop ro.serialno; getprop ro.product.model; getprop ro.build.version.release"
 SETTLE_SECONDS = 0.1  # a plug that makes contact lists and unlists its phone several times
 LOOK_SECONDS = 2.0  # older servers do not tell of every change, and nobody tells of a forward that was removed
 RETURN_SECONDS = 1.0  # between looks for a server that is gone
 ASK_SECONDS = 1.0  # between looks whether a phone serves
 PATIENT_ASK_SECONDS = 3.0  # of one that did not for a while: somebody's own phone on the cable
 ASKS_IN_A_HURRY = 30
+MOST_HALVES = 3  # answers to who it is that lack something; then it has nothing more to say
 BLOCKED_SECONDS = 30.0  # until a port that another program had is tried again
 
 log = logging.getLogger(__name__)
@@ -65,7 +77,7 @@ class AdbTracker:
         self._news = asyncio.Event()
         self._transports: tuple[Transport, ...] = ()
         self._facts: dict[tuple[str, int], Facts] = {}
-        self._serving: set[tuple[str, int]] = set()
+        self._serving: dict[tuple[str, int], str] = {}  # and the version of its Ollama
         self._askers: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._current: dict[str, str] = {}  # the way that is used to each phone
         self._seen: dict[str, asyncio.Task[None] | None] = {}  # its connection's asker when it was planned for
@@ -110,7 +122,7 @@ class AdbTracker:
             "state": phone.transport.state,
             "node": None if place is None else place.node,
             "local_port": None if place is None else place.port,
-            "android": phone.android or None,
+            "android": phone.told.android or None,
             "problem": self.problems.get(phone.id),
         }
 
@@ -168,7 +180,7 @@ class AdbTracker:
             self._askers.pop(key).cancel()
         for key in [key for key in self._facts if key not in here]:
             del self._facts[key]
-        self._serving &= here.keys()
+        self._serving = {key: version for key, version in self._serving.items() if key in here}
         for key, transport in here.items():
             if key not in self._askers:
                 self._askers[key] = asyncio.create_task(self._get_to_know(transport), name=f"adb {transport.serial}")
@@ -177,21 +189,26 @@ class AdbTracker:
     async def _get_to_know(self, transport: Transport) -> None:
         """Who it is, and then whether it serves, until it does."""
         try:
-            while transport.key not in self._facts:
-                with suppress(AdbError):
-                    facts = parse_facts(await self._link.shell(transport, PROPERTIES))
-                    self._facts[transport.key] = facts
-                    self._news.set()
-                    break
-                await self._clock.sleep(ASK_SECONDS)
+            self._facts[transport.key] = await self._ask_facts(transport)
+            self._news.set()
             asked = 0
-            while not await self._link.answers(transport, DEFAULT_OLLAMA_PORT):
+            while (version := await self._link.serves(transport, DEFAULT_OLLAMA_PORT)) is None:
                 asked += 1
                 await self._clock.sleep(ASK_SECONDS if asked < ASKS_IN_A_HURRY else PATIENT_ASK_SECONDS)
-            self._serving.add(transport.key)
+            self._serving[transport.key] = version
             self._news.set()
         except AdbServerGone:
             return  # who follows the server knows it, too
+
+    async def _ask_facts(self, transport: Transport) -> Facts:
+        halves = 0
+        while True:
+            with suppress(AdbError):
+                said = await self._link.shell(transport, QUESTION)
+                halves += 1
+                if is_whole(said) or halves == MOST_HALVES:
+                    return parse_facts(said)
+            await self._clock.sleep(ASK_SECONDS)
 
     async def _settle(self) -> None:
         """Make what is, what should be."""
@@ -280,9 +297,11 @@ class AdbTracker:
             if node.spec.origin == "adb" and node.id not in wanted and node.status is not NodeStatus.DRAINING:
                 log.info("the phone %s left", node.name)
                 self._registry.emit(NodeUnlisted(node.id, now))
+        known = {phone.id: phone for phone in phones}
         for node_id, (phone, place) in wanted.items():
-            self._list(_spec(node_id, self._distinct(names, phone), place), now)
-        self._move_entries(now)
+            details = self._details(known[phone], node_id)
+            self._list(_spec(node_id, self._distinct(names, phone), place, details), now)
+        self._complete_entries(known, now)
         if set(self._told.items()) != set(self.problems.items()):
             for phone, words in self.problems.items():
                 if self._told.get(phone) != words:
@@ -296,12 +315,21 @@ class AdbTracker:
             log.info("the phone %s is reached through adb at port %s", spec.name, spec.port)
             self._registry.emit(NodeListed(spec, now))
 
-    def _move_entries(self, now: float) -> None:
-        """Entries without a port of their own whose usual one was taken."""
-        for place in self._places.values():
+    def _complete_entries(self, phones: Mapping[str, AdbPhone], now: float) -> None:
+        """Entries without a port of their own whose usual one was taken, and what their phones tell of themselves."""
+        for phone, place in self._places.items():
             node = self._registry.node(place.node)
-            if place.listed and place.port is not None and node is not None and node.spec.port != place.port:
-                self._registry.emit(NodeListed(replace(node.spec, port=place.port), now))
+            if place.listed and place.port is not None and node is not None:
+                details = {**self._details(phones[phone], node.id), **node.spec.details}
+                spec = replace(node.spec, port=place.port, details=details)
+                if spec != node.spec:
+                    self._registry.emit(NodeListed(spec, now))
+
+    def _details(self, phone: AdbPhone, node_id: NodeId) -> dict[str, str | int | float]:
+        """With the version that its Ollama tells now, else the one that it had when it was plugged in."""
+        node = self._registry.node(node_id)
+        version = node.report.version if node is not None and node.report is not None else ""
+        return details_of(phone, plain_word(version) or self._serving.get(phone.transport.key, ""))
 
     def _distinct(self, names: Mapping[str, str], phone: str) -> str:
         """A lab's phones are often of one model; then the end of the serial tells them apart."""
@@ -354,5 +382,8 @@ class AdbTracker:
                 await self._link.remove(forward)
 
 
-def _spec(node: NodeId, name: str, place: Place) -> NodeSpec:
-    return NodeSpec(node, name, "ollama", "127.0.0.1", place.port or 0, weight=None, serial=str(node), origin="adb")
+def _spec(node: NodeId, name: str, place: Place, details: Mapping[str, str | int | float]) -> NodeSpec:
+    return NodeSpec(
+        node, name, "ollama", "127.0.0.1", place.port or 0,
+        weight=None, serial=str(node), origin="adb", details=details,
+    )  # fmt: skip

@@ -64,6 +64,7 @@ class Services:
         self.log: list[str] = []
         self.files: dict[str, bytes] = {}
         self.settings: dict[str, str] = {}
+        self.ram_bytes = 8 << 30
         self.whitelist: set[str] = set()
         self.packages = {"com.termux": "null"}  # and who installed each
         self.properties = {
@@ -72,6 +73,8 @@ class Services:
             "ro.build.version.release": "14",
             "ro.build.version.sdk": "34",
             "ro.product.cpu.abi": "arm64-v8a",
+            "ro.board.platform": "gs201",
+            "ro.hardware": "panther",
         }
         self.dumps: dict[str, str] = {}
         self.tell_battery()
@@ -118,6 +121,8 @@ class Services:
                 return " ".join(rest) + "\n", 0
             case ["getprop", name]:
                 return self.properties.get(name, "") + "\n", 0
+            case ["cat", "/proc/meminfo"]:
+                return f"MemTotal:        {self.ram_bytes // 1024} kB\nMemFree:          204800 kB\n", 0
             case ["dumpsys", "deviceidle", "whitelist", change]:
                 self.whitelist.add(change.lstrip("+"))
                 return f"Added: {change.lstrip('+')}\n", 0

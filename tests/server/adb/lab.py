@@ -79,6 +79,12 @@ async def following(registry: Registry, port: int, mode: AdbMode = "auto", **mor
 
 @asynccontextmanager
 async def lab(home: Path) -> AsyncIterator[Lab]:
+    async with real_adb_server(home) as server, following_server(server) as made:
+        yield made
+
+
+@asynccontextmanager
+async def following_server(server: RealAdbServer) -> AsyncIterator[Lab]:
     registry = Registry()
-    async with real_adb_server(home) as server, following(registry, server.port) as tracker:
+    async with following(registry, server.port) as tracker:
         yield Lab(server, registry, tracker)

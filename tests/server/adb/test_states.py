@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from server.adb.states import TWICE, WORDS, Facts, Transport, advice_for, parse_facts, parse_transports, phones_of
+from server.adb.states import (
+    LONGEST_WORD,
+    TWICE,
+    WORDS,
+    AdbPhone,
+    Facts,
+    Transport,
+    advice_for,
+    details_of,
+    is_whole,
+    parse_facts,
+    parse_transports,
+    phones_of,
+)
 
 LISTED = """28161FDH2000QX         device usb:1-2 product:panther model:Pixel_7 device:panther transport_id:3
 192.168.1.7:5555       device product:panther model:Pixel_7 device:panther transport_id:9
@@ -39,9 +54,30 @@ def test_every_state_but_ready_has_words_and_an_unknown_one_its_name() -> None:
     assert advice_for("flying") == "adb says 'flying'"
 
 
+TOLD = "S1\nPixel 7\n14\n\ngs201\npanther\nMemTotal:        7812345 kB\nMemFree: 12 kB\n"
+
+
 def test_facts_are_lines_and_missing_ones_are_empty() -> None:
-    assert parse_facts("S1\nPixel 7\n14\n") == Facts("S1", "Pixel 7", "14")
-    assert parse_facts("S1\r\n") == Facts("S1")
+    assert parse_facts(TOLD) == Facts("S1", "Pixel 7", "14", "gs201", 7812345 * 1024)
+    assert parse_facts("S1\nPixel 7\n14\nSM8550\nkalama\nqcom\n").chip == "SM8550"
+    assert parse_facts("S1\r\n") == Facts("S1") and parse_facts("") == Facts()
+
+
+def test_an_answer_that_was_cut_short_is_not_whole() -> None:
+    assert is_whole(TOLD) and is_whole("\n" * 6) and not is_whole("S1\nPixel 7\n") and not is_whole("")
+
+
+def test_what_a_phone_tells_cannot_steer_a_terminal_and_an_error_is_no_serial() -> None:
+    assert parse_facts("S1\nPixel\x1b[2J 7\n14\n").model == "Pixel[2J 7"
+    assert len(parse_facts(f"S1\n{'x' * 1000}\n").model) == LONGEST_WORD
+    assert parse_facts("/bin/sh: 1: getprop: not found\n" * 6).serialno == ""
+
+
+def test_details_are_those_of_phones_that_join_and_only_what_is_known() -> None:
+    phone = AdbPhone("S1", "Pixel 7", Transport("S1", "device"), ("S1",), known=True, told=parse_facts(TOLD))
+    told = {"chip": "gs201", "ram_bytes": 7812345 * 1024, "android": "14", "ollama": "0.31.1", "mode": "usb"}
+    assert details_of(phone, "0.31.1") == told
+    assert details_of(replace(phone, told=Facts()), "") == {"mode": "usb"}
 
 
 def test_one_phone_by_cable_and_by_network_is_one_and_the_cable_is_used() -> None:
