@@ -105,11 +105,14 @@ class PhonesApi:
         return {**told, "command": command, "qr_svg": qr_svg(command)}
 
     def _is_phone(self, node: Node) -> bool:
-        return node.spec.kind == "ollama" and node.spec.origin != "embedded" and not node.is_gpu_node
+        """One that has joined stays one, whatever it says of itself."""
+        if node.spec.kind != "ollama" or node.spec.origin == "embedded":
+            return False
+        return not node.is_gpu_node or self._joining.has_token(node.id)
 
     def _known(self, phone: str) -> Node:
         node = self._services.registry.node(NodeId(phone))
-        if node is None:
+        if node is None or not self._is_phone(node):
             names = tuple(one.id for one in self._services.registry.fleet.nodes.values() if one.name == phone)
             raise NodeUnknown(phone, names)
         if node.spec.origin != "file":

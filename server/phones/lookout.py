@@ -11,12 +11,15 @@ from collections.abc import Awaitable, Callable
 from server.errors import NodeError, PhoneUnreachable
 from server.nodes import ProbeReport
 from server.phones.attempts import Attempts, source_of
+from server.phones.registration import plain
 
 Look = Callable[[str, int], Awaitable[ProbeReport]]  # asks /api/version and /api/tags there; raises NodeError
 
 LOOKS = 20  # calls back to one address in a window
 WINDOW_SECONDS = 60.0
 LOOKS_AT_ONCE = 8
+LONGEST_REASON = 300
+_GPU_HINT = "it is found by itself, or listed in the fleet file"
 _HINT = "is Ollama running there, and does the network let its devices talk to each other?"
 
 
@@ -36,8 +39,10 @@ class Lookout:
             async with self._looking:
                 report = await self._look(host, port)
         except NodeError as error:
-            message = f"nothing that speaks Ollama answers at {place} ({error.message})"
-            raise PhoneUnreachable(message, hint=_HINT) from error
+            why = plain(error.message, LONGEST_REASON)  # it may quote what answered, and ends up in terminals
+            raise PhoneUnreachable(f"nothing that speaks Ollama answers at {place} ({why})", hint=_HINT) from error
         if not report.version:
             raise PhoneUnreachable(f"what answers at {place} is no Ollama")
+        if report.gpu_node:  # it tells how much it can do at once, and phones are believed nothing of the kind
+            raise PhoneUnreachable(f"what answers at {place} is a GPU node, and no phone", hint=_GPU_HINT)
         return report

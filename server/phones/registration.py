@@ -30,9 +30,9 @@ class Registration:
     details: Details = field(default_factory=dict)
 
 
-def plain(text: str) -> str:
+def plain(text: str, longest: int = LONGEST_TEXT) -> str:
     """A phone's word as it may stand in a table: printable, short, without space around it."""
-    return "".join(character for character in text if character.isprintable())[:LONGEST_TEXT].strip()
+    return "".join(character for character in text if character.isprintable())[:longest].strip()
 
 
 def joined(specs: Sequence[NodeSpec], phone: Registration, host: str) -> tuple[NodeSpec, ...]:

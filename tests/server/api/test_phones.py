@@ -11,7 +11,8 @@ import pytest
 from server.api.phones import addresses_of, qr_svg
 from server.care import Condition
 from server.errors import LoopbackOnly
-from server.nodes import NodeId
+from server.nodes import NodeId, ProbeReport
+from server.registry import NodeProbed
 from tests.server.api.gateway import ask, gateway, get, post
 from tests.server.phones.stand import ID, Stand
 
@@ -118,6 +119,31 @@ async def test_what_is_no_phone_of_the_file(stand: Stand) -> None:
         assert (await ask(app, "PATCH", f"/api/phones/{ID}", {"name": name})).status == 422
     plain = gateway()  # its node is one that no file lists
     assert (await ask(plain.app, "DELETE", "/api/phones/kitchen")).status == 404
+
+
+async def test_other_nodes_are_none_of_its_business(stand: Stand) -> None:
+    stand.path.write_text('[{"host": "10.0.0.9", "id": "tower", "kind": "relay"}]')
+    stand.fleet_file.reload()
+    app = app_of(stand)
+    assert (await get(app, "/api/phones")).json() == {"phones": []}
+    assert (await ask(app, "DELETE", "/api/phones/tower")).status == 404
+    assert (await post(app, "/api/phones/tower/drain", b"")).status == 404
+    assert [entry["id"] for entry in stand.entries] == ["tower"]
+
+
+async def test_a_phone_does_not_hide_by_calling_itself_something_else(stand: Stand) -> None:
+    await stand.joined()
+    stand.registry.emit(NodeProbed(NodeId(ID), ProbeReport("1", (), slots=9999, gpu_node=True), stand.now))
+    app = app_of(stand)
+    assert [one["id"] for one in (await get(app, "/api/phones")).json()["phones"]] == [ID]
+    assert (await ask(app, "DELETE", f"/api/phones/{ID}")).status == 200
+
+
+async def test_phones_are_listed_while_their_secrets_cannot_be_read(stand: Stand) -> None:
+    await stand.joined()
+    (stand.folder / "phones.secrets.json").write_text("broken")
+    (told,) = (await get(app_of(stand), "/api/phones")).json()["phones"]
+    assert (told["id"], told["joined"]) == (ID, False)
 
 
 def test_the_code_is_a_picture_and_nothing_else() -> None:

@@ -14,6 +14,7 @@ from server.errors import (
     CallerRefused,
     FleetFileUnusable,
     GatewayError,
+    NodeBroken,
     NodeUnknown,
     PhoneUnreachable,
     RequestInvalid,
@@ -79,7 +80,7 @@ async def test_nobody_is_called_but_who_asks_from_the_network(stand: Stand, peer
     await stand.joining.join(token, phone(), HOST)  # the invitation is as good as before
 
 
-@pytest.mark.parametrize("found", [None, ProbeReport("", ())])
+@pytest.mark.parametrize("found", [None, ProbeReport("", ()), ProbeReport("1", (), slots=9999, gpu_node=True)])
 async def test_a_phone_that_does_not_answer_is_not_let_in(stand: Stand, found: ProbeReport | None) -> None:
     stand.there = {(HOST, 11434): found} if found else {}
     token = stand.invited()
@@ -88,6 +89,14 @@ async def test_a_phone_that_does_not_answer_is_not_let_in(stand: Stand, found: P
     assert not stand.path.exists()
     stand.there = {(HOST, 11434): FOUND}
     await stand.joining.join(token, phone(), HOST)
+
+
+async def test_what_answers_there_writes_nothing_into_terminals(stand: Stand) -> None:
+    stand.there = {(HOST, 11434): NodeBroken("answered 500: \x1b[31mred\u202e\n" + "x" * 5000)}
+    with pytest.raises(PhoneUnreachable) as refused:
+        await stand.joining.join(stand.invited(), phone(), HOST)
+    assert refused.value.message.isprintable() and "[31mred" in refused.value.message
+    assert len(refused.value.message) < 500
 
 
 async def test_guessing_is_slowed_down_for_who_guesses(stand: Stand) -> None:
