@@ -3,7 +3,8 @@
 Published, and shown by each kind below at constant load in a room of 25 degrees: a Tensor G3 falls from 196 ms to about
 400 ms a frame within 30 minutes while a Dimensity 900 stays flat (microsoft/MegaDetector#34); a Galaxy S24 Ultra's
 system forces the lowest clock and inference stops (arXiv 2603.23640); a Pixel 6a ran 91 minutes at thermal status 0
-(elizaOS/eliza#11734). Assumed: temperatures, the time constant, and that heat goes with the speed of writing.
+(elizaOS/eliza#11734). Assumed: temperatures, the time constant, and that heat goes with the speed of writing;
+`Assumed` holds what of it a run may vary, to see how much hangs on it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,17 @@ class Kind:
     throttling: Throttling = Throttling()
 
 
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """What nobody has published."""
+
+    heat: float = 1.0  # times the `rise_c` of each kind
+    time_constant_seconds: float = TIME_CONSTANT_SECONDS
+
+
+AS_ASSUMED = Assumed()
+
+
 KINDS: Mapping[str, Kind] = {
     "Snapdragon 8 Gen 3": Kind(27.3, 36.0, Throttling(stops_at=46.0, resumes_at=42.0)),  # speed: llama.cpp#14337
     "Tensor G3": Kind(15.0, 42.0, Throttling(from_c=41.0, until_c=46.0, least_speed=0.45)),  # speed assumed
@@ -51,10 +63,11 @@ class Body:
     room_c: float
     temperature_c: float
     stopped: bool = False
+    assumed: Assumed = AS_ASSUMED
 
     @classmethod
-    def at_rest(cls, kind: Kind, room_c: float) -> Body:
-        return cls(kind, room_c, room_c)
+    def at_rest(cls, kind: Kind, room_c: float, assumed: Assumed = AS_ASSUMED) -> Body:
+        return cls(kind, room_c, room_c, assumed=assumed)
 
     @property
     def speed(self) -> float:
@@ -77,8 +90,8 @@ class Body:
     def live(self, seconds: float, working: bool) -> float:
         """Time passes; the tokens that were written. `seconds` is small beside the time constant."""
         share = self.speed if working else 0.0
-        goal = self.room_c + self.kind.rise_c * share
-        self.temperature_c += (goal - self.temperature_c) * seconds / TIME_CONSTANT_SECONDS
+        goal = self.room_c + self.kind.rise_c * self.assumed.heat * share
+        self.temperature_c += (goal - self.temperature_c) * seconds / self.assumed.time_constant_seconds
         rules = self.kind.throttling
         if self.temperature_c >= rules.stops_at:
             self.stopped = True

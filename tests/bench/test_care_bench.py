@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.care import ANSWER_TOKENS, LOADS, PEAK_ABOVE_HOT_C, fleet_of, promised, simulate
+from bench.care import ANSWER_TOKENS, LOADS, PEAK_ABOVE_HOT_C, VARIED, fleet_of, promised, simulate
 from bench.rig.heat import KINDS, Body
 from server.care import CareLimits
 
@@ -47,6 +47,21 @@ def test_the_status_tells_how_much_is_taken_away() -> None:
     kind = KINDS["Tensor G3"]
     statuses = [Body(kind, ROOM_C, celsius).thermal_status for celsius in (40.0, 41.5, 45.0)]
     assert statuses == [0, 2, 3]
+
+
+def test_what_is_assumed_can_be_varied() -> None:
+    """Everything but its heat and haste stays as published."""
+    peaks = {}
+    for name, assumed in VARIED.items():
+        body = Body.at_rest(KINDS["Tensor G1"], ROOM_C, assumed)
+        for _ in range(600):
+            body.live(1.0, working=True)
+        peaks[name] = body.temperature_c
+    usual = Body.at_rest(KINDS["Tensor G1"], ROOM_C)
+    for _ in range(600):
+        usual.live(1.0, working=True)
+    assert peaks["a quarter less heat"] < usual.temperature_c < peaks["a quarter more heat"]
+    assert peaks["warm in twice the time"] < usual.temperature_c < peaks["warm in half the time"]
 
 
 def test_a_run_is_the_same_each_time_and_care_keeps_phones_cool() -> None:

@@ -79,3 +79,27 @@ async def test_a_fleet_that_can_bear_no_work_says_so() -> None:
         (error,) = await results(started(hall.visit("1")))
         assert hall.events == ["1 no_nodes 3"]
         assert "1 too hot or low on battery" in str(error)
+
+
+@on_clock_loop
+async def test_who_waits_for_the_only_phone_is_served_though_it_begins_to_rest() -> None:
+    async with hall_with("a") as hall:
+        tasks = started(hall.visit("1", 10.0), hall.visit("2", 1.0))
+        await asyncio.sleep(2.0)
+        tell(hall, "a", 45.0)
+        assert await results(tasks) == ["a", "a"]
+        assert hall.events == ["1 a 0", "2 a 10"]
+
+
+@on_clock_loop
+async def test_an_answer_runs_to_its_end_at_a_phone_that_bears_no_more_and_who_waits_is_told() -> None:
+    async with hall_with("a", limits=SeatingLimits(no_node_seconds=3.0)) as hall:
+        tasks = started(hall.visit("1", 10.0), hall.visit("2", 1.0))
+        await asyncio.sleep(2.0)
+        tell(hall, "a", 55.0)
+        served, refused = await results(tasks)
+        assert served == "a" and "too hot" in str(refused)
+        assert hall.events == ["1 a 0", "2 no_nodes 5"]
+        assert hall.load("a").in_flight == 0
+        tell(hall, "a", 30.0)
+        assert await results(started(hall.visit("3", 1.0))) == ["a"]
