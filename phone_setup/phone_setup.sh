@@ -224,6 +224,11 @@ check_arguments() {
     if [ "$token" = - ]; then IFS= read -r token <&9 || fail "No token could be read."; fi
     [ -z "$token" ] || [ -n "$gateway" ] || fail "--token needs the gateway that gave it: --gateway URL."
     [[ $token =~ ^[A-Za-z0-9._~-]*$ ]] || fail "The token is not one that a gateway gives."
+    if [ "$reach" = usb ]; then
+        [ -z "$token" ] || fail "A phone for a cable joins by the cable and not over the network; leave out --usb, or take" \
+            "the script without the invitation: curl -fsSLO '$gateway/join' && bash join --usb"
+        gateway=""
+    fi
     [ -z "$gateway" ] || [ -n "$token" ] || has_joined ||
         fail "--gateway needs the token of an invitation, which 'potluck phones invite' shows there: --token TOKEN."
     [ -z "$gateway" ] || [[ $gateway =~ ^https?://[^[:space:]\"\'\\]+$ ]] ||
@@ -231,7 +236,8 @@ check_arguments() {
     if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || [ "$port" -lt 1024 ] || [ "$port" -gt 65535 ]; then
         fail "--port needs a number from 1024 to 65535, not '$port'."
     fi
-    [ -z "$model" ] || [[ $model =~ ^[A-Za-z0-9][A-Za-z0-9._:/-]*$ ]] || fail "'$model' is not the name of a model."
+    [ -z "$model" ] || { [[ $model =~ ^[A-Za-z0-9][A-Za-z0-9._:/-]*$ ]] && [[ $model != *..* ]]; } ||
+        fail "'${model//[$'\n\r']/ }' is not the name of a model."
     [ -z "$model_file" ] || [ -e "$model_file" ] || fail "$(missing_file_words "$model_file")"
 }
 
@@ -415,7 +421,7 @@ download_mb() {
     }
     case ${1,,} in
         *fp16* | *[:-]f16* | *bf16* | smollm2:135m | smollm2:360m) printf '%s' "$((millions * 2))" ;;
-        *q8_0*) printf '%s' "$((millions * 11 / 10))" ;;
+        *q8_0* | llama3.2:1b | smollm2 | smollm2:latest | smollm2:1.7b | gemma3:270m) printf '%s' "$((millions * 11 / 10))" ;;
         *) printf '%s' "$((millions * 66 / 100 + 60))" ;;
     esac
 }
@@ -453,6 +459,7 @@ check_space() {
     local wanted free
     wanted=$(($1 + $1 / 10 + 200))
     has ollama || wanted=$((wanted + 300))
+    if [ "$bench" = yes ]; then wanted=$((wanted + $1)); fi
     if { [ "$mode" = proot ] || [ "$bench" = yes ]; } && ! has_debian; then wanted=$((wanted + 3500)); fi
     free=$(free_mb) || return 0
     [ "$free" -ge "$wanted" ] ||
@@ -485,10 +492,13 @@ kind_of() {
 # own_name PATH: what a side-loaded model is called when nobody names it.
 own_name() {
     local base
-    base=$(basename "$1")
+    base=${1%/}
+    base=${base##*/}
     base=${base,,}
     base=${base%.gguf}
-    printf '%s' "${base//[^a-z0-9._-]/-}"
+    base=${base//[^a-z0-9._-]/-}
+    base=${base#"${base%%[a-z0-9]*}"} # names begin with a letter or figure
+    printf '%s' "${base:-model}"
 }
 
 # The manifest of MODEL within a store; names without a host are of Ollama's library.
@@ -524,19 +534,19 @@ is_wanted() {
     fi
 }
 
-# Side-loaded models that fit what was asked for, one path a line.
+# Side-loaded models that fit what was asked for: paths, each ended by a NUL, since names may hold all else.
 find_side_loaded() {
     local folder path
     models_folders | sort -u | while IFS= read -r folder; do
         for path in "$folder" "$folder"/*; do
-            if [ -n "$(kind_of "$path")" ] && is_wanted "$path"; then say "$path"; fi
+            if [ -n "$(kind_of "$path")" ] && is_wanted "$path"; then printf '%s\0' "$path"; fi
         done
     done
 }
 
 choose_side_loaded() {
     local found=()
-    mapfile -t found < <(find_side_loaded)
+    mapfile -d '' -t found < <(find_side_loaded)
     if [ "${#found[@]}" -eq 1 ] || { [ "${#found[@]}" -gt 1 ] && [ -n "$model" ]; }; then
         model_file=${found[0]}
     elif [ "${#found[@]}" -gt 1 ]; then
@@ -558,14 +568,19 @@ name_from_store() {
 
 # Afterwards model, model_file and source_kind say what is brought from where.
 choose_model() {
+    local given
     [ -n "$model_file" ] || choose_side_loaded
     if [ -n "$model_file" ]; then
-        model_file=$(cd "$(dirname "$model_file")" && pwd)/$(basename "$model_file")
+        [[ $model_file != *$'\n'* ]] || fail "The name of that model's file has a line break in it; rename it."
+        given=$model_file
+        model_file=$(realpath -- "$model_file") || fail "$given cannot be read."
+        [[ $mode != proot || ${model_file%/*} != *:* ]] ||
+            fail "Debian cannot be shown a folder with a colon in its name; move $model_file elsewhere."
         source_kind=$(kind_of "$model_file")
         [ -n "$source_kind" ] || fail "$model_file is neither a GGUF file, nor a folder of safetensors with its" \
             "config.json, nor an Ollama store with blobs and manifests."
         if [ "$source_kind" = store ]; then name_from_store; fi
-        model=${model:-$(own_name "$model_file")}
+        model=${model:-$(own_name "$given")}
         say "Model: $model, from $model_file"
         return 0
     fi
@@ -637,9 +652,21 @@ is_model_here() {
 
 # --- Bringing the programs ----------------------------------------------------------------------------------------
 
+# record WORDS: what is about to be brought, told before it is, so that a run that is killed can be taken away as well:
+# store, package NAME, model NAME, boot-folder in Termux; debian, debian-store, debian-ollama, debian-package NAME,
+# debian-model NAME. What was there before is never recorded.
 record() {
     if grep -qxF "$*" "$RECORD" 2>/dev/null; then return 0; fi
     { printf '%s\n' "$*" >>"$RECORD"; } 2>/dev/null || fail_full
+}
+
+is_recorded() { grep -qxF "$*" "$RECORD" 2>/dev/null; }
+
+# recorded KIND: the names of that kind, one a line.
+recorded() { sed -n "s/^$1 //p" "$RECORD" 2>/dev/null; }
+
+forget() {
+    { grep -vxF "$*" "$RECORD" || true; } | write_file "$RECORD" 600
 }
 
 fail_full() { fail "Nothing can be written to $FOLDER; is the phone's storage full?"; }
@@ -679,14 +706,17 @@ install_packages() {
     done
 }
 
-# in_debian [--bind FOLDER] SCRIPT [ARGUMENTS...]: a bash script inside Debian, as its root. stdin is passed on.
+# in_debian [--bind FOLDER] SCRIPT [ARGUMENTS...]: a bash script inside Debian, as its root. stdin is passed on. Termux's
+# own programs are in Debian's PATH as well, where they would be taken for Debian's: off it.
+# shellcheck disable=SC2016
 in_debian() {
-    local options=()
+    local options=() own_path
     if [ "$1" = --bind ]; then
         options=(--bind "$2:$2")
         shift 2
     fi
-    proot-distro login "${options[@]}" debian -- bash -c "$1" set-up "${@:2}"
+    printf -v own_path 'termux=%q PATH=:$PATH:\nPATH=${PATH//":$termux:"/:} PATH=${PATH#:} PATH=${PATH%%:}\n' "$PREFIX/bin"
+    proot-distro login "${options[@]}" debian -- bash -c "$own_path$1" set-up "${@:2}"
 }
 
 has_debian() { has proot-distro && in_debian true </dev/null >/dev/null 2>&1; }
@@ -695,10 +725,17 @@ has_debian() { has proot-distro && in_debian true </dev/null >/dev/null 2>&1; }
 # shellcheck disable=SC2016 # the variables are those of the shell inside
 debian_has() { in_debian '[ -f "$HOME/.ollama/models/$1" ]' "$1" </dev/null; }
 
+# A half of Debian that an earlier run left behind is taken away first; one that is not ours never.
 install_debian() {
     if has_debian; then
         say "    it is there"
         return 0
+    fi
+    if is_recorded debian; then
+        proot-distro remove debian </dev/null >/dev/null 2>&1 || true
+    elif compgen -G "$PREFIX/var/lib/proot-distro/*/debian" >/dev/null; then
+        fail "There is a Debian that this script did not bring and that does not start; remove it (proot-distro remove" \
+            "debian), or run without --proot."
     fi
     record debian
     proot-distro install debian </dev/null ||
@@ -706,19 +743,44 @@ install_debian() {
 }
 
 # shellcheck disable=SC2016
-install_ollama_in_debian() {
-    if in_debian 'command -v ollama && command -v curl && command -v tmux' </dev/null >/dev/null 2>&1; then
-        say "    it is there"
-        return 0
-    fi
+missing_in_debian() {
+    in_debian 'for package in ca-certificates curl tmux zstd; do
+        [[ $(dpkg-query -W -f "\${Status}" "$package" 2>/dev/null) == *"ok installed" ]] || echo "$package"
+    done' </dev/null
+}
+
+# shellcheck disable=SC2016
+install_debian_packages() {
+    local wanted=() package
+    mapfile -t wanted < <(missing_in_debian)
+    if [ "${#wanted[@]}" -eq 0 ]; then return 0; fi
+    for package in "${wanted[@]}"; do record "debian-package $package"; done
     in_debian 'export DEBIAN_FRONTEND=noninteractive
-        apt-get update -q && apt-get install -q -y --no-install-recommends ca-certificates curl tmux zstd' </dev/null ||
+        apt-get update -q && apt-get install -q -y --no-install-recommends "$@"' "${wanted[@]}" </dev/null ||
         fail "Debian could not install its packages; check the network and start again."
-    record debian-ollama
+}
+
+has_archive() { compgen -G "$FOLDER/ollama-linux-*" >/dev/null; }
+
+# An archive that is still there was not unpacked to its end.
+# shellcheck disable=SC2016
+install_ollama_in_debian() {
+    local words
+    install_debian_packages
+    if ! has_archive; then
+        if in_debian 'command -v ollama' </dev/null >/dev/null 2>&1; then
+            say "    it is there"
+            return 0
+        fi
+        if ! is_recorded debian-ollama && ! in_debian '[ -e ~/.ollama ]' </dev/null; then record debian-store; fi
+        record debian-ollama
+    fi
     fetch_ollama
     # The libraries for graphics cards are most of the archive and of no use to a phone.
-    in_debian 'tar -C /usr/local -x -f - --"$1" --no-same-owner --exclude="*/ollama/cuda*" --exclude="*/ollama/mlx*"' \
-        "$compression" <"$archive" || {
+    words=$(in_debian 'tar -C /usr/local -x -f - --"$1" --no-same-owner --exclude="*/ollama/cuda*" --exclude="*/ollama/mlx*"' \
+        "$compression" <"$archive" 2>&1) || {
+        [[ $words != *"No space left"* ]] || fail "The phone's storage ran full while Ollama was unpacked; make room and" \
+            "start again."
         rm -f "$archive"
         fail "The downloaded archive of Ollama is broken and was removed; run the same command again."
     }
@@ -726,7 +788,7 @@ install_ollama_in_debian() {
 }
 
 # Leaves the name of the archive in `archive` and how it is packed in `compression`. A part that is there is gone on
-# with; older releases are packed with gzip.
+# with (416: there is nothing more to come); older releases are packed with gzip.
 archive="" compression=""
 fetch_ollama() {
     local suffix url attempt code
@@ -737,7 +799,9 @@ fetch_ollama() {
         code=$(curl -sSL -o /dev/null --head --write-out '%{http_code}' "$url" 2>/dev/null) || code=000
         if [ "$code" = 404 ]; then continue; fi
         for attempt in 1 2 3 4 5; do
-            if curl -fL -C - --connect-timeout 15 --speed-limit 100 --speed-time 60 -o "$archive" "$url"; then return 0; fi
+            code=$(curl -fL -C - --connect-timeout 15 --speed-limit 100 --speed-time 60 --write-out '%{http_code}' \
+                -o "$archive" "$url") && return 0
+            if [ "$code" = 416 ]; then return 0; fi
             say "    the download broke off (try $attempt of 5); it goes on where it stopped"
             sleep "$RETRY_SECONDS"
         done
@@ -781,7 +845,9 @@ serve() {
     exec >>"$HERE/ollama.log" 2>&1 # stdin stays: tmux ends a session whose terminal nobody holds any more
     if command -v termux-wake-lock >/dev/null 2>&1; then termux-wake-lock || true; fi
     printf '%s\n' "$$" >"$HERE/server.pid"
-    if [ -f "$HERE/phone_token" ]; then "$HERE/report.sh" "$$" >>"$HERE/report.log" 2>&1 & fi
+    # A phone for a cable is followed by adb.
+    if [ "$HOST" != 127.0.0.1 ] && [ -s "$HERE/phone_token" ]; then "$HERE/report.sh" "$$" >"$HERE/report.log" 2>&1 & fi
+    unset OLLAMA_MODELS # the models are where this set-up brings them: in ~/.ollama/models
     # One request at a time: phones are limited by memory bandwidth, and a second context costs RAM.
     export OLLAMA_HOST="$HOST:$PORT" OLLAMA_NUM_PARALLEL=1 OLLAMA_MAX_LOADED_MODELS=1 OLLAMA_KEEP_ALIVE=1h
     # At its start Ollama throws half-loaded downloads away; not before the model is complete.
@@ -896,6 +962,7 @@ report_text() {
     cat <<'TEXT'
 #!/usr/bin/env bash
 # report.sh PID: tells the gateway this phone's address and battery for as long as the server with that number lives.
+# One at a time: the newest goes on, older ones end by themselves.
 # The phone's own token goes to that gateway only, and by stdin.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -918,14 +985,31 @@ post() {
             "$GATEWAY/api/phones/$1" || true
 }
 
-# The phone was removed at the gateway: nothing more to tell.
-leave_if_refused() {
+# heed STATUS: what an answer means for the next rounds. A phone that was removed there is told so by 401, and ends when it
+# was told three times: once may come from whoever else has that address in another Wi-Fi. Every other trouble passes.
+refusals=0 failures=0
+heed() {
     case $1 in
-        401 | 403 | 404 | 410)
-            echo "The gateway does not know this phone any more ($1)."
-            exit 0
+        2*) refusals=0 failures=0 ;;
+        401 | 410)
+            refusals=$((refusals + 1))
+            if [ "$refusals" -ge 3 ]; then
+                echo "The gateway does not know this phone any more ($1)."
+                exit 0
+            fi
             ;;
+        *) failures=$((failures + 1)) ;;
     esac
+}
+
+# Twice as long after every failure, up to eight pauses: a gateway that comes back is not met by all its phones at once.
+rest() {
+    local pauses=1
+    if [ "$failures" -gt 0 ]; then pauses=$((1 << (failures < 3 ? failures : 3))); fi
+    while [ "$pauses" -gt 0 ] && is_running "$SERVER" && is_newest; do
+        sleep "$PAUSE"
+        pauses=$((pauses - 1))
+    done
 }
 
 # How well the Wi-Fi is received, and nothing else of what that command tells.
@@ -955,23 +1039,22 @@ is_newest() { [ "$(cat "$HERE/report.pid" 2>/dev/null)" = "$$" ]; }
 rounds=0
 while is_running "$SERVER" && is_newest; do
     if [ $((rounds % 10)) -eq 0 ]; then
-        status=$(post join "$(cat "$HERE/join.json")")
-        leave_if_refused "$status"
+        heed "$(post join "$(cat "$HERE/join.json")")"
     fi
-    if body=$(battery); then
-        status=$(post report "$body")
-        leave_if_refused "$status"
-    fi
-    # Without an answer the next round renews the address as well.
-    if [ "${status:-000}" = 000 ]; then rounds=0; else rounds=$((rounds + 1)); fi
-    sleep "$PAUSE"
+    if [ "$failures" -eq 0 ] && body=$(battery); then heed "$(post report "$body")"; fi
+    # After a failure, or a refusal, the next round renews the address as well.
+    if [ $((failures + refusals)) -gt 0 ]; then rounds=0; else rounds=$((rounds + 1)); fi
+    rest
 done
 TEXT
 }
 
 # write_file PATH MODE: from stdin, whole or not at all.
 write_file() {
-    { cat >"$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"; } 2>/dev/null || fail_full
+    (umask 077 && cat >"$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1") 2>/dev/null || {
+        rm -f "$1.new"
+        fail_full
+    }
 }
 
 # The settings that every script reads. settings_text MODE
@@ -1011,10 +1094,11 @@ stop_server() {
     if [ -f "$FOLDER/settings" ] && [ -x "$FOLDER/stop_ollama.sh" ]; then "$FOLDER/stop_ollama.sh" >/dev/null || true; fi
 }
 
+# The number may have gone to another program since, after a reboot above all.
 is_server_ours() {
     local pid
-    pid=$(cat "$FOLDER/server.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] && [ -r "/proc/$pid/cmdline" ] &&
-        IFS= read -r -d '' _ <"/proc/$pid/cmdline"
+    pid=$(cat "$FOLDER/server.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] &&
+        { tr '\0' ' ' <"/proc/$pid/cmdline" | grep -Eq 'ollama|proot'; } 2>/dev/null
 }
 
 # Somebody else's Ollama may listen on loopback only or belong to another set-up: it is neither used nor ended.
@@ -1042,8 +1126,9 @@ mark_pulling() {
 }
 
 unmark_pulling() {
-    rm -f "$FOLDER/pulling"
+    [ -e "$FOLDER/pulling" ] || return 0
     if [ "$mode" = proot ]; then in_debian 'rm -f ~/mobile-llm/pulling' </dev/null || true; fi
+    rm -f "$FOLDER/pulling"
 }
 
 is_model_listed() {
@@ -1117,48 +1202,89 @@ create_model() {
 }
 
 # copy_store FROM TO MANIFEST: the blobs that the manifest names, each checked, the manifest last. Text of a bash
-# program, because it runs inside Debian under --proot; also goes on after a copy that broke off.
+# program, because it runs inside Debian as well; goes on after a copy that broke off. Ends with 3 where the disk is full.
 copy_store_text() {
     cat <<'TEXT'
 set -euo pipefail
-from=$1 to=${2:-$HOME/.ollama/models} manifest=$3
-mkdir -p "$to/blobs" "$to/$(dirname "$manifest")"
+from=${1:-$HOME/.ollama/models} to=${2:-$HOME/.ollama/models} manifest=$3
+copy() {
+    cp "$1" "$2.new" && return 0
+    rm -f "$2.new"
+    [ "$(df -Pk "$to" | sed -n '2s/.* \([0-9]*\) *[0-9]*%.*/\1/p')" -gt 1024 ] || exit 3
+    exit 1
+}
+mkdir -p "$to/blobs" "$to/$(dirname "$manifest")" || exit 3
 for blob in $(grep -o 'sha256:[0-9a-f]\{64\}' "$from/$manifest" | sort -u | sed 's/^sha256:/sha256-/'); do
     if [ -f "$to/blobs/$blob" ]; then continue; fi
-    cp "$from/blobs/$blob" "$to/blobs/copy-$blob"
-    printf '%s  %s\n' "${blob#sha256-}" "$to/blobs/copy-$blob" | sha256sum -c - >/dev/null 2>&1 || {
-        rm -f "$to/blobs/copy-$blob"
+    copy "$from/blobs/$blob" "$to/blobs/$blob"
+    printf '%s  %s\n' "${blob#sha256-}" "$to/blobs/$blob.new" | sha256sum -c - >/dev/null 2>&1 || {
+        rm -f "$to/blobs/$blob.new"
         echo "$blob is damaged" >&2
         exit 1
     }
-    mv -f "$to/blobs/copy-$blob" "$to/blobs/$blob"
+    mv -f "$to/blobs/$blob.new" "$to/blobs/$blob"
 done
-cp "$from/$manifest" "$to/$manifest.new"
+copy "$from/$manifest" "$to/$manifest"
 mv -f "$to/$manifest.new" "$to/$manifest"
 TEXT
 }
 
+# copy_store FROM: out of a store that somebody copied to the phone.
 copy_store() {
-    local manifest
+    local manifest code=0
     manifest=$(manifest_path "$model")
     if [ "$mode" = proot ]; then
-        in_debian --bind "$model_file" "$(copy_store_text)" "$model_file" "" "$manifest" </dev/null
+        in_debian --bind "$1" "$(copy_store_text)" "$1" "" "$manifest" </dev/null || code=$?
     else
-        bash -c "$(copy_store_text)" copy "$model_file" "$HOME/.ollama/models" "$manifest" </dev/null
-    fi || fail "The Ollama store could not be copied from $model_file; copy it to the phone again, whole."
+        bash -c "$(copy_store_text)" copy "$1" "" "$manifest" </dev/null || code=$?
+    fi
+    [ "$code" -ne 3 ] || fail "The phone's storage ran full while $model was copied; make room and start again."
+    [ "$code" -eq 0 ] || fail "The Ollama store could not be copied from $1; copy it to the phone again, whole."
+}
+
+# What the other way of running it has is copied, not brought twice. False if it has nothing.
+carry_over() {
+    local manifest own="$HOME/.ollama/models"
+    manifest=$(manifest_path "$model")
+    if [ "$mode" = proot ]; then
+        [ -f "$own/$manifest" ] || return 1
+        copy_store "$own"
+    else
+        has_debian && debian_has "$manifest" || return 1
+        mkdir -p "$own" || fail_full
+        in_debian --bind "$own" "$(copy_store_text)" "" "$own" "$manifest" </dev/null ||
+            fail "The model could not be copied out of Debian; is the phone's storage full?"
+    fi
+}
+
+# drop_model_text STORE MANIFEST: a model's manifest, and the blobs that no other one names. Needs no server.
+drop_model_text() {
+    cat <<'TEXT'
+set -euo pipefail
+store=${1:-$HOME/.ollama/models} manifest=$2
+[ -f "$store/$manifest" ] || exit 0
+blobs=$(grep -o 'sha256:[0-9a-f]\{64\}' "$store/$manifest" | sort -u) || blobs=""
+rm -f "$store/$manifest"
+for blob in $blobs; do
+    grep -rqF "$blob" "$store/manifests" || rm -f "$store/blobs/sha256-${blob#sha256:}"
+done
+TEXT
 }
 
 provide_model() {
     if is_model_listed; then
         say "    $model is there"
+        unmark_pulling
         return 0
     fi
-    record "model $model"
-    case $source_kind in
-        pull) pull_model ;;
-        store) copy_store ;;
-        *) create_model ;;
-    esac
+    if [ "$mode" = proot ]; then record "debian-model $model"; else record "model $model"; fi
+    if ! carry_over; then
+        case $source_kind in
+            pull) pull_model ;;
+            store) copy_store "$model_file" ;;
+            *) create_model ;;
+        esac
+    fi
     is_model_listed || fail "Ollama does not list $model although it was brought; see $FOLDER/ollama.log."
 }
 
@@ -1193,7 +1319,6 @@ set_up_mode() {
         act "install Ollama in Debian" install_ollama_in_debian
     fi
     act "write start_ollama.sh, stop_ollama.sh, status.sh and report.sh" write_scripts
-    if [ "$dry_run" = no ]; then check_port; fi
     act "start Ollama on $(listening_words)" start_server
     act "bring the model $model ($source_kind)" provide_model
     act "warm $model up and measure its speed" warm_up
@@ -1203,18 +1328,6 @@ listening_words() {
     if [ "$reach" = usb ]; then printf '127.0.0.1:%s' "$port"; else printf '0.0.0.0:%s' "$port"; fi
 }
 
-# Between Termux and Debian the store is moved, not copied: both are the same file system.
-# shellcheck disable=SC2016
-move_store() { # into | out
-    mkdir -p "$HOME/.ollama"
-    in_debian --bind "$HOME/.ollama" 'from=$1/models to=~/.ollama/models
-        if [ "$2" = out ]; then from=~/.ollama/models to=$1/models; fi
-        [ -d "$from" ] || exit 0
-        mkdir -p "$(dirname "$to")"
-        if [ -d "$to" ]; then cp -R "$from/." "$to/" && rm -rf "$from"; else mv "$from" "$to"; fi' \
-        "$HOME/.ollama" "$1" </dev/null || fail "The model could not be moved between Termux and Debian."
-}
-
 measure_both() {
     local native
     mode=native
@@ -1222,10 +1335,6 @@ measure_both() {
     native=$speed
     act "stop it, to try Debian" stop_server
     mode=proot
-    if [ "$dry_run" = no ]; then
-        install_packages && install_debian
-        move_store into
-    fi
     set_up_mode
     if [ "$dry_run" = yes ]; then
         say "Would keep the faster of the two."
@@ -1234,6 +1343,7 @@ measure_both() {
     say "Native $(speed_words "$native") tokens/s, Debian $(speed_words "$speed") tokens/s."
     if [ "$speed" -gt "$native" ]; then
         say "Debian is faster and stays."
+        act "take Termux's own Ollama away again" remove_native
         return 0
     fi
     say "Native is as fast or faster and stays."
@@ -1241,14 +1351,9 @@ measure_both() {
     speed=$native
 }
 
-# shellcheck disable=SC2016
 keep_native() {
     stop_server
-    move_store out
-    in_debian 'rm -rf ~/mobile-llm' </dev/null || true
-    if grep -qx debian "$RECORD"; then
-        proot-distro remove debian </dev/null >/dev/null && sed -i '/^debian/d' "$RECORD"
-    fi
+    remove_from_debian
     mode=native
     write_scripts
     start_server
@@ -1257,7 +1362,7 @@ keep_native() {
 # --- Starting by itself -------------------------------------------------------------------------------------------
 
 has_boot_app() {
-    [ -d "$(dirname "$BOOT_SCRIPT")" ] || { has pm && [[ $(pm path com.termux.boot 2>/dev/null) == package:* ]]; }
+    [ -d "${BOOT_SCRIPT%/*}" ] || { has pm && [[ $(pm path com.termux.boot 2>/dev/null) == package:* ]]; }
 }
 
 has_services() { has sv-enable && [ -d "$PREFIX/var/service" ]; }
@@ -1271,7 +1376,10 @@ install_service() {
 }
 
 install_boot_script() {
-    mkdir -p "$(dirname "$BOOT_SCRIPT")"
+    if [ ! -d "${BOOT_SCRIPT%/*}" ]; then
+        record boot-folder
+        mkdir -p "${BOOT_SCRIPT%/*}"
+    fi
     # In the foreground: what forks away may be ended together with the boot script.
     if has_services; then
         # shellcheck disable=SC2016
@@ -1312,14 +1420,13 @@ member() { printf '"%s":"%s"' "$1" "$(json_escape "$2")"; }
 
 # What the gateway learns of this phone, but for the token. The address is no part of it: the gateway sees that itself.
 join_body() {
-    local how=$mode product
-    if [ "$reach" = usb ]; then how=usb; fi
+    local product
     product=$(property ro.product.model)
     printf '{%s,%s,"port":%s,%s,"ram_bytes":%s,%s,%s,%s,%s,%s,"tokens_per_second":%s}' \
         "$(member id "$(phone_id)")" "$(member name "${name:-${product:-phone}}")" "$port" "$(member chip "$(chip)")" \
         "$(($(ram_mb) * 1048576))" "$(member android "$(property ro.build.version.release)")" \
         "$(member termux "${TERMUX_VERSION:-}")" "$(member ollama "$(ollama_version || true)")" \
-        "$(member mode "$how")" "$(member model "$model")" "$(speed_words "$speed")"
+        "$(member mode "$mode")" "$(member model "$model")" "$(speed_words "$speed")"
 }
 
 # A phone that was here before shows its own token; a new one the invitation's. Prints as post_json does.
@@ -1422,36 +1529,57 @@ say_result() {
 # --- Uninstalling -------------------------------------------------------------------------------------------------
 
 remove_service_and_boot() {
-    rm -rf "${PREFIX:?}/var/service/$SESSION"
+    rm -rf "${PREFIX:?}/var/service/$SESSION" "${PREFIX:?}/var/log/sv/$SESSION"
     rm -f "$BOOT_SCRIPT"
-    rmdir "$(dirname "$BOOT_SCRIPT")" 2>/dev/null || true
-}
-
-remove_models() {
-    local word rest
-    if grep -qx store "$RECORD"; then return 0; fi # the whole store goes
-    if ! is_answering; then "$FOLDER/start_ollama.sh" >/dev/null 2>&1 || true; fi
-    while read -r word rest; do
-        if [ "$word" = model ] && is_answering; then
-            curl -s -o /dev/null --max-time 30 -X DELETE -d "{\"model\":\"$(json_escape "$rest")\"}" "$(api delete)" || true
-        fi
-    done <"$RECORD"
+    if is_recorded boot-folder; then rmdir "${BOOT_SCRIPT%/*}" 2>/dev/null || true; fi
 }
 
 # What was there before the first set-up stays: a Debian, packages, other models.
-remove_brought() {
-    local packages=()
-    if grep -qx debian "$RECORD"; then
-        proot-distro remove debian </dev/null || true
+remove_native() {
+    local one
+    if is_recorded store; then
+        rm -rf "$HOME/.ollama"
+    else
+        while IFS= read -r one; do
+            bash -c "$(drop_model_text)" drop "" "$(manifest_path "$one")" </dev/null
+        done < <(recorded model)
+    fi
+    if is_recorded "package ollama"; then remove_package ollama; fi
+    while IFS= read -r one; do forget "model $one"; done < <(recorded model)
+}
+
+remove_package() {
+    if pkg uninstall -y "$1" </dev/null; then forget "package $1"; else note "Termux could not remove its package $1."; fi
+}
+
+# shellcheck disable=SC2016
+remove_from_debian() {
+    local one packages=()
+    if is_recorded debian; then
+        proot-distro remove debian </dev/null || note "Debian could not be removed: proot-distro remove debian"
     elif has_debian; then
         in_debian 'rm -rf ~/mobile-llm' </dev/null || true
-        if grep -qx debian-ollama "$RECORD"; then
-            in_debian 'rm -rf ~/.ollama /usr/local/bin/ollama /usr/local/lib/ollama' </dev/null || true
+        while IFS= read -r one; do
+            in_debian "$(drop_model_text)" "" "$(manifest_path "$one")" </dev/null || note "$one could not be removed."
+        done < <(recorded debian-model)
+        if is_recorded debian-store; then in_debian 'rm -rf ~/.ollama' </dev/null || true; fi
+        if is_recorded debian-ollama; then
+            in_debian 'rm -rf /usr/local/bin/ollama /usr/local/lib/ollama' </dev/null || true
+        fi
+        mapfile -t packages < <(recorded debian-package)
+        if [ "${#packages[@]}" -gt 0 ]; then
+            in_debian 'DEBIAN_FRONTEND=noninteractive apt-get purge -q -y "$@"' "${packages[@]}" </dev/null ||
+                note "Debian could not remove its packages ${packages[*]}."
         fi
     fi
-    if grep -qx store "$RECORD"; then rm -rf "$HOME/.ollama"; fi
-    mapfile -t packages < <(sed -n 's/^package //p' "$RECORD")
-    if [ "${#packages[@]}" -gt 0 ]; then pkg uninstall -y "${packages[@]}" || true; fi
+    { grep -v '^debian' "$RECORD" || true; } | write_file "$RECORD" 600
+}
+
+remove_packages() {
+    local package
+    # The images that it keeps beside what it installs.
+    if is_recorded "package proot-distro"; then proot-distro clear-cache </dev/null >/dev/null 2>&1 || true; fi
+    while IFS= read -r package; do remove_package "$package"; done < <(recorded package)
 }
 
 uninstall() {
@@ -1461,12 +1589,14 @@ uninstall() {
     fi
     if [ ! -e "$RECORD" ] && [ "$dry_run" = no ]; then : >"$RECORD"; fi
     say "Brought by this script: $(tr '\n' ',' <"$RECORD" 2>/dev/null | sed 's/,$//; s/,/, /g')"
-    act "remove the models that this script brought" remove_models
     act "stop Ollama" stop_server
     act "remove the service and the start script" remove_service_and_boot
-    act "remove packages and Debian as far as this script brought them" remove_brought
+    act "remove what this script brought into Debian" remove_from_debian
+    act "remove the models and Ollama as far as this script brought them" remove_native
+    act "remove the other packages that this script brought" remove_packages
     act "remove $FOLDER" rm -rf "$FOLDER"
-    [ "$dry_run" = yes ] || say "Everything is removed. At the gateway: potluck phones remove NAME."
+    [ "$dry_run" = yes ] || say "Everything is removed (what packages had brought with them goes with: apt autoremove)." \
+        "At the gateway: potluck phones remove NAME."
 }
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1479,6 +1609,7 @@ check_everything() {
     if [ "$reach" = wifi ]; then say_battery_hint; fi
     choose_model
     check_room
+    check_port
 }
 
 main() {

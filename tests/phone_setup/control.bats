@@ -44,6 +44,7 @@ load termux
     # This gateway answers every path; as a phone's Ollama it has no version.
     fails_with "Port $PORT is taken by a program that is not Ollama"
     [ ! -e "$FAKE/serves" ]
+    [ ! -e "$HOME/mobile-llm" ]
 }
 
 @test "an Ollama of somebody else is neither used nor ended" {
@@ -51,6 +52,28 @@ load termux
     set_up qwen2.5:0.5b
     fails_with "An Ollama that this script did not start"
     answers version
+}
+
+@test "after a reboot the number of the server is another program's: neither taken for it nor ended" {
+    set_up qwen2.5:0.5b
+    went_well
+    "$HOME/mobile-llm/stop_ollama.sh"
+    sleep 60 3>&- &
+    other=$!
+    echo "$other" | tee "$HOME/mobile-llm/server.pid" >"$HOME/mobile-llm/report.pid"
+    serve_beside ollama "$PORT"
+    set_up
+    fails_with "An Ollama that this script did not start"
+    "$HOME/mobile-llm/stop_ollama.sh"
+    is_running "$other"
+    kill "$other"
+}
+
+@test "the models are where they are told to be, whatever else the shell says" {
+    OLLAMA_MODELS="$HOME/elsewhere" set_up qwen2.5:0.5b
+    went_well
+    [ -e "$HOME/.ollama/models/manifests/registry.ollama.ai/library/qwen2.5/0.5b" ]
+    [ ! -e "$HOME/elsewhere" ]
 }
 
 @test "a start script that finds the port taken" {

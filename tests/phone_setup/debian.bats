@@ -54,6 +54,85 @@ with_downloads() {
     called "--gzip"
 }
 
+@test "a download that was whole when the run was killed is unpacked by the next one" {
+    with_downloads
+    echo "tar -C" >"$FAKE/kill_at"
+    set_up qwen2.5:0.5b --proot
+    [ "$status" -ne 0 ]
+    [ -s "$HOME/mobile-llm/ollama-linux-arm64.tar.zst" ]
+    set_up
+    went_well
+    cat "$FAKE/downloads.log" "$FAKE/calls"; echo "$output"
+    [ "$(tr '\n' ' ' <"$FAKE/downloads.log")" = "from 0 from 800 " ]
+    [ ! -e "$HOME/mobile-llm/ollama-linux-arm64.tar.zst" ]
+    answers version
+}
+
+@test "a phone that runs full while Ollama is unpacked keeps the download" {
+    with_downloads
+    touch "$FAKE/tar_full"
+    set_up qwen2.5:0.5b --proot
+    fails_with "storage ran full while Ollama was unpacked"
+    set_up
+    went_well
+    [ "$(head -n 1 "$FAKE/downloads.log")" = "from 0" ]
+}
+
+@test "Termux's own Ollama is not taken for Debian's, though it is in the PATH there" {
+    with_downloads
+    have ollama
+    have proot-distro
+    set_up qwen2.5:0.5b --proot
+    went_well
+    [ -s "$FAKE/unpacked" ]
+    [ -e "$FAKE/debian/bin/ollama" ]
+}
+
+@test "half a Debian of ours is taken away first, one of somebody else never" {
+    with_downloads
+    touch "$FAKE/debian_breaks"
+    set_up qwen2.5:0.5b --proot
+    fails_with "Debian could not be installed"
+    rm "$FAKE/debian_breaks"
+    set_up qwen2.5:0.5b --proot
+    went_well
+    called "proot-distro remove debian"
+    set_up --uninstall
+    went_well
+    have proot-distro
+    mkdir -p "$PREFIX/var/lib/proot-distro/installed-rootfs/debian"
+    : >"$FAKE/calls"
+    for _ in once again; do
+        set_up qwen2.5:0.5b --proot
+        fails_with "There is a Debian that this script did not bring"
+    done
+    set_up --uninstall
+    went_well
+    not_called "proot-distro remove"
+}
+
+@test "what was in somebody's Debian stays: its Ollama, its models, its packages" {
+    with_downloads
+    have proot-distro
+    proot-distro install debian
+    ln -s "$FAKE_STUBS/stub" "$FAKE/debian/bin/ollama"
+    printf 'curl\nca-certificates\n' >"$FAKE/debian/packages"
+    library="$FAKE/debian/home/.ollama/models/manifests/registry.ollama.ai/library"
+    mkdir -p "$library/mine"
+    echo '{}' >"$library/mine/latest"
+    set_up qwen2.5:0.5b --proot
+    went_well
+    [ ! -e "$FAKE/downloads.log" ]
+    [ -e "$library/qwen2.5/0.5b" ]
+    called "apt-get install -q -y --no-install-recommends tmux zstd"
+    set_up --uninstall
+    went_well
+    [ -e "$library/mine/latest" ]
+    [ ! -e "$library/qwen2.5/0.5b" ]
+    [ -e "$FAKE/debian/bin/ollama" ]
+    called "apt-get purge -q -y tmux zstd"
+}
+
 @test "no Debian" {
     touch "$FAKE/debian_fails"
     set_up qwen2.5:0.5b --proot
@@ -92,7 +171,33 @@ with_downloads() {
     grep -qx MODE=proot "$HOME/mobile-llm/settings"
     tail -n 1 "$FAKE/serves" | grep -q debian
     [ "$(wc -l <"$FAKE/pulls.log")" = 1 ]
-    [ ! -e "$HOME/.ollama/models" ]
+    [ ! -e "$HOME/.ollama" ]
+    called "pkg uninstall -y ollama"
+    # Tried again: nothing is downloaded a second time.
+    set_up --bench
+    went_well
+    grep -qx MODE=proot "$HOME/mobile-llm/settings"
+    [ "$(wc -l <"$FAKE/pulls.log")" = 1 ]
+}
+
+@test "--bench leaves somebody's own models where they are, whichever is faster" {
+    with_downloads
+    have ollama
+    library="$HOME/.ollama/models/manifests/registry.ollama.ai/library"
+    mkdir -p "$library/mine"
+    echo '{}' >"$library/mine/latest"
+    echo 4 >"$FAKE/speed_native"
+    echo 9 >"$FAKE/speed_debian"
+    set_up qwen2.5:0.5b --bench
+    went_well
+    [ -e "$library/mine/latest" ]
+    [ ! -e "$library/qwen2.5/0.5b" ]
+    [ ! -e "$FAKE/debian/home/.ollama/models/manifests/registry.ollama.ai/library/mine" ]
+    set_up --uninstall
+    went_well
+    [ -e "$library/mine/latest" ]
+    [ -e "$FAKE/bin/ollama" ]
+    [ ! -e "$FAKE/debian" ]
 }
 
 @test "--bench keeps Termux's own when that is faster, and takes Debian away again" {

@@ -86,6 +86,23 @@ load termux
     says "Nothing is set up"
 }
 
+@test "a model's files are dropped, but not those that another model names too" {
+    POTLUCK_SOURCED=yes . "$SCRIPT"
+    set +eu
+    store="$BATS_TEST_TMPDIR/store"
+    mkdir -p "$store/blobs" "$store/manifests/a" "$store/manifests/b"
+    one=$(printf 1%.0s {1..64}) two=$(printf 2%.0s {1..64})
+    touch "$store/blobs/sha256-$one" "$store/blobs/sha256-$two"
+    printf '{"digest":"sha256:%s"},{"digest":"sha256:%s"}' "$one" "$two" >"$store/manifests/a/latest"
+    printf '{"digest":"sha256:%s"}' "$two" >"$store/manifests/b/latest"
+    bash -c "$(drop_model_text)" drop "$store" manifests/a/latest
+    [ "$(ls "$store/blobs")" = "sha256-$two" ]
+    [ ! -e "$store/manifests/a/latest" ]
+    bash -c "$(drop_model_text)" drop "$store" manifests/a/latest
+    bash -c "$(drop_model_text)" drop "$store" manifests/b/latest
+    [ -z "$(ls "$store/blobs")" ]
+}
+
 @test "uninstalling keeps what was there before" {
     have ollama
     library="$HOME/.ollama/models/manifests/registry.ollama.ai/library"
@@ -99,6 +116,17 @@ load termux
     [ ! -e "$library/qwen2.5/0.5b" ]
     [ -e "$FAKE/bin/ollama" ]
     not_called "pkg uninstall"
+}
+
+@test "an empty folder for start scripts that was there stays" {
+    mkdir -p "$HOME/.termux/boot"
+    set_up qwen2.5:0.5b
+    went_well
+    [ -e "$HOME/.termux/boot/mobile-llm" ]
+    set_up --uninstall
+    went_well
+    [ -d "$HOME/.termux/boot" ]
+    [ ! -e "$HOME/.termux/boot/mobile-llm" ]
 }
 
 @test "a dry uninstall removes nothing" {

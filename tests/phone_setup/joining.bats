@@ -49,13 +49,24 @@ PYTHON
     not grep -q invite "$FAKE/gateway.log"
 }
 
-@test "a phone on a cable says so; the gateway needs an invitation" {
+@test "a phone on a cable does not join over the network, nor tells anything there; the gateway needs an invitation" {
     gateway
     set_up qwen2.5:0.5b --gateway "$GATEWAY"
     fails_with "potluck phones invite"
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1 --usb
+    fails_with "leave out --usb"
+    [ ! -e "$HOME/mobile-llm" ]
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
     went_well
-    joins | grep -q '"mode":"usb"'
+    until_true test -s "$HOME/mobile-llm/report.pid"
+    set_up --usb
+    went_well
+    says_not "join the fleet"
+    [ ! -e "$HOME/mobile-llm/report.pid" ]
+    : >"$FAKE/gateway.log"
+    set_up --wifi
+    went_well
+    joins | grep -q ' own-secret {"id"'
 }
 
 @test "the token of one gateway never goes to another one" {
@@ -189,9 +200,46 @@ STUB
     until_true test -s "$HOME/mobile-llm/report.pid"
     reporter=$(cat "$HOME/mobile-llm/report.pid")
     is_running "$reporter"
-    echo "401 Unauthorized" >"$FAKE/report_answer"
+    echo yes >"$FAKE/forgotten"
     until_true not is_running "$reporter"
     answers version
+}
+
+@test "the reporter outlives a gateway that is away, one that restarts and one that refuses for a while" {
+    gateway
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    until_true grep -q 'join own-secret' "$FAKE/gateway.log"
+    reporter=$(cat "$HOME/mobile-llm/report.pid")
+    kill "$(cat "$FAKE/pids")"
+    sleep 0.5
+    is_running "$reporter"
+    : >"$FAKE/gateway.log"
+    echo "403 Forbidden" >"$FAKE/gateway_status"
+    serve_beside gateway "$GATEWAY_PORT"
+    until_true grep -q 'join own-secret' "$FAKE/gateway.log"
+    rm "$FAKE/gateway_status"
+    until_true test "$(grep -c 'join own-secret' "$FAKE/gateway.log")" -ge 1
+    is_running "$reporter"
+    [ "$(cat "$HOME/mobile-llm/report.pid")" = "$reporter" ]
+}
+
+@test "the reporter waits twice as long after every failure, at most eight times, and ends after three refusals" {
+    set_up qwen2.5:0.5b
+    went_well
+    cd "$HOME/mobile-llm" || return 1
+    echo http://127.0.0.1:1 >gateway && echo own >phone_token && echo '{}' >join.json
+    # Its own curl, which answers what is written and counts; its own sleep, which only tells.
+    printf '#!/usr/bin/env bash\ncat >/dev/null\necho round >>"$FAKE/log"\nhead -n 1 "$FAKE/say"\nsed -i 1d "$FAKE/say"\n' >"$FAKE/bin/curl"
+    printf '#!/usr/bin/env bash\necho "$1" >>"$FAKE/log"\n' >"$FAKE/bin/sleep"
+    chmod +x "$FAKE/bin/curl" "$FAKE/bin/sleep"
+    printf '%s\n' 000 503 403 000 200 401 401 401 >"$FAKE/say"
+    run env POTLUCK_REPORT_SECONDS=30 ./report.sh "$BASHPID"
+    went_well
+    says "does not know this phone any more (401)"
+    # Renewed at once, then after 2, 4, 8 and again 8 pauses; the next of its own accord ten rounds later.
+    [ "$(uniq -c "$FAKE/log" | awk '{print $1 ":" $2}' | tr '\n' ' ')" = \
+        "1:round 2:30 1:round 4:30 1:round 8:30 1:round 8:30 1:round 10:30 1:round 1:30 1:round 1:30 1:round " ]
 }
 
 @test "without Termux:API the address is renewed all the same, and people are told" {

@@ -67,6 +67,29 @@ ollama_store() {
     [ ! -e "$HOME/mobile-llm/Modelfile" ]
 }
 
+@test "a file with quotes, semicolons and letters of other scripts in its name; not with a line break" {
+    odd="$HOME/a \"b'; \$(touch x) é/日本; 5.gguf"
+    gguf "$odd"
+    set_up --model-file "$odd"
+    went_well
+    called "ollama create 5 -f"
+    [[ $(answers tags) == *'"5:latest"'* ]]
+    [ ! -e "$HOME/x" ]
+    gguf "$HOME/-rf.gguf"
+    cd "$HOME" || return 1
+    set_up --model-file -rf.gguf --dry-run
+    went_well
+    says "Model: rf, from $HOME/-rf.gguf"
+    gguf "$HOME/models/two"$'\n'"lines.gguf"
+    set_up two --model-file "$HOME/models/two"$'\n'"lines.gguf"
+    fails_with "has a line break in it"
+    rm -r "$HOME/mobile-llm"
+    set_up --dry-run --port "$(free_port)"
+    fails_with "has a line break in it"
+    set_up ../../etc
+    fails_with "is not the name of a model"
+}
+
 @test "a GGUF file in models/ of the shared storage, by its name or as the only one" {
     gguf "$EXTERNAL_STORAGE/models/tiny.gguf"
     set_up --dry-run

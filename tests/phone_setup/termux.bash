@@ -15,9 +15,10 @@ setup_file() {
 
 setup() {
     export FAKE="$BATS_TEST_TMPDIR/fake" HOME="$BATS_TEST_TMPDIR/data/home" PREFIX="$BATS_TEST_TMPDIR/data/usr"
-    mkdir -p "$FAKE/props" "$HOME" "$PREFIX/var"
+    mkdir -p "$FAKE/props" "$HOME" "$PREFIX/var/lib"
     cp -a "$BATS_FILE_TMPDIR/bin" "$FAKE/bin"
-    export PATH="$FAKE/bin:/usr/bin:/bin" FAKE_PYTHON=${FAKE_PYTHON:-$(command -v python3)}
+    ln -s "$FAKE/bin" "$PREFIX/bin"
+    export PATH="$PREFIX/bin:/usr/bin:/bin" FAKE_PYTHON=${FAKE_PYTHON:-$(command -v python3)}
     export TMUX_TMPDIR="$BATS_TEST_TMPDIR" TERMUX_VERSION=0.118.3 EXTERNAL_STORAGE="$BATS_TEST_TMPDIR/sdcard"
     export POTLUCK_MEMINFO="$FAKE/meminfo" POTLUCK_RETRY_SECONDS=0 POTLUCK_START_SECONDS=20 POTLUCK_REPORT_SECONDS=0.2
     unset TMUX POTLUCK_GATEWAY POTLUCK_TOKEN POTLUCK_MODEL SVDIR OLLAMA_HOST OLLAMA_MODELS TERMUX_APP__TARGET_SDK

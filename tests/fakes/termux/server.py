@@ -105,6 +105,8 @@ def download(headers: str) -> bytes:
         if line.lower().startswith("range: bytes="):
             start = int(line.split("=")[1].rstrip("-"))
     log("downloads.log", f"from {start}")
+    if start >= len(data):
+        return reply("416 Range Not Satisfiable", "no more")
     rest = data[start:]
     status = f"206 Partial Content\r\nContent-Range: bytes {start}-{len(data) - 1}/{len(data)}" if start else "200 OK"
     head = f"HTTP/1.1 {status}\r\nContent-Length: {len(rest)}\r\nConnection: close\r\n\r\n".encode()
@@ -123,11 +125,11 @@ def answer_gateway(method: str, path: str, body: str, headers: str) -> bytes:
         return reply("404 Not Found", "")
     bearer = next((line[22:] for line in headers.splitlines() if line.lower().startswith("authorization: bearer")), "-")
     log("gateway.log", f"{method} {path} {bearer} {body}")
-    if path == "/api/phones/report":
-        return reply(fault("report_answer") or "204 No Content", "")
     known = '{"id":"x","name":"attic \\"5\\"","phone_token":"own-secret","report_url":"/api/phones/report"}'
     if bearer != "-" and fault("forgotten"):
         return reply("401 Unauthorized", '{"error":{"message":"Who are you?"}}')
+    if path == "/api/phones/report":
+        return reply("204 No Content", "")
     return reply(fault("gateway_status") or "200 OK", fault("gateway_answer") or known)
 
 
