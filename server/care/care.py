@@ -82,9 +82,9 @@ def _has_cooled(known: Condition, limits: CareLimits) -> bool:
 
 def _is_low(known: Condition, limits: CareLimits) -> bool:
     """Low and losing; or nearly empty, for many a charger brings less than this work takes."""
-    if known.level is None:
+    if known.level is None or known.level > limits.low_level:
         return False
-    return (known.level <= limits.low_level and not known.charging) or 0.0 < known.level <= SPENT_LEVEL
+    return not known.charging or 0.0 < known.level <= SPENT_LEVEL
 
 
 def _has_charged(known: Condition, limits: CareLimits) -> bool:

@@ -80,6 +80,13 @@ def test_a_nearly_empty_phone_rests_though_it_charges() -> None:
     levels = (4.0, 3.0, 4.0, 29.0, 30.0, 4.0)
     assert over(*({"level": level, "charging": True} for level in levels)) == [False, True, True, True, False, False]
     assert not care_of(level=3.0, charging=True).spent
+    lower = CareLimits(low_level=1.0, charged_level=2.0)
+    assert over(*({"level": level, "charging": True} for level in (3.0, 1.0, 2.0, 3.0)), limits=lower) == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert over({"level": 0.0, "charging": True}) == [False]  # a phone that runs is not at 0: a gauge's excuse
 
 
