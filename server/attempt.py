@@ -84,7 +84,14 @@ def first_call(course: Course, seat: Seat) -> Call:
     if seat.node.spec.kind == "relay" and not _names_seed(options):
         # the draws of an answer that breaks off are those that another node goes on with
         options = {**options, "seed": course.seed}
-    return Call(request.operation, seat.copy.name, request.messages, request.prompt, options, request.fields)
+    fields = kept_fields(course, seat)
+    return Call(request.operation, seat.copy.name, request.messages, request.prompt, options, fields)
+
+
+def kept_fields(course: Course, seat: Seat) -> Mapping[str, Any]:
+    """The request's fields. One that does not say how long its model is kept leaves that to the node's owner."""
+    fields, keep_alive = course.request.fields, seat.node.spec.keep_alive
+    return fields if keep_alive is None or "keep_alive" in fields else {**fields, "keep_alive": keep_alive}
 
 
 def _names_seed(options: Mapping[str, Any]) -> bool:
@@ -173,7 +180,7 @@ def _chat_call(course: Course, seat: Seat) -> Call:
         seat.copy.name,
         messages=extended(request.messages, course.told.text),
         options=options_for(seat, continued_options(request.options, course.told.tokens)),
-        fields={**request.fields, "truncate": False},
+        fields={**kept_fields(course, seat), "truncate": False},
         continues=True,
     )
 
@@ -186,8 +193,9 @@ async def _raw_call(course: Course, asking: Asking) -> Call:
         rendered = await _rendering(course, asking)
         prompt = raw_prompt(rendered, course.told.text, await asking.adds_beginning())
     fields: dict[str, Any] = {"raw": True, "truncate": False}
-    if "keep_alive" in request.fields:
-        fields["keep_alive"] = request.fields["keep_alive"]
+    kept = kept_fields(course, seat)
+    if "keep_alive" in kept:
+        fields["keep_alive"] = kept["keep_alive"]
     options = options_for(seat, continued_options(request.options, course.told.tokens))
     return Call("generate", seat.copy.name, prompt=prompt, options=options, fields=fields)
 

@@ -28,6 +28,7 @@ from server.api.services import OpenRequests, Services
 from server.backends import Backends
 from server.breaker import BreakerLimits
 from server.care import CareLimits
+from server.clock import Clock
 from server.discovery import Discovery, DiscoveryOptions
 from server.dispatch import Dispatcher
 from server.draining import Draining
@@ -43,10 +44,13 @@ from server.phones import Joining
 from server.phones_file import FleetFileState
 from server.phones_watch import FleetFile
 from server.registry import Registry
+from server.rests import log_rests
 from server.retry import RetryBudget
 from server.routing import STRATEGIES, Policy
 from server.seating import Seating, SeatingLimits
 from server.settings import Settings, SettingsError, read_settings
+from server.warming import Warming, WarmingOptions
+from server.warmth import WarmthRules
 from transport.beacons import Reach
 from transport.tokens import shared_token
 
@@ -108,6 +112,7 @@ async def running(
         stack.enter_context(standard_logging(stream, settings.log_format))
         request_log = RequestLog(stream, settings.log_format, settings.log_prompts)
         registry = Registry(_care(settings))
+        registry.listen(log_rests)
         keys = dict(environ)  # of nodes, by the names in `api_key_env`; the embedded node's is added later
         backends = Backends(keys)
         stack.push_async_callback(backends.aclose)
@@ -125,7 +130,9 @@ async def running(
             log.warning("the fleet file %s does not exist; it is read as soon as it does", settings.phones_file)
         health = Health(registry, backends, _pace(settings))
         discovery = Discovery(registry, _discovery_options(settings, environ))
+        warming = Warming(registry, backends, _warming(settings), Clock(monotonic=asyncio.get_running_loop().time))
         loops = {"health": health.run, "fleet file": fleet_file.watch, "embedded node": embedded.run}
+        loops["warming"] = warming.run
         adb = AdbTracker(registry, _adb_options(settings))
         await stack.enter_async_context(_loops({**loops, "discovery": discovery.run, "adb": adb.run}))
         services = Services(
@@ -256,6 +263,12 @@ def _care(settings: Settings) -> CareLimits:
         settings.care_charged,
         settings.care_stale_s,
     )
+
+
+def _warming(settings: Settings) -> WarmingOptions:
+    rules = WarmthRules(auto=settings.warm_up == "auto")
+    load_seconds = settings.load_allowance_s + settings.first_token_floor_s
+    return WarmingOptions(rules, settings.connect_timeout_s, load_seconds, settings.probe_timeout_s)
 
 
 def _pace(settings: Settings) -> ProbePace:

@@ -59,6 +59,8 @@ class NodeSpec:
     last_resort: bool = False  # the embedded node: used only when nothing else can serve
     # of a phone that joined: chip, ram_bytes, android, termux, ollama, mode, model, tokens_per_second
     details: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
+    warm_up: tuple[str, ...] | None = None  # what it should hold in memory, first choice first; None: by the setting
+    keep_alive: str | float | None = None  # of requests that name none; None: as the node has it
 
     @property
     def address(self) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from server.adb.ports import preferred_port
-from server.nodes import DEFAULT_OLLAMA_PORT, DEFAULT_RELAY_PORT, NodeId, NodeKind, NodeSpec
+from server.durations import duration_seconds
+from server.nodes import DEFAULT_OLLAMA_PORT, DEFAULT_RELAY_PORT, NodeId, NodeKind, NodeSpec, model_key
 
 FIELDS = (
     "host",
@@ -29,11 +30,15 @@ FIELDS = (
     "api_key_env",
     "continues_final_message",
     "tls",
+    "warm_up",
+    "keep_alive",
     "details",
 )
 MAX_TEXT_CHARS = 200
 MAX_CONCURRENCY = 10_000
 MAX_DETAILS = 32
+MAX_KEEP_SECONDS = 10 * 365 * 86_400.0  # what is meant for longer is meant for ever, and Ollama counts nanoseconds
+AUTO = "auto"
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # weights are added up; far beyond each other, the smaller ones would be lost
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -75,13 +80,22 @@ def spec_of(entry: Any) -> NodeSpec:
     tls = _field(entry, "tls", _trust, False)
     if tls and kind != "relay":
         raise EntryError("'tls' is for nodes of kind 'relay' only", "tls")
+    warm_up, keep_alive = _field(entry, "warm_up", warm_up_of, None), _field(entry, "keep_alive", keep_alive_of, None)
+    if warm_up is not None and kind != "ollama":
+        raise EntryError("'warm_up' is for nodes of kind 'ollama' only", "warm_up")
+    models = _field(entry, "model", _models, ())
+    strangers = [name for name in warm_up or () if models and model_key(name) not in map(model_key, models)]
+    if strangers:
+        raise EntryError(f"'warm_up' names {strangers[0]!r}, which 'model' does not let it serve", "warm_up")
+    if keep_alive is not None and kind == "openai":
+        raise EntryError("'keep_alive' is for nodes of the kinds 'ollama' and 'relay' only", "keep_alive")
     return NodeSpec(
         id=NodeId(identity),
         name=_field(entry, "name", _text, identity),
         kind=kind,
         host=host,
         port=port,
-        models=_field(entry, "model", _models, ()),
+        models=models,
         weight=_field(entry, "weight", _weight, 1.0),
         max_concurrency=_field(entry, "max_concurrency", _concurrency, None),
         serial=serial,
@@ -92,6 +106,8 @@ def spec_of(entry: Any) -> NodeSpec:
         tls=bool(tls),
         tls_file=tls if isinstance(tls, str) else None,
         details=_field(entry, "details", _details, {}),
+        warm_up=warm_up,
+        keep_alive=keep_alive,
     )
 
 
@@ -104,7 +120,7 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
     entry |= {"enabled": spec.enabled, "api_key_env": spec.api_key_env}
     entry["continues_final_message"] = spec.continues_final_message
     entry["tls"] = spec.tls_file or spec.tls
-    entry["details"] = dict(spec.details)
+    entry |= {"details": dict(spec.details), "warm_up": warm_up_word(spec.warm_up), "keep_alive": spec.keep_alive}
     defaults = {
         "port": _default_port(spec.kind),
         "id": spec.address,
@@ -120,6 +136,8 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
         "continues_final_message": False,
         "tls": False,
         "details": {},
+        "warm_up": AUTO,
+        "keep_alive": None,
     }
     shortest = {key: value for key, value in entry.items() if key not in defaults or value != defaults[key]}
     return _without_place(shortest, spec)
@@ -218,8 +236,40 @@ def _models(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in names))
 
 
+def warm_up_of(value: Any) -> tuple[str, ...] | None:
+    """What a node is to hold in memory: nothing for false, None where the setting decides. Raises ValueError."""
+    if value is False:
+        return ()
+    if value == AUTO:
+        return None
+    try:
+        return _models(value)
+    except ValueError:
+        raise ValueError("a model's name, a list of names, false for none, or 'auto'") from None
+
+
+def warm_up_word(warm_up: tuple[str, ...] | None) -> str | list[str] | bool:
+    """The shortest value of the field that means this."""
+    if warm_up is None:
+        return AUTO
+    if not warm_up:
+        return False
+    return warm_up[0] if warm_up[0] != AUTO and len(warm_up) == 1 else list(warm_up)
+
+
+def keep_alive_of(value: Any) -> str | float | None:
+    """How long requests keep a model in memory; None where the node decides. Raises ValueError."""
+    if value == AUTO:
+        return None
+    known = isinstance(value, str) and len(value) <= MAX_TEXT_CHARS
+    seconds = duration_seconds(value) if known else value if type(value) in (int, float) else None
+    if not seconds or abs(seconds) > MAX_KEEP_SECONDS:
+        raise ValueError("seconds or a duration such as '1h30m', below zero for ever, not 0; or 'auto'")
+    return value  # type: ignore[no-any-return]
+
+
 def _weight(value: Any) -> float | None:
-    if value == "auto":
+    if value == AUTO:
         return None
     if type(value) not in (int, float) or not MIN_WEIGHT <= value <= MAX_WEIGHT:
         raise ValueError(f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, or 'auto'")

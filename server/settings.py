@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 EmbeddedMode = Literal["auto", "on", "off"]
 DiscoveryMode = Literal["auto", "on", "off"]
 AdbMode = Literal["auto", "on", "off"]
+WarmUpMode = Literal["auto", "off"]
 StrategyName = Literal["weighted_round_robin", "least_busy", "fastest"]
 
 PREFIX = "POTLUCK_"
@@ -52,6 +53,7 @@ class Settings(BaseModel):
     adb: AdbMode = "auto"
     adb_server: str = "127.0.0.1:5037"
     adb_read_s: float = Field(30.0, gt=0)
+    warm_up: WarmUpMode = "auto"
 
     # scheduling
     strategy: StrategyName = "weighted_round_robin"
@@ -89,7 +91,7 @@ class Settings(BaseModel):
     care_cooled_c: float = Field(39.0, gt=0, lt=100)
     care_low_battery: float = Field(15.0, ge=0, lt=100)
     care_charged: float = Field(30.0, gt=0, le=100)
-    care_stale_s: float = Field(180.0, gt=0)
+    care_stale_s: float = Field(180.0, ge=60)  # phones report every 30 s: less, and a rest would come and go
 
     # answer cache
     enable_lru_cache: bool = True

@@ -82,6 +82,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/api/models": {"GET": held.listed},
         "/api/models/load": {"POST": held.load},
         "/api/models/unload": {"POST": held.unload},
+        "/api/models/pull": {"POST": held.pull},
         "/api/gpu": {"GET": held.gpu},
         PIPELINE_PATH: {"GET": pipeline.status},
         "/join": {"GET": join.script},

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from server.durations import duration_seconds
 from server.errors import RequestInvalid
 
 Check = Callable[[Any, str], Any]
@@ -205,32 +206,9 @@ def keep_alive(value: Any, field: str) -> str | float:
     raise wrong_type(field, 'a number of seconds or a duration such as "5m"', value)
 
 
-_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-
-
-def duration_seconds(value: str) -> float | None:
-    """Seconds of a Go duration ("10m0s", "-1s", "0"); None when it is none."""
-    sign, rest = (-1.0, value[1:]) if value[:1] == "-" else (1.0, value.removeprefix("+"))
-    if rest == "0":
-        return 0.0
-    total = 0.0
-    while rest:
-        digits = _leading(rest, "0123456789.")
-        unit = _leading(rest[len(digits) :], "hmsnuµ")
-        if unit not in _UNIT_SECONDS or digits.count(".") > 1 or digits in ("", "."):
-            return None
-        total += float(digits) * _UNIT_SECONDS[unit]
-        rest = rest[len(digits) + len(unit) :]
-    return sign * total if value.strip("+-") else None
-
-
 def is_unload(value: str | float | None) -> bool:
     """Does this `keep_alive` mean "drop the model now"?"""
     return (duration_seconds(value) if isinstance(value, str) else value) == 0 if value is not None else False
-
-
-def _leading(value: str, characters: str) -> str:
-    return value[: len(value) - len(value.lstrip(characters))]
 
 
 def _range(low: float, high: float) -> str:

@@ -75,7 +75,7 @@ class Loading:
 
     async def _at_gpu_node(self, place: Candidate, wish: LoadWish) -> AsyncGenerator[Step, None]:
         spec = place.node.spec
-        body = {**wish.options, **_kept(wish), "model": place.model, "stream": True}
+        body = {**wish.options, **_kept(wish, place.node), "model": place.model, "stream": True}
         settings = self._settings
         patience = Patience(settings.connect_timeout_s, SILENT_SECONDS, SILENT_SECONDS, settings.request_timeout_s)
         async with aclosing(self._operations.lines(spec, LOAD_PATH, body, patience)) as lines:
@@ -95,7 +95,7 @@ class Loading:
         begun = now()
         longest = self._settings.load_allowance_s + self._settings.first_token_floor_s
         target = Target(place.node, self._backends[place.node.spec.kind], place.model)
-        call = Call("generate", place.model, fields=_kept(wish))
+        call = Call("generate", place.model, fields=_kept(wish, place.node))
         loading = asyncio.create_task(self._nodes.touch(target, call, longest))
         told = {"model": place.model, "node": place.node.name}
         try:
@@ -113,8 +113,9 @@ def named(node: Node, told: Mapping[str, Any]) -> Record:
     return {"node": node.name} | dict(told) | {"node": node.name}
 
 
-def _kept(wish: LoadWish) -> Record:
-    return {} if wish.keep_alive is None else {"keep_alive": wish.keep_alive}
+def _kept(wish: LoadWish, node: Node) -> Record:
+    keep_alive = node.spec.keep_alive if wish.keep_alive is None else wish.keep_alive
+    return {} if keep_alive is None else {"keep_alive": keep_alive}
 
 
 def _another(failure: tuple[Candidate, NodeError], place: Candidate) -> Record:

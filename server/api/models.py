@@ -1,4 +1,4 @@
-"""The fleet's models and devices: GET /api/models, POST /api/models/load and unload, GET /api/gpu.
+"""The fleet's models and devices: GET /api/models, POST /api/models/load, unload and pull, GET /api/gpu.
 
 The same operations as of a GPU node, in its own shapes, with the name of the node in each record. What phones have is
 known from their probes; GPU nodes are asked at that moment, and those that do not answer in time are named as silent.
@@ -6,7 +6,7 @@ known from their probes; GPU nodes are asked at that moment, and those that do n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -15,6 +15,7 @@ from server.api.fields import Check, checked, flag, integer, is_unload, keep_ali
 from server.api.incoming import Incoming
 from server.api.model_loading import Loading, Record, Step, named
 from server.api.model_places import GPU_PATH, MODELS_PATH, LoadWish
+from server.api.model_pulling import Pulling, read_pull
 from server.api.model_unloading import Unloading
 from server.api.reply import NDJSON
 from server.api.services import Services
@@ -67,6 +68,7 @@ class ModelsApi:
         self._survey = NodeSurvey(services)
         self._loading = Loading(services)
         self._unloading = Unloading(services)
+        self._pulling = Pulling(services)
 
     async def listed(self, incoming: Incoming) -> None:
         models: dict[ModelKey, tuple[str, list[Record]]] = {}
@@ -101,17 +103,7 @@ class ModelsApi:
     async def load(self, incoming: Incoming) -> None:
         wish, stream = read_wish(await incoming.json())
         incoming.watch()
-        steps = self._loading.steps(wish)
-        if stream:
-            await tell(incoming, steps, _StepLines())
-            return
-        last: Record = {}
-        try:
-            async for told, _ in steps:
-                last = told
-        finally:
-            await steps.aclose()
-        await incoming.reply.answer_json(last)
+        await _answer(incoming, self._loading.steps(wish), stream)
 
     async def unload(self, incoming: Incoming) -> None:
         values = checked(await incoming.json(), _UNLOAD_FIELDS)
@@ -119,9 +111,28 @@ class ModelsApi:
         incoming.watch()
         await incoming.reply.answer_json(await self._unloading.unload(model, values.get("node")))
 
+    async def pull(self, incoming: Incoming) -> None:
+        wish = read_pull(await incoming.json())
+        incoming.watch()
+        await _answer(incoming, self._pulling.steps(wish), wish.stream)
+
+
+async def _answer(incoming: Incoming, steps: AsyncGenerator[Step, None], stream: bool) -> None:
+    """All steps as lines, or the last one only."""
+    if stream:
+        await tell(incoming, steps, _StepLines())
+        return
+    last: Record = {}
+    try:
+        async for told, _ in steps:
+            last = told
+    finally:
+        await steps.aclose()
+    await incoming.reply.answer_json(last)
+
 
 class _StepLines:
-    """A loading as lines of JSON."""
+    """A loading or a pull as lines of JSON."""
 
     content_type = NDJSON
 

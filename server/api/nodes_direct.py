@@ -84,7 +84,10 @@ class NodesDirect:
         async def tell(target: Target) -> NodeError | None:
             async with limit:
                 try:
-                    call = Call(request.operation, target.model, options=request.options, fields=request.fields)
+                    keep_alive, fields = target.node.spec.keep_alive, request.fields
+                    if keep_alive is not None and "keep_alive" not in fields:
+                        fields = {**fields, "keep_alive": keep_alive}
+                    call = Call(request.operation, target.model, options=request.options, fields=fields)
                     await self.touch(target, call, longest)
                 except NodeError as error:
                     return error

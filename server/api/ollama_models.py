@@ -33,7 +33,7 @@ _NO_DETAILS: Mapping[str, Any] = {
     "quantization_level": "",
 }
 _REFUSALS = {
-    "pull": "a gateway keeps no models: pull this one on the nodes themselves",
+    "pull": "a gateway keeps no models: POST /api/models/pull, or potluck models pull, pulls one onto its phones",
     "push": "a gateway keeps no models: push this one from a node",
     "create": "a gateway keeps no models: create this one on the nodes themselves",
     "copy": "a gateway keeps no models: copy this one on the nodes themselves",

@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     add("--answer-tokens", type=int, nargs=2, default=(16, 96), metavar=("LEAST", "MOST"))
     add("--seed", type=int, default=0)
     add("--log-size", type=int, default=256, help="requests kept in memory by each phone")
+    add("--library", action="append", help="name of a model that can be pulled; may be given several times")
+    add("--pull-bytes-per-second", type=float, default=0.0, help="speed of a download; 0: as fast as it can")
+    add("--free-bytes", type=int, help="storage that is free: a larger part of a model does not find room")
     add("--control", action="store_true", help="answer /_control: counters, settings and faults at run time")
     add("--demo", action="store_true", help="readable English answers")
     return result
@@ -55,6 +58,9 @@ def settings_from(arguments: argparse.Namespace) -> PhoneSettings:
         seed=arguments.seed,
         log_size=arguments.log_size,
         control=arguments.control,
+        library=tuple(FakeModel(name, size=900_000_000) for name in arguments.library or ()),
+        pull_bytes_per_second=arguments.pull_bytes_per_second,
+        free_bytes=arguments.free_bytes,
         demo=arguments.demo,
         check_origin=arguments.host in ("127.0.0.1", "::1", "localhost"),  # on other addresses Ollama does not ask
     )

@@ -63,7 +63,7 @@ def apply_change(state: PhoneState, change: dict[str, Any]) -> None:
 
 
 def _value(name: str, value: Any) -> Any:
-    if name == "models":
+    if name in ("models", "library"):
         return tuple(FakeModel(**_lists_as_tuples(entry)) for entry in value)
     if name == "answer_tokens":
         return (int(value[0]), int(value[1]))

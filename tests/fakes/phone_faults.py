@@ -35,7 +35,7 @@ RUNNER_DIED = "an error was encountered while running the model: unexpected EOF"
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 
 # Names for what a request is about; `render` is a chat or generate call that only renders, `v1` any OpenAI path.
-PATHS = ("root", "version", "tags", "ps", "show", "chat", "generate", "render", "embed", "v1", "other")
+PATHS = ("root", "version", "tags", "ps", "show", "chat", "generate", "render", "embed", "v1", "pull", "other")
 PROBES = ("root", "version", "tags", "ps")
 ANSWERS = ("chat", "generate", "v1")
 

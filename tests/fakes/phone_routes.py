@@ -16,7 +16,8 @@ from tests.fakes.phone_control import answer_control
 from tests.fakes.phone_faults import Fault
 from tests.fakes.phone_http import Exchange
 from tests.fakes.phone_ollama import answer_chat, answer_generate, go_json
-from tests.fakes.phone_requests import Refused, Unreadable, parse_json
+from tests.fakes.phone_pulls import answer_pull
+from tests.fakes.phone_requests import Refused, Unreadable
 from tests.fakes.phone_responses import responses
 from tests.fakes.phone_state import PhoneState, SeenRequest
 from tests.fakes.phone_telling import JSON, NDJSON, PLAIN, Ended, RunnerDied, Telling
@@ -48,16 +49,6 @@ async def _delete(telling: Telling, body: bytes) -> None:
     await telling.whole(200, catalog.delete(telling.state.settings, body), "")
 
 
-async def _pull(telling: Telling, body: bytes) -> None:
-    """There is no registry to pull from; a model that is here already is up to date."""
-    fields = parse_json(body, "PullRequest")
-    known = telling.state.settings.model_named(fields.get("model") or fields.get("name") or "")
-    telling.begin(NDJSON)
-    line = {"status": "success"} if known else {"error": "pull model manifest: there is no registry behind this phone"}
-    await telling.line(go_json(line) + b"\n")
-    await telling.end()
-
-
 _ROUTES: dict[str, dict[str, tuple[str, Answering]]] = {
     "/": {"GET": ("root", _root), "HEAD": ("root", _root)},
     "/api/version": {"GET": ("version", _version), "HEAD": ("version", _version)},
@@ -69,7 +60,7 @@ _ROUTES: dict[str, dict[str, tuple[str, Answering]]] = {
     "/api/embed": {"POST": ("embed", catalog.embed)},
     "/api/embeddings": {"POST": ("embed", catalog.embed_old)},
     "/api/delete": {"DELETE": ("other", _delete)},
-    "/api/pull": {"POST": ("other", _pull)},
+    "/api/pull": {"POST": ("pull", answer_pull)},
     "/v1/chat/completions": {"POST": ("v1", openai.chat_completions)},
     "/v1/completions": {"POST": ("v1", openai.completions)},
     "/v1/embeddings": {"POST": ("v1", openai.embeddings)},

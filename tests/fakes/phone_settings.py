@@ -172,6 +172,10 @@ class PhoneSettings:
     seed: int = 0  # of faults with a probability and of the salts of unseeded answers
     log_size: int = 256  # requests kept for tests to look at
     headers: dict[str, str] = field(default_factory=dict)  # added to every answer (a proxy in front, for instance)
+    library: tuple[FakeModel, ...] = ()  # what can be pulled; one of the phone's own with another digest is newer
+    pull_bytes_per_second: float = 0.0  # 0: as fast as it can, ten lines of progress for each part
+    pull_error: str = ""  # what every pull ends with: "dial tcp: lookup registry: no such host"
+    free_bytes: int | None = None  # of storage: a part that is larger does not find room
 
     @property
     def profile(self) -> VersionProfile:

@@ -67,6 +67,7 @@ class PhoneState:
         self.faults = FaultPlan(settings.seed)
         self.runner = Runner(settings, clock)
         self.log: deque[SeenRequest] = deque(maxlen=settings.log_size)
+        self.partial: dict[str, int] = {}  # bytes of downloads that are there, by digest; a restart keeps them
         self.thawed = asyncio.Event()
         self.thawed.set()
         self._random = random.Random(settings.seed ^ 0x5EED)

@@ -1,0 +1,116 @@
+"""What a node tells while it pulls a model: how far it is, what its errors mean, when a further try is worth it. Pure.
+
+Ollama's `/api/pull` tells its errors as lines under status 200, in words only, and keeps what it has of a download, so
+that a further pull goes on there. Shapes: `{"status"}`, `{"status", "digest", "total", "completed"?}`, `{"error"}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from server.errors import NodeError, NodeRefused
+from server.nodes import Node, NodeStatus, model_key
+from server.placement import may_load
+
+SUCCESS = "success"
+LONGEST_STATUS = 200
+PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # half a minute: a phone that changes its Wi-Fi is back by then
+# What no further try mends, by Ollama's words, and what it means.
+FINAL = (
+    ("no space left on device", "its storage is full"),
+    ("disk quota exceeded", "its storage is full"),
+    ("file does not exist", "the library has no such model"),
+    ("invalid model name", "this is no name of a model"),
+    ("requires a newer version of ollama", "its Ollama is too old for this model"),
+    ("unauthorized", "the library does not give this model to everybody"),
+    ("permission denied", "it may not write where its models are"),
+    ("read-only file system", "it may not write where its models are"),
+)
+NO_NETWORK = ("no such host", "server misbehaving", "network is unreachable", "i/o timeout", "connection refused")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one node is, over all parts of the model and all tries."""
+
+    parts: Mapping[str, int] = field(default_factory=dict)  # bytes that are there, by digest
+    status: str = ""
+    failures: int = 0  # in a row, without a byte more
+    furthest: int = 0  # bytes, at the last failure
+
+    @property
+    def completed(self) -> int:
+        return sum(self.parts.values())
+
+    def told(self, record: Mapping[str, Any]) -> Progress:
+        """After one record of the node."""
+        digest, completed = record.get("digest"), record.get("completed")
+        parts = self.parts
+        if isinstance(digest, str) and type(completed) is int and completed > parts.get(digest, 0):
+            parts = {**parts, digest: completed}
+        return replace(self, parts=parts, status=str(record.get("status") or ""))
+
+    def failed(self) -> Progress:
+        """After a failure that another try may mend: bytes that came since the last one renew the hope."""
+        failures = self.failures + 1 if self.completed <= self.furthest else 1
+        return replace(self, failures=failures, furthest=max(self.furthest, self.completed))
+
+    @property
+    def pause_seconds(self) -> float | None:
+        """How long to wait before the next try; None: give up."""
+        return PAUSES_SECONDS[self.failures - 1] if self.failures <= len(PAUSES_SECONDS) else None
+
+
+def shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is passed on of a node's record: these fields, where they are what they should be."""
+    told: dict[str, Any] = {"status": str(record.get("status") or "")[:LONGEST_STATUS]}
+    digest = record.get("digest")
+    if isinstance(digest, str):
+        told["digest"] = digest[:LONGEST_STATUS]
+    for name in ("total", "completed"):
+        if type(record.get(name)) is int and record[name] >= 0:
+            told[name] = record[name]
+    return told
+
+
+def is_final(error: NodeError) -> bool:
+    """Would a further try end in the same way?"""
+    return isinstance(error, NodeRefused) or _meaning(error.message) is not None
+
+
+def words_of(error: NodeError) -> str:
+    """The node's error in plain words, with its own behind them."""
+    meaning = _meaning(error.message)
+    if meaning is None and any(words in error.message.lower() for words in NO_NETWORK):
+        meaning = "it does not reach the library or is not reached itself"
+    return error.message if meaning is None else f"{meaning} ({error.message})"
+
+
+def _meaning(message: str) -> str | None:
+    text = message.lower()
+    return next((meaning for words, meaning in FINAL if words in text), None)
+
+
+def pulls_for_itself(node: Node) -> bool:
+    """A phone or another Ollama: GPU nodes fetch when they load, other servers keep what they like."""
+    return node.spec.kind == "ollama" and node.spec.origin != "embedded" and not node.is_gpu_node
+
+
+def hindrance(node: Node, model: str, *, tried: bool = False) -> str | None:
+    """Why this node is not asked to pull the model; None where it is. One that has fallen silent is tried again."""
+    if node.spec.kind == "openai":
+        return "it is a server that keeps its models as it likes"
+    if not pulls_for_itself(node):
+        return "it is a GPU node, which fetches a model when it loads it (POST /api/models/load)"
+    if not may_load(node, model_key(model)):
+        return "the fleet file lets it serve other models only"
+    match node.status:
+        case NodeStatus.DISABLED:
+            return "it is drained: the fleet file says to leave it alone"
+        case NodeStatus.DRAINING:
+            return "it is leaving the fleet"
+        case NodeStatus.SILENT | NodeStatus.UNKNOWN if not tried:
+            return f"it does not answer: {node.last_error}" if node.last_error else "it has not answered yet"
+    return None

@@ -1,0 +1,119 @@
+"""Loads models into phones before anybody asks: the loop around `warmth`, which decides.
+
+Looks at the fleet as the registry has it every two seconds; a loading is an empty prompt, and afterwards the node is
+probed, so that routing knows. Failures are lines in the log and a longer pause; they never count against a node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from server.backends.base import Backend, Call
+from server.clock import Clock
+from server.errors import NodeError
+from server.nodes import Load, ModelKey, Node, NodeId, NodeKind, NodeSpec
+from server.patience import Patience
+from server.registry import NodeProbed, Registry
+from server.warmth import Warmth, WarmthRules, due, failed, is_in_service, loaded, looked
+
+LOOK_SECONDS = 2.0
+LOADINGS_AT_ONCE = 32  # each is one quiet connection
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmingOptions:
+    rules: WarmthRules = field(default_factory=WarmthRules)
+    connect_seconds: float = 5.0
+    load_seconds: float = 125.0
+    probe_seconds: float = 2.0
+
+
+class Warming:
+    """Run `run` as a task."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        backends: Mapping[NodeKind, Backend],
+        options: WarmingOptions | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._registry, self._backends = registry, backends
+        self._options, self._clock = options or WarmingOptions(), clock or Clock()
+        self._known: dict[NodeId, Warmth] = {}
+        self._loadings: dict[NodeId, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        try:
+            while True:
+                self.look()
+                await self._clock.sleep(LOOK_SECONDS)
+        finally:
+            loadings = list(self._loadings.values())
+            for loading in loadings:
+                loading.cancel()
+            await asyncio.gather(*loadings, return_exceptions=True)
+
+    def look(self) -> None:
+        """Look at every node once and begin what is due."""
+        now, rules = self._clock.monotonic(), self._options.rules
+        nodes = self._registry.fleet.nodes
+        for node_id in [known for known in self._known if known not in nodes]:
+            del self._known[node_id]
+        for node_id, loading in self._loadings.items():
+            if node_id not in nodes or not is_in_service(nodes[node_id]):
+                loading.cancel()
+        for node in nodes.values():
+            load = self._registry.loads.get(node.id) or Load()
+            warmth = self._known[node.id] = looked(self._known.get(node.id, Warmth()), node, load, rules, now)
+            model = due(warmth, load, rules, now)
+            if model is not None and node.id not in self._loadings and len(self._loadings) < LOADINGS_AT_ONCE:
+                self._begin(node, model)
+
+    def _begin(self, node: Node, model: ModelKey) -> None:
+        loading = self._loadings[node.id] = asyncio.create_task(self._load(node, model))
+        loading.add_done_callback(lambda _: self._loadings.pop(node.id, None))
+
+    async def _load(self, node: Node, model: ModelKey) -> None:
+        try:
+            await self._touch(node, model)
+        except NodeError as error:
+            log.info("%s was not warmed with %s: %s", node.name, model, error.message)
+            self._judge(node, lambda warmth: failed(warmth, self._options.rules, self._clock.monotonic()))
+        except Exception:
+            log.exception("warming %s broke", node.name)
+            self._judge(node, lambda warmth: failed(warmth, self._options.rules, self._clock.monotonic()))
+        else:
+            self._judge(node, lambda warmth: loaded(warmth, model))
+
+    async def _touch(self, node: Node, model: ModelKey) -> None:
+        spec, options = node.spec, self._options
+        backend = self._backends[spec.kind]
+        fields = {} if spec.keep_alive is None else {"keep_alive": spec.keep_alive}
+        patience = Patience(options.connect_seconds, *[options.load_seconds] * 3)
+        call = Call("generate", node.models[model].name, fields=fields)
+        async with aclosing(backend.stream(spec, call, patience)) as batches:
+            async for _ in batches:
+                pass
+        await self._look_again(spec, backend)
+
+    async def _look_again(self, spec: NodeSpec, backend: Backend) -> None:
+        try:
+            report = await backend.probe(spec, self._options.probe_seconds)
+        except NodeError:
+            return  # it is loaded all the same; the regular probes tell the rest
+        known = self._registry.node(spec.id)
+        if known is not None and known.spec == spec:
+            self._registry.emit(NodeProbed(spec.id, report, self._clock.wall()))
+
+    def _judge(self, node: Node, outcome: Callable[[Warmth], Warmth]) -> None:
+        warmth = self._known.get(node.id)
+        if warmth is not None:
+            self._known[node.id] = outcome(warmth)

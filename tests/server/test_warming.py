@@ -1,0 +1,153 @@
+"""Warming over real fake phones: what they are asked, what routing knows afterwards, and how the loop ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from server.backends import Backends
+from server.nodes import ModelKey, NodeId, NodeSpec
+from server.registry import NodeListed, NodeProbed, NodeUnlisted, Registry
+from server.warming import LOOK_SECONDS, Warming, WarmingOptions
+from server.warmth import WarmthRules
+from tests.fakes.manual_clock import ManualClock
+from tests.fakes.phone import FakeModel, FakePhone, Fault, PhoneSettings
+from tests.server.api.gateway import until
+
+A, B = FakeModel("a:1b"), FakeModel("b:1b")
+
+
+class World:
+    """One phone, a registry that knows it, and the loop under test."""
+
+    def __init__(self, phone: FakePhone, rules: WarmthRules | None = None) -> None:
+        self.phone, self.clock, self.registry = phone, ManualClock(), Registry()
+        self.backends = Backends({})
+        options = WarmingOptions(rules or WarmthRules(), load_seconds=5.0)
+        self.warming = Warming(self.registry, self.backends, options, self.clock.clock)
+        self.id = NodeId("kitchen")
+
+    async def list(self, **changes: Any) -> None:
+        spec = NodeSpec(
+            self.id, "kitchen", "ollama", self.phone.host, self.phone.port, **{"warm_up": ("a:1b",), **changes}
+        )
+        self.registry.emit(NodeListed(spec, 0.0))
+        await self.probe()
+
+    async def probe(self) -> None:
+        node = self.registry.node(self.id)
+        assert node is not None
+        report = await self.backends["ollama"].probe(node.spec, 5.0)
+        self.registry.emit(NodeProbed(self.id, report, 0.0))
+
+    async def look(self, seconds: float = LOOK_SECONDS) -> None:
+        await self.clock.advance(seconds)
+
+    @property
+    def asked(self) -> list[Any]:
+        return [seen.json for seen in self.phone.log if seen.name == "generate"]
+
+    @property
+    def resident(self) -> set[ModelKey]:
+        node = self.registry.node(self.id)
+        assert node is not None
+        return set(node.resident)
+
+
+@asynccontextmanager
+async def world(rules: WarmthRules | None = None, **settings: Any) -> AsyncIterator[World]:
+    async with FakePhone(PhoneSettings(**{"models": (A, B), **settings})) as phone:
+        made = World(phone, rules)
+        task = asyncio.create_task(made.warming.run())
+        try:
+            yield made
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await made.backends.aclose()
+
+
+async def test_a_phone_is_given_its_model_and_routing_knows_at_once() -> None:
+    async with world() as here:
+        await here.list(keep_alive="2h")
+        await here.look()
+        await until(lambda: here.resident)
+        assert here.resident == {"a:1b"} and here.phone.resident() == ["a:1b"]
+        (body,) = here.asked
+        assert body == {"model": "a:1b", "prompt": "", "keep_alive": "2h", "stream": True}
+        for _ in range(5):
+            await here.look()
+        assert len(here.asked) == 1
+
+
+async def test_without_a_keep_alive_the_phone_has_its_own() -> None:
+    async with world() as here:
+        await here.list()
+        await here.look()
+        await until(lambda: here.resident)
+        assert "keep_alive" not in here.asked[0]
+
+
+async def test_after_another_model_it_is_loaded_again_when_the_phone_is_idle() -> None:
+    async with world() as here:
+        await here.list()
+        await here.look()
+        await until(lambda: here.resident)
+        node = here.registry.node(here.id)
+        assert node is not None
+        here.phone.state.runner.forget()
+        await here.phone.state.runner.load(B, None, 300.0)
+        await here.probe()
+        await here.look()
+        assert here.phone.resident() == ["b:1b"] and len(here.asked) == 1
+        await here.look(60.0 + LOOK_SECONDS)
+        await until(lambda: here.resident == {"a:1b"})
+
+
+async def test_a_phone_that_cannot_load_is_left_in_peace_for_longer_and_longer() -> None:
+    async with world() as here:
+        here.phone.fail(Fault.error(500, "llama runner process has terminated"), paths="generate")
+        await here.list()
+        for count, pause in enumerate((30.0, 60.0, 120.0), 1):
+            await here.look()
+            await until(lambda count=count: len(here.asked) == count and here.phone.counters.in_flight == 0)
+            await here.clock.settle()
+            await here.look(pause - 2 * LOOK_SECONDS)
+            assert len(here.asked) == count
+            await here.look(LOOK_SECONDS)
+        here.phone.heal()
+        await here.look(240.0)
+        await until(lambda: here.resident)
+        load = here.registry.loads[here.id]
+        assert (load.failed, load.breaker.failures) == (0, 0)  # no request was lost by it
+
+
+async def test_a_phone_that_leaves_is_not_waited_for() -> None:
+    async with world(load_seconds=30.0) as here:
+        await here.list()
+        await here.look()
+        await here.phone.until(lambda counters: counters.requests["generate"] == 1)
+        here.registry.emit(NodeUnlisted(here.id, 0.0))
+        await here.look()
+        await here.phone.idle()
+        assert here.resident == set()
+
+
+async def test_the_loop_ends_with_its_loadings() -> None:
+    async with world(load_seconds=30.0) as here:
+        await here.list()
+        await here.look()
+        await here.phone.until(lambda counters: counters.requests["generate"] == 1)
+    assert here.phone.counters.cancelled == 1
+
+
+async def test_off_means_off() -> None:
+    async with world(WarmthRules(auto=False), models=(A,)) as here:
+        await here.list(warm_up=None, details={"chip": "SM8550"})
+        await here.look(10.0)
+        assert here.asked == []
+        await here.list(warm_up=("a:1b",), details={"chip": "SM8550"})
+        await here.look()
+        await until(lambda: here.resident)
