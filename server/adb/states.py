@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+Details = dict[str, str | int | float]  # of `NodeSpec`
+
 READY = "device"
 UNNAMED_SERIAL = "????????????"  # what adb shows for a phone that tells none
 # Numbers that whole series of phones share; with them the transport's own serial has to do.
@@ -127,10 +129,10 @@ def is_whole(answer: str) -> bool:
     return answer.count("\n") >= QUESTION.count("getprop")
 
 
-def details_of(phone: AdbPhone, ollama: str) -> dict[str, str | int | float]:
+def details_of(phone: AdbPhone, ollama: str) -> Details:
     """What phones that join over the network tell of themselves, of one on a cable. Without what is not known."""
     told = phone.told
-    found = {"chip": told.chip, "ram_bytes": told.ram_bytes, "android": told.android, "ollama": ollama, "mode": "usb"}
+    found: Details = {"chip": told.chip, "ram_bytes": told.ram_bytes, "android": told.android, "ollama": ollama, "mode": "usb"}
     return {name: value for name, value in found.items() if value}
 
 

@@ -23,6 +23,7 @@ from server.adb.states import (
     NOT_ANSWERING,
     QUESTION,
     AdbPhone,
+    Details,
     Facts,
     Transport,
     details_of,
@@ -325,7 +326,7 @@ class AdbTracker:
                 if spec != node.spec:
                     self._registry.emit(NodeListed(spec, now))
 
-    def _details(self, phone: AdbPhone, node_id: NodeId) -> dict[str, str | int | float]:
+    def _details(self, phone: AdbPhone, node_id: NodeId) -> Details:
         """With the version that its Ollama tells now, else the one that it had when it was plugged in."""
         node = self._registry.node(node_id)
         version = node.report.version if node is not None and node.report is not None else ""
@@ -382,7 +383,7 @@ class AdbTracker:
                 await self._link.remove(forward)
 
 
-def _spec(node: NodeId, name: str, place: Place, details: Mapping[str, str | int | float]) -> NodeSpec:
+def _spec(node: NodeId, name: str, place: Place, details: Details) -> NodeSpec:
     return NodeSpec(
         node, name, "ollama", "127.0.0.1", place.port or 0,
         weight=None, serial=str(node), origin="adb", details=details,

@@ -74,7 +74,6 @@ class FakeAdbd:
         if self._server is not None:
             self._server.close()
             self._server = None
-            await asyncio.sleep(0)  # a connection that was taken just now becomes a session, which can be ended
         await self.unplug()
 
     async def unplug(self) -> None:
@@ -94,7 +93,11 @@ class FakeAdbd:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._server is None:  # it was taken just before the end
+            writer.transport.abort()
+            return
         self._sessions.add(task)
+        task.add_done_callback(self._sessions.discard)
         self.connections += 1
         session = _Session(self, writer, self._heard)
         try:
@@ -107,9 +110,8 @@ class FakeAdbd:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the server left, or `unplug` was called: either way nothing is owed to anybody
         finally:
-            self._sessions.discard(task)
+            writer.transport.abort()  # before anything is waited for: the wait may be cancelled, too
             await session.end()
-            writer.transport.abort()
 
 
 class _Session:

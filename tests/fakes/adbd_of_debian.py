@@ -169,11 +169,11 @@ async def join(
     try:
         await asyncio.wait(pours, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        for end in (writer, back):  # before anything is waited for: the wait may be cancelled, too
+            end.close()
         for pour in pours:
             pour.cancel()
         await asyncio.gather(*pours, return_exceptions=True)
-        for end in (writer, back):
-            end.close()
 
 
 async def _pour(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

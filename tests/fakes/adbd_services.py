@@ -168,10 +168,10 @@ class Services:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            writer.transport.abort()  # before anything is waited for: the wait may be cancelled, too
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            writer.transport.abort()
 
     async def _sync(self, stream: Stream) -> None:
         while True:

@@ -121,6 +121,20 @@ async def test_a_node_that_starts_to_hang_is_silent_within_ten_seconds_whenever_
         assert world.backend.times("a")[:4] == [0.0, 5.0, 7.0, 8.0]
 
 
+@pytest.mark.parametrize("way", [{"origin": "adb"}, {"serial": "28161FDH2000QX"}])
+async def test_a_phone_behind_adb_whose_link_is_dead_is_silent_well_within_ten_seconds(way: dict[str, Any]):
+    """It stays listed and its forward takes connections; the rest of the ten seconds is for busy machines."""
+    async with probing() as world:
+        world.list("a", **way)
+        await world.clock.advance(0.01)
+        world.backend.script["a"] = lambda: "hang"
+        await world.clock.advance(7.9)
+        assert world.status("a") is NodeStatus.READY
+        await world.clock.advance(0.2)
+        assert world.status("a") is NodeStatus.SILENT
+        assert world.backend.times("a")[:4] == [0.0, 3.0, 5.0, 6.0]
+
+
 async def test_a_thousand_nodes_that_hang_together_are_silent_within_ten_seconds():
     async with probing() as world:
         names = [f"n{number}" for number in range(1000)]
