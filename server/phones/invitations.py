@@ -1,13 +1,14 @@
 """Invitations: one-time tokens that expire, known here by their SHA-256 only. Pure: tokens and time are arguments.
 
 Life: made, perhaps begun (the phone fetched its script), claimed while one phone is being looked at, then used up or
-given back. Ended ones are remembered for a while, so that a phone that comes late is told why. Kept in memory: a
-gateway that starts anew has invited nobody. Must not know HTTP, files or phones.
+given back. Ended ones are remembered for a while, so that a phone that comes late is told why. Must not know HTTP,
+files or phones.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Literal
@@ -48,8 +49,13 @@ class Invitation:
 class Invitations:
     """All that were made. Every method takes `now`, in seconds of one clock."""
 
-    def __init__(self) -> None:
-        self._all: dict[bytes, Invitation] = {}
+    def __init__(self, kept: Iterable[Invitation] = ()) -> None:
+        self._all = {one.digest: one for one in kept}
+
+    @property
+    def kept(self) -> list[Invitation]:
+        """What has to outlast this run: a phone that is looked at just now may try again in the next."""
+        return [replace(one, state="open") if one.state == "claimed" else one for one in self._all.values()]
 
     def invite(self, token: str, minutes: float, model: str | None, now: float) -> Invitation:
         """Raises TooManyTries where too many are open already."""

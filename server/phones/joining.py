@@ -19,6 +19,7 @@ from server.nodes import Node, NodeId, NodeSpec, ProbeReport
 from server.phones import registration
 from server.phones.attempts import Attempts, source_of
 from server.phones.invitations import TOKEN_BYTES, Invitation, Invitations
+from server.phones.invitations_file import InvitationsFile, invitations_path
 from server.phones.ledger import Edit, Ledger, edited
 from server.phones.lookout import WINDOW_SECONDS, Look, Lookout
 from server.phones.reach import callable_host
@@ -67,7 +68,8 @@ class Joining:
         self._registry, self._wall, self._new_token = registry, wall, new_token
         self._ledger = Ledger(fleet_file)
         self._lookout = Lookout(look, wall)
-        self._invitations = Invitations()
+        self._kept = InvitationsFile(invitations_path(fleet_file.state.path))
+        self._invitations = Invitations(self._kept.read())
         self._sightings = Sightings()
         self._wrong = Attempts(WRONG_TOKENS, WINDOW_SECONDS)
         self._reports = Attempts(REPORTS, WINDOW_SECONDS)
@@ -77,11 +79,17 @@ class Joining:
     def invite(self, minutes: float, model: str | None) -> tuple[str, Invitation]:
         """A new token, which is told here and never again."""
         token = self._new_token()
-        return token, self._invitations.invite(token, minutes, model, self._wall())
+        made = self._invitations.invite(token, minutes, model, self._wall())
+        self._kept.write(self._invitations.kept)
+        return token, made
 
     def begin(self, token: str, peer: str | None) -> Invitation:
         """A phone fetches its script. Raises CallerRefused, TooManyTries."""
-        return self._counted(peer, lambda: self._invitations.begin(token, self._wall()))
+        now = self._wall()
+        invitation = self._counted(peer, lambda: self._invitations.begin(token, now))
+        if invitation.begun_at == now:
+            self._kept.write(self._invitations.kept)
+        return invitation
 
     # phones that come
 
@@ -97,6 +105,7 @@ class Joining:
             phone_token = self._new_token()
             await self._ledger.admit(phone.id, phone_token, lambda specs: registration.joined(specs, phone, host))
             self._invitations.use(invitation)
+            self._kept.write(self._invitations.kept)
             used = True
         finally:
             if not used:
@@ -174,6 +183,10 @@ class Joining:
             return edited(specs, phone_id, lambda spec: replace(spec, name=name))
 
         await self._ledger.change(named)
+
+    async def change(self, phone_id: NodeId, wanted: Callable[[NodeSpec], NodeSpec]) -> None:
+        """Other words of the owner's in its entry, but for its name. Raises GatewayError."""
+        await self._ledger.change(lambda specs: edited(specs, phone_id, wanted))
 
     async def remove(self, phone_id: NodeId) -> None:
         """It leaves the fleet file, and its token is none any more: it can come back with an invitation only."""

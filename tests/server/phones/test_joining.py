@@ -63,6 +63,21 @@ async def test_an_invitation_brings_one_phone(stand: Stand) -> None:
     assert len(stand.entries) == 1
 
 
+async def test_an_invitation_outlasts_a_restart_of_the_gateway(stand: Stand) -> None:
+    first, second = stand.invited(), stand.invited()
+    stand.joining.begin(first, HOST)
+    await stand.joining.join(second, phone(), HOST)
+    stand.now += 3600
+    stand.joining = stand.started()
+    with pytest.raises(CallerRefused, match="has been used"):
+        await stand.joining.join(second, phone(OTHER), HOST)
+    stand.there[(HOST, 11435)] = FOUND
+    await stand.joining.join(first, phone(OTHER, port=11435), HOST)  # its script was fetched in time
+    stand.joining = stand.started()
+    with pytest.raises(CallerRefused, match="has been used"):
+        await stand.joining.join(first, phone(OTHER), HOST)
+
+
 async def test_of_two_phones_with_one_invitation_one_comes_in(stand: Stand) -> None:
     token = stand.invited()
     tries = [stand.joining.join(token, phone(name), HOST) for name in (ID, OTHER)]
