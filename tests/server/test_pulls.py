@@ -1,0 +1,90 @@
+"""What a pull's records and errors mean, and when a further try is worth it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from server.errors import NodeBroken, NodeIncapable, NodeRefused, NodeStalled, NodeUnreachable
+from server.nodes import NodeStatus
+from server.pulls import PAUSES_SECONDS, Progress, hindrance, is_final, pulls_for_itself, shown, words_of
+from tests.server.scripted_nodes import node_of, report_of
+
+
+def line(digest: str, completed: int | None = None, total: int = 100) -> dict[str, Any]:
+    told: dict[str, Any] = {"status": "pulling x", "digest": digest, "total": total}
+    return told if completed is None else {**told, "completed": completed}
+
+
+def test_bytes_of_all_parts_count_and_never_shrink() -> None:
+    progress = Progress()
+    for record in (line("a"), line("a", 40), line("b", 7), line("a", 20), line("a", True), {"status": "verifying"}):
+        progress = progress.told(record)
+    assert (progress.completed, progress.status) == (47, "verifying")
+
+
+def test_without_a_further_byte_the_pauses_grow_and_end() -> None:
+    progress, pauses = Progress(), []
+    while (pause := (progress := progress.failed()).pause_seconds) is not None:
+        pauses.append(pause)
+    assert tuple(pauses) == PAUSES_SECONDS
+
+
+def test_a_further_byte_renews_the_hope() -> None:
+    progress = Progress()
+    for completed in range(1, 40):
+        progress = progress.told(line("a", completed)).failed()
+        assert progress.pause_seconds == PAUSES_SECONDS[0]
+        progress = progress.failed()
+        assert progress.pause_seconds == PAUSES_SECONDS[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ("write /x/blobs/sha256-1-partial: no space left on device", "its storage is full"),
+        ("pull model manifest: file does not exist", "the library has no such model"),
+        ("invalid model name", "this is no name of a model"),
+        ("The model you are attempting to pull requires a newer version of Ollama.", "its Ollama is too old"),
+    ],
+)
+def test_what_no_further_try_mends(words: str, meaning: str) -> None:
+    error = NodeBroken(f"10.0.0.1:11434 failed: {words}")
+    assert is_final(error)
+    assert words_of(error).startswith(meaning) and words in words_of(error)
+
+
+def test_what_a_further_try_may_mend() -> None:
+    for error in (NodeBroken("max retries exceeded: EOF"), NodeUnreachable("gone"), NodeStalled("silent", "load")):
+        assert not is_final(error) and words_of(error) == error.message
+    away = NodeBroken('pull model manifest: Get "https://x": dial tcp: lookup x: no such host')
+    assert not is_final(away) and words_of(away).startswith("it does not reach the library")
+
+
+def test_refusals_are_final() -> None:
+    assert is_final(NodeRefused("bad", 400)) and is_final(NodeIncapable("a gateway keeps no models", 501))
+
+
+def test_only_what_is_meant_for_the_caller_is_passed_on() -> None:
+    record = {"status": "pulling x", "digest": "sha256:1", "total": 5, "completed": 2, "node": "evil", "x": [1]}
+    assert shown(record) == {"status": "pulling x", "digest": "sha256:1", "total": 5, "completed": 2}
+    odd = {"status": "y" * 1000, "digest": 5, "total": "5", "completed": -1}
+    assert shown(odd) == {"status": "y" * 200}
+
+
+def test_who_is_not_asked_and_why() -> None:
+    phone = node_of("x", report_of(("a:1b",)))
+    assert hindrance(phone, "b:1b") is None and pulls_for_itself(phone)
+    gpu = node_of("x", report_of(("a:1b",), gpu_node=True))
+    assert "GPU node" in (hindrance(gpu, "b:1b") or "") and not pulls_for_itself(gpu)
+    assert "GPU node" in (hindrance(node_of("x", kind="relay"), "b:1b") or "")
+    assert "as it likes" in (hindrance(node_of("x", kind="openai"), "b:1b") or "")
+    assert "fleet file" in (hindrance(node_of("x", models=("a:1b",)), "b:1b") or "")
+    assert hindrance(node_of("x", models=("B:1b",)), "b:1b:latest".removesuffix(":latest")) is None
+    assert "drained" in (hindrance(replace(phone, status=NodeStatus.DISABLED), "b:1b") or "")
+    assert "leaving" in (hindrance(replace(phone, status=NodeStatus.DRAINING), "b:1b") or "")
+    silent = replace(phone, status=NodeStatus.SILENT, last_error="no route")
+    assert hindrance(silent, "b:1b") == "it does not answer: no route"
+    assert hindrance(silent, "b:1b", tried=True) is None  # it may come back
