@@ -38,11 +38,13 @@ class NodeHealth:
     """What the node itself says; `slots` is what counts, which the fleet file may have changed."""
     gpu_node: bool = False
     """One of Potluck's own, which loads models on request."""
+    resting: str | None = None
+    """Why a phone gets nothing though it is there: too hot, or low on battery."""
 
     @property
     def serving(self) -> bool:
         """Would a request be given to it now, if a slot were free?"""
-        return self.status == "ready" and self.breaker != "open"
+        return self.status == "ready" and self.breaker != "open" and self.resting is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ def _read_node(record: Record) -> NodeHealth:
         failed=read_count(record, "failed"),
         reported_slots=None if record.get("reported_slots") is None else read_count(record, "reported_slots"),
         gpu_node=record.get("gpu_node") is True,
+        resting=read_optional_text(record, "resting"),
     )
 
 

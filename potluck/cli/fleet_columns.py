@@ -54,7 +54,9 @@ def _widened(columns: Sequence[Column], nodes: Sequence[NodeHealth], plain: bool
 
 
 def state_of(node: NodeHealth) -> tuple[str, str]:
-    """One word for status and breaker, and its colour."""
+    """One word for status, breaker and care, and its colour."""
+    if node.status == "ready" and node.breaker == "closed" and node.resting:
+        return "resting", "yellow"
     if node.status == "ready":
         return {"open": ("broken", "red"), "half_open": ("on trial", "yellow")}.get(node.breaker, ("ready", "green"))
     colour = {"silent": "red", "draining": "yellow"}.get(node.status, GREY)

@@ -100,7 +100,8 @@ def _troubles(health: Health, canvas: Canvas) -> list[Text]:
     told = [f"fleet file: {health.fleet_file.error}"] if health.fleet_file.error else []
     if health.embedded.reason and not any(node.serving for node in health.nodes):
         told.append(health.embedded.reason)
-    told += [f"{node.name}: {node.last_error}" for node in health.nodes if node.last_error and needs_a_look(node)]
+    told += [f"{node.name}: {node.last_error}" for node in health.nodes if node.last_error and is_in_trouble(node)]
+    told += [f"{node.name} rests: {node.resting}" for node in health.nodes if node.resting]
     most = len(told)
     if canvas.height is not None:
         most = max(1, min(MOST_TROUBLES, canvas.height // 6))
@@ -111,6 +112,10 @@ def _troubles(health: Health, canvas: Canvas) -> list[Text]:
 
 
 def needs_a_look(node: NodeHealth) -> bool:
+    return is_in_trouble(node) or node.resting is not None
+
+
+def is_in_trouble(node: NodeHealth) -> bool:
     return node.status == "silent" or node.breaker != "closed"
 
 

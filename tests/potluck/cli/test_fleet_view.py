@@ -50,6 +50,16 @@ def test_it_is_never_higher_than_the_terminal(height):
     assert "sick" in text
 
 
+def test_a_phone_at_rest_is_neither_ready_nor_broken_and_says_why():
+    hot = node("shelf", resting="hot: 46.0 °C, rests until 39 °C", last_error="an old one")
+    text = view(node("pixel-3"), hot, status="degraded")
+    assert "1 of 2 nodes ready" in text and "● resting" in text
+    assert "! shelf rests: hot: 46.0 °C, rests until 39 °C" in text and "an old one" not in text
+    assert "fleet 10 tok/s" in text
+    broken = view(node("shelf", resting="hot", breaker="open"))
+    assert "● broken" in broken
+
+
 def test_rows_that_fit_keep_trouble_and_work_in_the_fleets_order():
     first, third = node("a", in_flight=0), node("c", in_flight=0)
     fleet = read_nodes({"nodes": [first, node("b", in_flight=3), third, SICK, SILENT]})
