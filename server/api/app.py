@@ -91,7 +91,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/api/phones/invite": {"POST": phones.invite},
         "/api/phones/join": {"POST": join.join},
         "/api/phones/report": {"POST": join.report},
-        PHONES_PREFIX: {"POST": phones.order, "PATCH": phones.rename, "DELETE": phones.remove},
+        PHONES_PREFIX: {"POST": phones.order, "PATCH": phones.patch, "DELETE": phones.remove},
         "/health": {"GET": fleet.health},
         "/live": {"GET": fleet.live},
         "/ready": {"GET": fleet.ready},

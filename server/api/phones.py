@@ -9,6 +9,8 @@ import asyncio
 import io
 import re
 import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import segno
@@ -19,10 +21,12 @@ from server.api.incoming import Incoming
 from server.api.services import Services
 from server.backends.resolver import is_address
 from server.errors import LoopbackOnly, MethodRefused, NodeUnknown, PathUnknown, RequestInvalid
-from server.nodes import Load, Node, NodeId
+from server.nodes import Load, Node, NodeId, model_key
 from server.phones.invitations import DEFAULT_MINUTES, LONGEST_MINUTES, SHORTEST_MINUTES
 from server.phones.links import Link, command_of, links_of
 from server.phones.reach import is_private
+from server.phones_entry import AUTO, keep_alive_of, warm_up_of, warm_up_word
+from server.placement import may_load
 from transport.interfaces import interfaces, source_towards
 
 PHONES_PREFIX = "/api/phones/"
@@ -34,7 +38,25 @@ _INVITE_FIELDS: dict[str, fields.Check] = {
     "minutes": fields.number(SHORTEST_MINUTES, LONGEST_MINUTES),
     "model": fields.filled_text,
 }
-_RENAME_FIELDS: dict[str, fields.Check] = {"name": fields.filled_text}
+
+
+def _as_in_file(read: Callable[[Any], Any]) -> fields.Check:
+    """A field that is written into the fleet file, checked as it is there. One in a tuple: None is a value too."""
+
+    def check(value: Any, field: str) -> tuple[Any]:
+        try:
+            return (read(value),)
+        except ValueError as problem:
+            raise RequestInvalid(f"'{field}' must be {problem}", field=field) from None
+
+    return check
+
+
+_PATCH_FIELDS: dict[str, fields.Check] = {
+    "name": fields.text,
+    "warm_up": _as_in_file(warm_up_of),
+    "keep_alive": _as_in_file(keep_alive_of),
+}
 
 
 class PhonesApi:
@@ -74,13 +96,19 @@ class PhonesApi:
         await self._joining.enable(self._known(phone).id, word == "resume")
         await self._answer(incoming, NodeId(phone))
 
-    async def rename(self, incoming: Incoming) -> None:
-        wish = fields.checked(await incoming.json(), _RENAME_FIELDS)
+    async def patch(self, incoming: Incoming) -> None:
+        """PATCH /api/phones/ID: its name, and what it keeps in memory."""
+        wish = fields.checked(await incoming.json(), _PATCH_FIELDS)
         name = wish.get("name", "").strip()
-        if not name or not name.isprintable() or len(name) > LONGEST_NAME:
+        if ("name" in wish or not wish) and not (name and name.isprintable() and len(name) <= LONGEST_NAME):
             raise RequestInvalid(f"'name' must be a printable text of 1 to {LONGEST_NAME} characters", field="name")
         phone = self._known(incoming.path.removeprefix(PHONES_PREFIX))
-        await self._joining.rename(phone.id, name)
+        kept = {field: wish[field][0] for field in wish if field != "name"}
+        _check_kept(phone, kept)
+        if name:
+            await self._joining.rename(phone.id, name)
+        if kept:
+            await self._joining.change(phone.id, lambda spec: replace(spec, **kept))
         await self._answer(incoming, phone.id)
 
     async def remove(self, incoming: Incoming) -> None:
@@ -137,6 +165,7 @@ class PhonesApi:
             "drained": not spec.enabled,
             "in_flight": load.in_flight,
             "models": [copy.name for copy in node.models.values()],
+            "resident": [model.name for model in node.resident.values()],
             "tokens_per_second": round(speed, 1) if speed else None,
             "condition": None if node.condition is None else condition_record(node.condition),
             "resting": node.resting,
@@ -144,8 +173,17 @@ class PhonesApi:
             "reported_at": None if news is None else iso_time(news.heard_at),
             "last_error": load.last_error or node.last_error,
             "serial": spec.serial,
+            "warm_up": warm_up_word(spec.warm_up),
+            "keep_alive": AUTO if spec.keep_alive is None else spec.keep_alive,
             "details": dict(spec.details),
         }
+
+
+def _check_kept(phone: Node, kept: Mapping[str, Any]) -> None:
+    """Raises RequestInvalid for a model that its entry does not let it serve: the file could not be read again."""
+    for name in kept.get("warm_up") or ():
+        if not may_load(phone, model_key(name)):
+            raise RequestInvalid(f"the fleet file lets '{phone.name}' serve other models only", field="warm_up")
 
 
 async def addresses_of(host: str) -> tuple[str, ...]:
