@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from server.api import fields
-from server.api.access import FORWARDING_HEADERS, given_key
+from server.api.access import FORWARDING_HEADERS, given_key, is_loopback
 from server.api.incoming import Incoming
 from server.api.services import Services
 from server.care import Condition, parse_termux_battery, parse_thermal_report, renewed
 from server.errors import CallerRefused, PathUnknown, RequestInvalid, TooManyTries
+from server.exchange import CallerId
 from server.http_errors import Header, error_headers
 from server.nodes import NodeId
 from server.phones import Registration
-from server.phones.reach import HIGHEST_PORT, LOWEST_PORT
+from server.phones.reach import HIGHEST_PORT, LOWEST_PORT, callable_host
 from server.phones.registration import PHONE_ID, plain
 
 JOIN_PREFIX = "/join/"
@@ -76,11 +77,13 @@ class JoinApi:
     async def invited(self, incoming: Incoming) -> None:
         """The script with this gateway's address and the token in front; for a bad token one that says so."""
         script, token = self._found(incoming), incoming.path.removeprefix(JOIN_PREFIX)
+        incoming.caller = _caller(incoming)
         try:
             if len(token) > LONGEST_TOKEN:
                 raise CallerRefused("this invitation is not known here")
+            _check_place(incoming)
             invitation = self._joining.begin(token, _peer(incoming))
-        except (CallerRefused, TooManyTries) as error:
+        except (CallerRefused, RequestInvalid, TooManyTries) as error:
             await self._send_away(incoming, error)
             return
         lines = [f"POTLUCK_GATEWAY={shlex.quote(address_of(incoming))}", f"POTLUCK_TOKEN={shlex.quote(token)}"]
@@ -88,13 +91,15 @@ class JoinApi:
             lines.append(f"POTLUCK_MODEL={shlex.quote(invitation.model)}")
         await self._send(incoming, "\n".join([*lines, ""]).encode() + script)
 
-    async def _send_away(self, incoming: Incoming, error: CallerRefused | TooManyTries) -> None:
+    async def _send_away(self, incoming: Incoming, error: CallerRefused | RequestInvalid | TooManyTries) -> None:
         """A refusal for somebody who pipes whatever comes into a shell."""
-        late = isinstance(error, TooManyTries)
-        words = f"{error.message[:1].upper()}{error.message[1:]}; {'wait a minute' if late else 'ask for a new one'}."
+        self._services.log.refused(incoming, error)
+        unknown = isinstance(error, CallerRefused)
+        then = "ask for a new one" if unknown else error.hint
+        words = f"{error.message[:1].upper()}{error.message[1:]}" + (f"; {then}." if then else ".")
         incoming.reply.headers += error_headers(error)
         script = f"echo {shlex.quote(words)} >&2\nexit 1\n".encode()
-        await self._send(incoming, script, error.http_status if late else 404)
+        await self._send(incoming, script, 404 if unknown else error.http_status)
 
     async def join(self, incoming: Incoming) -> None:
         self._check_way(incoming)
@@ -127,9 +132,9 @@ class JoinApi:
 
     def _check_way(self, incoming: Incoming) -> None:
         """Phones come by themselves: neither a page in a browser nor a proxy may speak for one."""
+        incoming.caller = _caller(incoming)
         incoming.body_limit = min(incoming.body_limit, BODY_LIMIT_BYTES)
-        if any(name in incoming.headers for name in _PROXY_HEADERS):
-            raise RequestInvalid("a phone cannot join through a proxy", hint="use the gateway's own address")
+        _check_proxy(incoming)
         if b"origin" in incoming.headers:
             raise CallerRefused("phones join by the set-up script, not from a page")
 
@@ -180,6 +185,24 @@ def address_of(incoming: Incoming) -> str:
         server = incoming.scope.get("server") or ("127.0.0.1", 8000)
         host = f"[{server[0]}]:{server[1]}" if ":" in server[0] else f"{server[0]}:{server[1]}"
     return f"{scheme}://{host}"
+
+
+def _check_proxy(incoming: Incoming) -> None:
+    if any(name in incoming.headers for name in _PROXY_HEADERS):
+        raise RequestInvalid("a phone cannot join through a proxy", hint="use the gateway's own address")
+
+
+def _check_place(incoming: Incoming) -> None:
+    """Who could not join in the end is told before the downloads. From this machine the script may be looked at."""
+    _check_proxy(incoming)
+    peer = _peer(incoming)
+    if peer is not None and not is_loopback(peer):
+        callable_host(peer)
+
+
+def _caller(incoming: Incoming) -> CallerId:
+    """For the log: these calls have no key, and are let in by what they bring."""
+    return CallerId(f"ip:{_peer(incoming)}")
 
 
 def _peer(incoming: Incoming) -> str | None:

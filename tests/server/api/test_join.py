@@ -74,6 +74,28 @@ async def test_a_bad_invitation_is_a_script_that_says_so(stand: Stand, token: st
     assert run.returncode == 1 and run.stderr == b"This invitation is not known here; ask for a new one.\n"
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"client": ("100.64.0.7", 5)}, b"A phone can only join from a private network; "),
+        ({"client": ("203.0.113.7", 5)}, b"A phone can only join from a private network; "),
+        ({"headers": {"host": "192.168.1.2", "via": "1.1 proxy"}}, b"A phone cannot join through a proxy; "),
+    ],
+)
+async def test_who_could_not_join_is_told_before_the_downloads(stand: Stand, changes: Any, words: bytes) -> None:
+    parts, token = made(stand), stand.invited()
+    answer = await get(parts.app, f"/join/{token}", **{**FROM_PHONE, **changes})
+    run = await asyncio.to_thread(subprocess.run, ["bash"], input=answer.body, capture_output=True)
+    assert answer.status == 422 and run.returncode == 1 and run.stderr.startswith(words)
+    assert token.encode() not in answer.body
+    assert [incoming.caller for incoming in parts.noted.seen] == [f"ip:{changes.get('client', (HOST, 0))[0]}"]
+
+
+async def test_from_this_machine_the_script_may_be_looked_at(stand: Stand) -> None:
+    answer = await get(made(stand).app, f"/join/{stand.invited()}", **{**FROM_PHONE, "client": ("127.0.0.1", 5)})
+    assert answer.status == 200
+
+
 async def test_who_guesses_too_often_is_told_by_a_script_as_well(stand: Stand) -> None:
     app = made(stand).app
     for _ in range(WRONG_TOKENS):
@@ -81,7 +103,7 @@ async def test_who_guesses_too_often_is_told_by_a_script_as_well(stand: Stand) -
     answer = await get(app, f"/join/{stand.invited()}", **FROM_PHONE)
     assert answer.status == 429 and answer.headers["retry-after"]
     run = await asyncio.to_thread(subprocess.run, ["bash"], input=answer.body, capture_output=True)
-    assert run.returncode == 1 and run.stderr == b"Too many tries from this address; wait a minute.\n"
+    assert run.returncode == 1 and run.stderr == b"Too many tries from this address; try again in 60 s.\n"
 
 
 async def test_the_gateway_is_no_phone_of_its_own(stand: Stand) -> None:
