@@ -8,13 +8,14 @@ import { Refused, call, forgetKey, hasKey, keepKey, read, records } from "./gate
 import { isOpen, prepareInvite } from "./invite.js";
 import { watchPhones } from "./phones.js";
 import { watchSplits } from "./splits.js";
-import { seconds } from "./words.js";
+import { clock, seconds } from "./words.js";
 
 const EVERY_MS = 1000;
 const element = (id) => document.getElementById(id);
 const messages = []; // the conversation so far, as the gateway wants it
 let nodes = []; // as they were told last
 let adb = null;
+let heardAt = null; // when they were told
 let running = null; // the AbortController of the answer being told
 
 // small words
@@ -48,7 +49,9 @@ function showFleet(health) {
   show("summary", health.draining ? "The gateway is being stopped." : summaries[health.status] ?? health.status);
   show("version", `Potluck ${health.version}`);
   [nodes, adb] = [health.nodes, health.adb];
+  heardAt = Date.now();
   showNodes();
+  show("fleet-summary", summaryOf(nodes));
   showCable(adb);
   const nobody = element("no-nodes");
   nobody.hidden = health.nodes.length > 0;
@@ -60,12 +63,11 @@ function showFleet(health) {
 
 function showNodes() {
   showCards(element("nodes"), nodes, adb);
-  show("fleet-summary", summaryOf(nodes));
 }
 
 const summaries = {
   ok: "Everything is ready.",
-  degraded: "Some nodes are missing; the others answer.",
+  degraded: "Some nodes are missing or resting; the others answer.",
   unavailable: "No node can answer now.",
 };
 
@@ -93,6 +95,7 @@ async function watchFleet() {
           show("summary", "Locked.");
         } else {
           show("summary", error instanceof Refused ? error.message : "The gateway does not answer.");
+          if (heardAt) show("fleet-summary", `As it was at ${clock(heardAt)}`);
         }
       }
     }

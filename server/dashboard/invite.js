@@ -60,7 +60,7 @@ function choose() {
 function tick() {
   const left = made.until - now();
   if (left > 0) {
-    write(element("invite-until"), `Good for one phone, until ${clock(made.until)}: ${countdown(left)} left.`);
+    write(element("invite-until"), `Good for one phone, until ${clock(made.until)}, ${countdown(left)} left.`);
   } else {
     end("This invitation has expired. A phone that has begun with it may still finish.");
   }

@@ -105,7 +105,7 @@ export function buildFoot() {
   const button = make("button", "quiet");
   button.type = "button";
   button.addEventListener("click", () => order(foot));
-  const trouble = make("p", "error");
+  const trouble = make("p", "trouble");
   trouble.setAttribute("role", "alert");
   foot.append(make("div", "facts"), button, trouble);
   return foot;

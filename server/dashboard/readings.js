@@ -69,7 +69,8 @@ function speedOf(node, phone) {
   return { kind: "speed", title: "Speed", look: "", value: speed.toFixed(1), note: "tokens/s" };
 }
 
-const shorter = (words) => words.replaceAll(", rests until ", ", back at ");
+/** The gateway's words, for a narrow place; numbers stay beside their units. */
+const shorter = (words) => words.replaceAll(", rests until ", ", back at ").replace(/ (?=[%°])/g, "\u00a0");
 
 /** Why it gets no work, or less: {title, detail}; null where it gets its share. */
 export function careOf({ resting, care_factor: share }) {
@@ -86,7 +87,7 @@ export function careOf({ resting, care_factor: share }) {
 /** What it is: chip, memory, Android. */
 export function makeOf({ details }) {
   const parts = [details.chip];
-  if (details.ram_bytes) parts.push(`${(details.ram_bytes / 2 ** 30).toFixed(1)} GB RAM`);
+  if (details.ram_bytes) parts.push(`${(details.ram_bytes / 2 ** 30).toFixed(1).replace(".0", "")} GB RAM`);
   if (details.android) parts.push(`Android ${details.android}`);
   if (details.mode && details.mode !== "native") parts.push(details.mode);
   return parts.filter(Boolean).join(" · ");

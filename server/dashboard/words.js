@@ -1,5 +1,8 @@
 // Small words and small changes to the page that several parts of it share.
 
+const SAID_MS = 30_000; // long enough to be found by whoever looked away
+let hushing = null;
+
 export const seconds = (ms) => (ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
 
 /** A time of day, in the words of whoever looks. */
@@ -25,7 +28,9 @@ export function mark(element, name, value) {
   if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
-/** To everybody who looks or listens: something has happened. */
+/** To everybody who looks or listens: something has happened. Its place is kept free, so that nothing moves. */
 export function say(text) {
+  clearTimeout(hushing);
   document.getElementById("news").textContent = text;
+  hushing = setTimeout(() => { document.getElementById("news").textContent = ""; }, SAID_MS);
 }

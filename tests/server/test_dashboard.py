@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,28 +11,20 @@ import pytest
 
 from server.api.pipeline import PIPELINE_PATH
 from server.backends.relay_split import split_record
-from server.care import Condition
 from server.errors import NoNodes
 from server.exchange import NodeShare, Queued, Started, Token
 from server.nodes import NodeId
 from server.registry import ProbeFailed
-from tests.fakes.browser import Browser, opened, playwright
+from tests.fakes.browser import opened, playwright
 from tests.fakes.phone import FakePhone, PhoneSettings
-from tests.server.api.gateway import MODEL, Gateway, fleet, gateway, report, served, spec
+from tests.server.api.gateway import MODEL, fleet, gateway, report, spec
 from tests.server.api.scripted_dispatch import DONE, ScriptedDispatch, Step, done, failing, whole
 from tests.server.api.scripted_operations import ScriptedOperations
+from tests.server.dashboard_page import MARKUP, page_of
 from tests.server.live_gateway import live_gateway
-from tests.server.phones.stand import ID, Stand
 from wire.messages_stats import EventRecord, PipelineRecord, ResidentRecord, StageRecord, Stats
 
 MB = 1_000_000
-MARKUP = '<img src=x onerror="window.hacked=1">'
-
-
-@asynccontextmanager
-async def page_of(made: Gateway, **context: Any) -> AsyncIterator[Browser]:
-    async with served(made.app) as address, opened(address, **context) as browser:
-        yield browser
 
 
 async def test_the_fleet_is_shown_live():
@@ -53,7 +43,7 @@ async def test_the_fleet_is_shown_live():
         await browser.shows("[data-node=attic] .state", "does not answer")
         await browser.shows("[data-node=attic] .error", "no route to the attic")
         await browser.shows("#figure-nodes", "1/2")
-        await browser.shows("#summary", "Some nodes are missing")
+        await browser.shows("#summary", "Some nodes are missing or resting")
 
 
 def split_node(**changes: Any) -> dict[str, Any]:
@@ -222,57 +212,3 @@ async def test_the_page_over_the_whole_gateway(tmp_path: Path):
         await browser.shows("#thread .facts", "phone-0")
         await browser.shows("#thread .facts", "tokens/s")
         await browser.shows(".node .models .resident", "smollm2:135m")
-
-
-async def test_phones_with_what_they_tell_and_a_button_to_drain_them(tmp_path: Path):
-    stand = Stand(tmp_path)
-    await stand.joined(name=MARKUP, tokens_per_second=12.5, android="14")
-    parts = gateway(registry=stand.registry, joining=stand.joining)
-    await stand.joining.report(NodeId(ID), Condition(81.0, True, 44.0, 3, at=stand.now), -82, None)
-    card = f"[data-node='{ID}']"
-    async with page_of(parts) as browser:
-        await browser.shows(f"{card} .name", MARKUP)
-        for kind, words in (
-            ("signal.bad", "-82 dBm"),
-            ("battery.good", "81 %, charging"),
-            ("heat.bad", "44 °C, severe"),
-        ):
-            await browser.shows(f"{card} .{kind}", words)
-        await browser.shows(f"{card} .speed", "12.5 tokens/s")
-        await browser.shows(f"{card} .phone .facts", "SM8550 · Android 14")
-        await browser.shows(f"{card} .state", "resting")
-        await browser.page.click(f"{card} .phone button")
-        await browser.shows(f"{card} .phone button", "Resume")
-        await browser.shows(f"{card} .state", "switched off")
-        assert stand.entries[0]["enabled"] is False
-        await browser.page.click(f"{card} .phone button")
-        await browser.shows(f"{card} .phone button", "Drain")
-        assert "enabled" not in stand.entries[0]
-        stand.path.write_text("[{]")
-        await browser.page.click(f"{card} .phone button")
-        await browser.shows(f"{card} .phone .why", "cannot be changed while it is broken")
-
-
-async def test_an_invitation_is_a_code_and_a_line_and_is_forgotten(tmp_path: Path):
-    stand = Stand(tmp_path)
-    parts = gateway(registry=stand.registry, joining=stand.joining, host="192.168.1.2")
-    async with page_of(parts, viewport={"width": 360, "height": 740}) as browser:
-        await browser.page.click("#invite-open")
-        await browser.shows("#invite-until", "Good for one phone, until")
-        line = await browser.page.input_value("#invite-command")
-        assert line.startswith("curl -sSL 'http://192.168.1.2:") and line.endswith("' | bash")
-        await browser.page.wait_for_function("document.querySelector('#invite-code img')?.naturalWidth > 0")
-        assert await browser.page.evaluate("document.documentElement.scrollWidth") <= 360
-        await browser.page.click("#invite-again")
-        await browser.page.wait_for_function(f"document.getElementById('invite-command').value !== {line!r}")
-        await browser.page.click("#invite-close")
-        await playwright.expect(browser.page.locator("#invite")).to_be_hidden()
-        assert await browser.page.input_value("#invite-command") == ""
-        assert "/join/" not in await browser.page.content()
-
-
-async def test_on_loopback_the_page_says_how_to_invite(tmp_path: Path):
-    async with page_of(gateway()) as browser:
-        await browser.page.click("#invite-open")
-        await browser.shows("#invite-error", "potluck serve --host 0.0.0.0")
-        await playwright.expect(browser.page.locator("#invite-made")).to_be_hidden()
