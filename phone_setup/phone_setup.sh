@@ -5,6 +5,10 @@
 # Checks come before the first change; every step can be repeated, so the same command goes on where it broke off.
 # A failure is one plain sentence on stderr and exit code 1. No path of Termux is written out: $PREFIX and $HOME are.
 # Secrets (the invitation's token, the phone's own one) reach other programs by stdin or in files of mode 0600 only.
+#
+# To be read from the top: `main` is the story, and the sections after it come in the order in which it needs them.
+# Saying and failing, arguments, checks, the model, what was brought, packages, Debian, the scripts that stay, server
+# and model, the better of two ways, starting by itself, joining, the end; uninstalling; JSON and HTTP.
 set -euo pipefail
 
 readonly FOLDER="${HOME:?HOME is not set}/mobile-llm"
@@ -53,7 +57,55 @@ A later run keeps what an earlier one was told, where it is not told otherwise.
 TEXT
 }
 
-# --- Saying and failing -------------------------------------------------------------------------------------------
+# --- The whole of it ------------------------------------------------------------------------------------------------
+
+main() {
+    trap at_exit EXIT
+    trap 'exit 130' INT TERM HUP
+    hide_token "$@"
+    parse_arguments "$@"
+    check_arguments
+    exec 9<&- # what is started from here on, tmux among it, must not keep it
+    if [ "$uninstalling" = yes ]; then
+        check_termux
+        uninstall
+        return 0
+    fi
+    check_everything
+    act "make $FOLDER" make_folder
+    if [ "$bench" = yes ]; then measure_both; else set_up_mode; fi
+    start_by_itself
+    if [ -n "$gateway" ]; then
+        act "join the fleet of $gateway" join_fleet
+        act "start the reporter" start_reporter
+    fi
+    if [ "$dry_run" = yes ]; then say "Nothing was changed."; else say_result; fi
+}
+
+check_everything() {
+    check_termux
+    check_processor
+    check_build
+    check_phantom_killer
+    if [ "$reach" = wifi ]; then say_battery_hint; fi
+    choose_model
+    check_room
+    check_port
+}
+
+set_up_mode() {
+    act "install what is missing from Termux's packages ($(missing_packages | tr '\n' ' ' | sed 's/ $//'))" install_packages
+    if [ "$mode" = proot ]; then
+        act "install Debian with proot-distro" install_debian
+        act "install Ollama in Debian" install_ollama_in_debian
+    fi
+    act "write start_ollama.sh, stop_ollama.sh, status.sh and report.sh" write_scripts
+    act "start Ollama on $(listening_words)" start_server
+    act "bring the model $model ($source_kind)" provide_model
+    act "warm $model up and measure its speed" warm_up
+}
+
+# --- Saying and failing ---------------------------------------------------------------------------------------------
 
 say() { printf '%s\n' "$*"; }
 note() { printf '  ! %s\n' "$*"; }
@@ -102,80 +154,7 @@ confirm() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# --- JSON and HTTP, with what Termux surely has -----------------------------------------------------------------------
-
-# json_escape TEXT: TEXT as it stands between the quotes of a JSON string. Control characters other than the usual
-# three are dropped: no name of a phone needs them.
-json_escape() {
-    local text=$1
-    text=${text//\\/\\\\}
-    text=${text//\"/\\\"}
-    text=${text//$'\n'/\\n}
-    text=${text//$'\r'/\\r}
-    text=${text//$'\t'/\\t}
-    printf '%s' "${text//[$'\x01'-$'\x1f'$'\x7f']/}"
-}
-
-# json_string KEY JSON: the value of the first member KEY that is a string; false if there is none.
-json_string() {
-    local pattern="\"$1\"[[:space:]]*:[[:space:]]*\"(([^\"\\\\]|\\\\.)*)\""
-    [[ $2 =~ $pattern ]] || return 1
-    json_unescape "${BASH_REMATCH[1]}"
-}
-
-# json_number KEY JSON: the whole part of the first member KEY that is a number; false if there is none.
-json_number() {
-    local pattern="\"$1\"[[:space:]]*:[[:space:]]*(-?[0-9]+)"
-    [[ $2 =~ $pattern ]] || return 1
-    printf '%s' "${BASH_REMATCH[1]}"
-}
-
-json_unescape() {
-    local rest=$1 result="" character
-    while [[ $rest == *\\* ]]; do
-        result+=${rest%%\\*}
-        rest=${rest#*\\}
-        character=${rest:0:1}
-        rest=${rest:1}
-        case $character in
-            n) result+=$'\n' ;;
-            t) result+=$'\t' ;;
-            r) result+=$'\r' ;;
-            b | f) ;;
-            u)
-                [[ ${rest:0:4} =~ ^[0-9a-fA-F]{4}$ ]] || return 1
-                printf -v character '%b' "\\u${rest:0:4}"
-                result+=$character
-                rest=${rest:4}
-                ;;
-            *) result+=$character ;;
-        esac
-    done
-    printf '%s' "$result$rest"
-}
-
-# The body or header of a request as a value of curl's configuration, which is read from stdin: never in its arguments.
-curl_quote() {
-    local text=${1//\\/\\\\}
-    printf '"%s"' "${text//\"/\\\"}"
-}
-
-# post_json URL BODY TOKEN SECONDS: prints the answer's body and, on a last line of its own, its status (000: none).
-post_json() {
-    {
-        printf 'header = "Content-Type: application/json"\n'
-        [ -z "$3" ] || printf 'header = %s\n' "$(curl_quote "Authorization: Bearer $3")"
-        printf 'data = %s\n' "$(curl_quote "$2")"
-    } | curl -sS --config - --connect-timeout 10 --max-time "$4" --write-out '\n%{http_code}' "$1" 2>/dev/null ||
-        printf '\n000'
-}
-
-api() { printf 'http://127.0.0.1:%s/api/%s' "$port" "$1"; }
-is_port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
-ollama_version() { json_string version "$(curl -fsS --max-time 3 "$(api version)" 2>/dev/null)"; }
-is_answering() { is_port_taken && ollama_version >/dev/null; }
-
-# --- Arguments ----------------------------------------------------------------------------------------------------
+# --- Arguments ------------------------------------------------------------------------------------------------------
 
 model="" model_file="" mode="" bench=no reach="" port="" name="" gateway="" token=""
 dry_run=no assume_yes=no uninstalling=no arch=""
@@ -283,7 +262,7 @@ hide_token() {
     exec bash "$0" "${arguments[@]}" <&9
 }
 
-# --- Checks, before anything is changed ---------------------------------------------------------------------------
+# --- Checks, before anything is changed -----------------------------------------------------------------------------
 
 property() { if has getprop; then getprop "$1" 2>/dev/null || true; fi; }
 
@@ -467,7 +446,7 @@ check_space() {
             "a smaller model."
 }
 
-# --- Which model, from where --------------------------------------------------------------------------------------
+# --- Which model, from where ----------------------------------------------------------------------------------------
 
 source_kind=pull # pull, gguf, safetensors or store
 
@@ -650,11 +629,11 @@ is_model_here() {
     fi
 }
 
-# --- Bringing the programs ----------------------------------------------------------------------------------------
+# --- What was brought -----------------------------------------------------------------------------------------------
 
 # record WORDS: what is about to be brought, told before it is, so that a run that is killed can be taken away as well:
-# store, package NAME, model NAME, boot-folder in Termux; debian, debian-store, debian-ollama, debian-package NAME,
-# debian-model NAME. What was there before is never recorded.
+# store, package NAME, model NAME, boot-folder in Termux; debian (debian-whole once it is), debian-store, debian-ollama,
+# debian-package NAME, debian-model NAME. What was there before is never recorded.
 record() {
     if grep -qxF "$*" "$RECORD" 2>/dev/null; then return 0; fi
     { printf '%s\n' "$*" >>"$RECORD"; } 2>/dev/null || fail_full
@@ -665,8 +644,11 @@ is_recorded() { grep -qxF "$*" "$RECORD" 2>/dev/null; }
 # recorded KIND: the names of that kind, one a line.
 recorded() { sed -n "s/^$1 //p" "$RECORD" 2>/dev/null; }
 
+# forget PATTERN: whole lines. On a full disk they stay, which does no harm: what is gone can be removed again.
 forget() {
-    { grep -vxF "$*" "$RECORD" || true; } | write_file "$RECORD" 600
+    local code=0
+    { grep -vx -- "$1" "$RECORD" >"$RECORD.new"; } 2>/dev/null || code=$?
+    if [ "$code" -le 1 ]; then mv -f "$RECORD.new" "$RECORD"; else rm -f "$RECORD.new"; fi
 }
 
 fail_full() { fail "Nothing can be written to $FOLDER; is the phone's storage full?"; }
@@ -680,6 +662,8 @@ make_folder() {
     fi
 }
 
+# --- Termux's packages ----------------------------------------------------------------------------------------------
+
 missing_packages() {
     has tmux || say tmux
     has curl || say curl
@@ -688,6 +672,12 @@ missing_packages() {
     else
         has ollama || say ollama
     fi
+}
+
+# After an installation that was killed, or with lists that are old.
+mend_packages() {
+    if has dpkg; then DEBIAN_FRONTEND=noninteractive dpkg --configure -a || true; fi
+    pkg update -y
 }
 
 install_packages() {
@@ -699,12 +689,15 @@ install_packages() {
     fi
     for package in "${wanted[@]}"; do record "package $package"; done
     DEBIAN_FRONTEND=noninteractive pkg install -y "${wanted[@]}" ||
-        { pkg update -y && DEBIAN_FRONTEND=noninteractive pkg install -y "${wanted[@]}"; } ||
+        { mend_packages && DEBIAN_FRONTEND=noninteractive pkg install -y "${wanted[@]}"; } ||
         fail "Termux could not install ${wanted[*]}; check the network, run termux-change-repo, and start again."
     for package in "${wanted[@]}"; do
         has "$package" || fail "Termux installed $package but it is not there; run pkg upgrade and start again."
     done
+    curl --version >/dev/null 2>&1 || fail "Termux's curl does not run; run pkg upgrade and start again."
 }
+
+# --- Debian, for --proot and --bench --------------------------------------------------------------------------------
 
 # in_debian [--bind FOLDER] SCRIPT [ARGUMENTS...]: a bash script inside Debian, as its root. stdin is passed on. Termux's
 # own programs are in Debian's PATH as well, where they would be taken for Debian's: off it.
@@ -727,6 +720,9 @@ debian_has() { in_debian '[ -f "$HOME/.ollama/models/$1" ]' "$1" </dev/null; }
 
 # A half of Debian that an earlier run left behind is taken away first; one that is not ours never.
 install_debian() {
+    if is_recorded debian && ! is_recorded debian-whole; then
+        proot-distro remove debian </dev/null >/dev/null 2>&1 || true
+    fi
     if has_debian; then
         say "    it is there"
         return 0
@@ -740,6 +736,7 @@ install_debian() {
     record debian
     proot-distro install debian </dev/null ||
         fail "Debian could not be installed by proot-distro; check the network and the free space, and start again."
+    record debian-whole
 }
 
 # shellcheck disable=SC2016
@@ -791,7 +788,7 @@ install_ollama_in_debian() {
 # with (416: there is nothing more to come); older releases are packed with gzip.
 archive="" compression=""
 fetch_ollama() {
-    local suffix url attempt code
+    local suffix url attempt code error
     for suffix in tar.zst tgz; do
         archive="$FOLDER/ollama-linux-$arch.$suffix"
         if [ "$suffix" = tgz ]; then compression=gzip; else compression=zstd; fi
@@ -801,7 +798,9 @@ fetch_ollama() {
         for attempt in 1 2 3 4 5; do
             code=$(curl -fL -C - --connect-timeout 15 --speed-limit 100 --speed-time 60 --write-out '%{http_code}' \
                 -o "$archive" "$url") && return 0
+            error=$?
             if [ "$code" = 416 ]; then return 0; fi
+            [ "$error" -ne 23 ] || fail "The phone's storage ran full while Ollama was downloaded; make room and start again."
             say "    the download broke off (try $attempt of 5); it goes on where it stopped"
             sleep "$RETRY_SECONDS"
         done
@@ -810,7 +809,7 @@ fetch_ollama() {
     fail "Ollama's archive for Linux was not found at $OLLAMA_DOWNLOAD."
 }
 
-# --- Scripts that stay on the phone -------------------------------------------------------------------------------
+# --- Scripts that stay on the phone ---------------------------------------------------------------------------------
 
 start_text() {
     cat <<'TEXT'
@@ -829,7 +828,7 @@ fail() {
 
 is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; }
 answers() { is_taken && [[ $(curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/version" 2>/dev/null) == *'"version"'* ]]; }
-last_words() { tail -n 1 "$HERE/ollama.log" 2>/dev/null || true; }
+last_words() { tail -n 1 "$HERE/ollama.log" 2>/dev/null | grep . || echo "none (is the phone's storage full?)"; }
 
 shorten_log() {
     if [ -f "$HERE/ollama.log" ] && [ "$(wc -c <"$HERE/ollama.log")" -gt 1000000 ]; then
@@ -1088,7 +1087,7 @@ write_debian_scripts() {
     done
 }
 
-# --- The server and the model -------------------------------------------------------------------------------------
+# --- The server and the model ---------------------------------------------------------------------------------------
 
 stop_server() {
     if [ -f "$FOLDER/settings" ] && [ -x "$FOLDER/stop_ollama.sh" ]; then "$FOLDER/stop_ollama.sh" >/dev/null || true; fi
@@ -1310,19 +1309,7 @@ warm_up() {
 
 speed_words() { printf '%d.%02d' "$(($1 / 100))" "$(($1 % 100))"; }
 
-# --- Two ways to run it -------------------------------------------------------------------------------------------
-
-set_up_mode() {
-    act "install what is missing from Termux's packages ($(missing_packages | tr '\n' ' ' | sed 's/ $//'))" install_packages
-    if [ "$mode" = proot ]; then
-        act "install Debian with proot-distro" install_debian
-        act "install Ollama in Debian" install_ollama_in_debian
-    fi
-    act "write start_ollama.sh, stop_ollama.sh, status.sh and report.sh" write_scripts
-    act "start Ollama on $(listening_words)" start_server
-    act "bring the model $model ($source_kind)" provide_model
-    act "warm $model up and measure its speed" warm_up
-}
+# --- Two ways to run it ---------------------------------------------------------------------------------------------
 
 listening_words() {
     if [ "$reach" = usb ]; then printf '127.0.0.1:%s' "$port"; else printf '0.0.0.0:%s' "$port"; fi
@@ -1359,7 +1346,7 @@ keep_native() {
     start_server
 }
 
-# --- Starting by itself -------------------------------------------------------------------------------------------
+# --- Starting by itself ---------------------------------------------------------------------------------------------
 
 has_boot_app() {
     [ -d "${BOOT_SCRIPT%/*}" ] || { has pm && [[ $(pm path com.termux.boot 2>/dev/null) == package:* ]]; }
@@ -1398,11 +1385,11 @@ start_by_itself() {
     fi
 }
 
-# --- Joining a fleet ----------------------------------------------------------------------------------------------
+# --- Joining a fleet ------------------------------------------------------------------------------------------------
 
-phone_id() {
+# Made once: by it the gateway knows the phone again, whatever its address.
+make_id() {
     if [ ! -s "$FOLDER/id" ]; then od -An -tx1 -N16 /dev/urandom | tr -d ' \n' | write_file "$FOLDER/id" 600; fi
-    cat "$FOLDER/id"
 }
 
 chip() {
@@ -1423,7 +1410,7 @@ join_body() {
     local product
     product=$(property ro.product.model)
     printf '{%s,%s,"port":%s,%s,"ram_bytes":%s,%s,%s,%s,%s,%s,"tokens_per_second":%s}' \
-        "$(member id "$(phone_id)")" "$(member name "${name:-${product:-phone}}")" "$port" "$(member chip "$(chip)")" \
+        "$(member id "$(cat "$FOLDER/id")")" "$(member name "${name:-${product:-phone}}")" "$port" "$(member chip "$(chip)")" \
         "$(($(ram_mb) * 1048576))" "$(member android "$(property ro.build.version.release)")" \
         "$(member termux "${TERMUX_VERSION:-}")" "$(member ollama "$(ollama_version || true)")" \
         "$(member mode "$mode")" "$(member model "$model")" "$(speed_words "$speed")"
@@ -1449,6 +1436,7 @@ refusal_words() {
 
 join_fleet() {
     local body answer own
+    make_id
     body=$(join_body)
     printf '%s' "$body" | write_file "$FOLDER/join.json" 600
     answer=$(ask_to_join "$body")
@@ -1479,7 +1467,7 @@ start_reporter() {
     fi
 }
 
-# --- The end ------------------------------------------------------------------------------------------------------
+# --- The end --------------------------------------------------------------------------------------------------------
 
 is_private() { [[ $1 =~ ^(10\.|192\.168\.|172\.(1[6-9]|2[0-9]|3[01])\.|100\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7])\.) ]]; }
 
@@ -1526,7 +1514,7 @@ say_result() {
     say "Later: ~/mobile-llm/start_ollama.sh, stop_ollama.sh, status.sh; this script with --uninstall removes everything."
 }
 
-# --- Uninstalling -------------------------------------------------------------------------------------------------
+# --- Uninstalling ---------------------------------------------------------------------------------------------------
 
 remove_service_and_boot() {
     rm -rf "${PREFIX:?}/var/service/$SESSION" "${PREFIX:?}/var/log/sv/$SESSION"
@@ -1545,7 +1533,7 @@ remove_native() {
         done < <(recorded model)
     fi
     if is_recorded "package ollama"; then remove_package ollama; fi
-    while IFS= read -r one; do forget "model $one"; done < <(recorded model)
+    forget "model .*"
 }
 
 remove_package() {
@@ -1572,7 +1560,7 @@ remove_from_debian() {
                 note "Debian could not remove its packages ${packages[*]}."
         fi
     fi
-    { grep -v '^debian' "$RECORD" || true; } | write_file "$RECORD" 600
+    forget "debian.*"
 }
 
 remove_packages() {
@@ -1599,41 +1587,80 @@ uninstall() {
         "At the gateway: potluck phones remove NAME."
 }
 
-# ------------------------------------------------------------------------------------------------------------------
+# --- JSON and HTTP, with what Termux surely has ---------------------------------------------------------------------
 
-check_everything() {
-    check_termux
-    check_processor
-    check_build
-    check_phantom_killer
-    if [ "$reach" = wifi ]; then say_battery_hint; fi
-    choose_model
-    check_room
-    check_port
+# json_escape TEXT: TEXT as it stands between the quotes of a JSON string. Control characters other than the usual
+# three are dropped: no name of a phone needs them.
+json_escape() {
+    local text=$1
+    text=${text//\\/\\\\}
+    text=${text//\"/\\\"}
+    text=${text//$'\n'/\\n}
+    text=${text//$'\r'/\\r}
+    text=${text//$'\t'/\\t}
+    printf '%s' "${text//[$'\x01'-$'\x1f'$'\x7f']/}"
 }
 
-main() {
-    trap at_exit EXIT
-    trap 'exit 130' INT TERM HUP
-    hide_token "$@"
-    parse_arguments "$@"
-    check_arguments
-    exec 9<&- # what is started from here on, tmux among it, must not keep it
-    if [ "$uninstalling" = yes ]; then
-        check_termux
-        uninstall
-        return 0
-    fi
-    check_everything
-    act "make $FOLDER" make_folder
-    if [ "$bench" = yes ]; then measure_both; else set_up_mode; fi
-    start_by_itself
-    if [ -n "$gateway" ]; then
-        act "join the fleet of $gateway" join_fleet
-        act "start the reporter" start_reporter
-    fi
-    if [ "$dry_run" = yes ]; then say "Nothing was changed."; else say_result; fi
+# json_string KEY JSON: the value of the first member KEY that is a string; false if there is none.
+json_string() {
+    local pattern="\"$1\"[[:space:]]*:[[:space:]]*\"(([^\"\\\\]|\\\\.)*)\""
+    [[ $2 =~ $pattern ]] || return 1
+    json_unescape "${BASH_REMATCH[1]}"
 }
+
+# json_number KEY JSON: the whole part of the first member KEY that is a number; false if there is none.
+json_number() {
+    local pattern="\"$1\"[[:space:]]*:[[:space:]]*(-?[0-9]+)"
+    [[ $2 =~ $pattern ]] || return 1
+    printf '%s' "${BASH_REMATCH[1]}"
+}
+
+json_unescape() {
+    local rest=$1 result="" character
+    while [[ $rest == *\\* ]]; do
+        result+=${rest%%\\*}
+        rest=${rest#*\\}
+        character=${rest:0:1}
+        rest=${rest:1}
+        case $character in
+            n) result+=$'\n' ;;
+            t) result+=$'\t' ;;
+            r) result+=$'\r' ;;
+            b | f) ;;
+            u)
+                [[ ${rest:0:4} =~ ^[0-9a-fA-F]{4}$ ]] || return 1
+                printf -v character '%b' "\\u${rest:0:4}"
+                result+=$character
+                rest=${rest:4}
+                ;;
+            *) result+=$character ;;
+        esac
+    done
+    printf '%s' "$result$rest"
+}
+
+# The body or header of a request as a value of curl's configuration, which is read from stdin: never in its arguments.
+curl_quote() {
+    local text=${1//\\/\\\\}
+    printf '"%s"' "${text//\"/\\\"}"
+}
+
+# post_json URL BODY TOKEN SECONDS: prints the answer's body and, on a last line of its own, its status (000: none).
+post_json() {
+    {
+        printf 'header = "Content-Type: application/json"\n'
+        [ -z "$3" ] || printf 'header = %s\n' "$(curl_quote "Authorization: Bearer $3")"
+        printf 'data = %s\n' "$(curl_quote "$2")"
+    } | curl -sS --config - --connect-timeout 10 --max-time "$4" --write-out '\n%{http_code}' "$1" 2>/dev/null ||
+        printf '\n000'
+}
+
+api() { printf 'http://127.0.0.1:%s/api/%s' "$port" "$1"; }
+is_port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
+ollama_version() { json_string version "$(curl -fsS --max-time 3 "$(api version)" 2>/dev/null)"; }
+is_answering() { is_port_taken && ollama_version >/dev/null; }
+
+# --------------------------------------------------------------------------------------------------------------------
 
 # Read whole before the first step, and deaf to its own text on stdin when it comes by a pipe; 9 is the real stdin.
 if [ "${POTLUCK_SOURCED:-no}" = no ]; then main "$@" 9<&0 </dev/null; fi
