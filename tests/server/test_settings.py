@@ -244,6 +244,7 @@ def test_devices_want_the_embedded_node():
         ({"POTLUCK_CARE_HOT_C": "30"}, "POTLUCK_CARE_WARM_C must be less than POTLUCK_CARE_HOT_C"),
         ({"POTLUCK_CARE_LOW_BATTERY": "30"}, "POTLUCK_CARE_LOW_BATTERY must be less than POTLUCK_CARE_CHARGED"),
         ({"POTLUCK_ADB_READ_S": "180"}, "POTLUCK_ADB_READ_S must be less than POTLUCK_CARE_STALE_S"),
+        ({"POTLUCK_CARE_STALE_S": "59"}, "POTLUCK_CARE_STALE_S must be greater than or equal to 60"),
         ({"POTLUCK_CARE_HOT_C": "111"}, "POTLUCK_CARE_HOT_C must be less than 100"),
     ],
 )
