@@ -10,7 +10,6 @@ import ipaddress
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from server.errors import RequestInvalid
 from server.nodes import NodeId, NodeSpec
@@ -58,22 +57,18 @@ def renewed(known: NodeSpec, phone: Registration, host: str) -> NodeSpec:
 
 
 def moved(known: NodeSpec, host: str, port: int) -> NodeSpec:
-    """The entry with another address; a name that the owner gave for a host follows the phone by itself.
-
-    Where a cable ends is this machine's business, its port too.
+    """The entry with another address. A host name follows the phone by itself, and where a cable ends is this
+    machine's business; a port at either would be one that nobody has looked at.
     """
-    way = _way_of(known.host)
-    if way != "address":
-        return replace(known, port=port) if way == "name" else known
+    if not _is_movable(known):
+        return known
     details = {key: value for key, value in known.details.items() if key != DISPLACED}
     return replace(known, host=host, port=port, details=details, enabled=known.enabled or DISPLACED in known.details)
 
 
 def is_at(spec: NodeSpec, host: str, port: int) -> bool:
     """Is nothing to be renewed for a phone that comes from there?"""
-    way = _way_of(spec.host)
-    at_port = DISPLACED not in spec.details and spec.port == port
-    return way == "cable" or (at_port and (spec.host == host or way == "name"))
+    return not _is_movable(spec) or (DISPLACED not in spec.details and (spec.host, spec.port) == (host, port))
 
 
 def distinct(name: str, taken: Collection[str]) -> str:
@@ -99,9 +94,9 @@ def _displaced(spec: NodeSpec, host: str, port: int) -> NodeSpec:
     return replace(spec, enabled=False, details={**spec.details, DISPLACED: 1})
 
 
-def _way_of(host: str) -> Literal["address", "name", "cable"]:
-    """How an entry finds its phone. Only an address may change by the phone's word."""
+def _is_movable(spec: NodeSpec) -> bool:
+    """Only an address may change by the phone's word."""
     try:
-        return "cable" if ipaddress.ip_address(host.partition("%")[0]).is_loopback else "address"
+        return not ipaddress.ip_address(spec.host.partition("%")[0]).is_loopback
     except ValueError:
-        return "cable" if host == "localhost" else "name"
+        return False

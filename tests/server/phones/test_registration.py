@@ -41,7 +41,8 @@ def test_an_entry_by_address_becomes_the_phones_own() -> None:
 def test_a_host_name_of_the_owners_is_kept() -> None:
     known = NodeSpec(ID, "Kitchen", "ollama", "kitchen.local", 11434)
     assert joined([known], PHONE, HOST)[0].host == "kitchen.local"
-    assert is_at(known, HOST, 11434) and not is_at(known, HOST, 11435)
+    assert moved(known, HOST, 22_000) is known, "a port of a machine that nobody has looked at"
+    assert is_at(known, HOST, 11434) and is_at(known, HOST, 22_000)
     assert not is_at(replace(known, host="10.0.0.1"), HOST, 11434)
 
 
