@@ -45,13 +45,14 @@ class ServerLink:
             return parse_transports(await line.text())
 
     async def follow(self) -> AsyncIterator[tuple[Transport, ...]]:
-        """The list now and after every change, until the server goes, which is `AdbServerGone`."""
+        """The list now and after every change, until the server goes, which is `AdbServerGone`. AdbRefused: an old one
+        does not tell changes."""
         async with self._line() as line:
             try:
                 async with self._limit():
                     await line.ask("host:track-devices-l")
-            except (TimeoutError, AdbRefused) as problem:
-                raise AdbServerGone(f"the adb server does not tell its phones: {problem}") from problem
+            except TimeoutError as problem:
+                raise AdbServerGone("the adb server does not tell its phones") from problem
             while True:
                 yield parse_transports(await line.text())
 

@@ -18,7 +18,12 @@ UNNAMED_SERIAL = "????????????"  # what adb shows for a phone that tells none
 # Numbers that whole series of phones share; with them the transport's own serial has to do.
 SHARED_SERIALS = frozenset({"", "unknown", "0", "0123456789abcdef", "1234567890abcdef", "123456789abcdef", "123456"})
 NOT_ANSWERING = (
-    "it is here, but nothing answers at its port {port}: run phone_setup.sh --usb, or start_ollama.sh, in Termux"
+    "it is here, but nothing answers at its port {port}: potluck adb setup brings what it needs; on a phone that was"
+    " set up before, run ~/mobile-llm/start_ollama.sh in Termux"
+)
+SILENT = (
+    "adb lists it, but it has stopped answering: is Ollama still running there (status.sh in Termux)? If adb answers"
+    " nothing either, plug it in again, or switch wireless debugging off and on"
 )
 IN_USE = "local port {port} is taken by another program or phone: change 'port' of its entry in the fleet file"
 TWICE = "another phone on this computer tells the same serial number; adb cannot tell the two apart"
@@ -132,7 +137,8 @@ def is_whole(answer: str) -> bool:
 def details_of(phone: AdbPhone, ollama: str) -> Details:
     """What phones that join over the network tell of themselves, of one on a cable. Without what is not known."""
     told = phone.told
-    found: Details = {"chip": told.chip, "ram_bytes": told.ram_bytes, "android": told.android, "ollama": ollama, "mode": "usb"}
+    found: Details = {"chip": told.chip, "ram_bytes": told.ram_bytes, "android": told.android, "ollama": ollama}
+    found["mode"] = "usb"
     return {name: value for name, value in found.items() if value}
 
 

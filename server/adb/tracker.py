@@ -14,26 +14,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from server.adb.acquaintances import Acquaintance, Acquaintances
 from server.adb.binary import start_server
 from server.adb.care_reader import READ_SECONDS, CareReader
 from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
-from server.adb.server_link import ServerLink
+from server.adb.server_link import ANSWER_SECONDS, ServerLink
 from server.adb.states import (
     IN_USE,
     NOT_ANSWERING,
-    QUESTION,
+    SILENT,
     AdbPhone,
     Details,
-    Facts,
     Transport,
     details_of,
-    is_whole,
-    parse_facts,
     phones_of,
     plain_word,
 )
 from server.clock import Clock
-from server.errors import AdbError, AdbServerGone
+from server.errors import AdbError, AdbRefused, AdbServerGone
 from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeSpec, NodeStatus
 from server.registry import NodeListed, NodeUnlisted, Registry
 
@@ -42,10 +40,6 @@ AdbMode = Literal["auto", "on", "off"]
 SETTLE_SECONDS = 0.1  # a plug that makes contact lists and unlists its phone several times
 LOOK_SECONDS = 2.0  # older servers do not tell of every change, and nobody tells of a forward that was removed
 RETURN_SECONDS = 1.0  # between looks for a server that is gone
-ASK_SECONDS = 1.0  # between looks whether a phone serves
-PATIENT_ASK_SECONDS = 3.0  # of one that did not for a while: somebody's own phone on the cable
-ASKS_IN_A_HURRY = 30
-MOST_HALVES = 3  # answers to who it is that lack something; then it has nothing more to say
 BLOCKED_SECONDS = 30.0  # until a port that another program had is tried again
 
 log = logging.getLogger(__name__)
@@ -53,12 +47,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdbOptions:
-    """`mode` "auto" follows a server that runs and starts none; `read_seconds`: between looks at battery and heat."""
+    """`mode` "auto" follows a server that runs and starts none; `read_seconds`: between looks at battery and heat,
+    `look_seconds`: at the list; `patience_seconds`: with one question."""
 
     mode: AdbMode = "auto"
     host: str = "127.0.0.1"
     port: int = 5037
     read_seconds: float = READ_SECONDS
+    look_seconds: float = LOOK_SECONDS
+    patience_seconds: float = ANSWER_SECONDS
 
 
 class AdbTracker:
@@ -73,15 +70,13 @@ class AdbTracker:
     ) -> None:
         self._registry, self._options, self._start = registry, options, start
         self._clock = clock or Clock()
-        self._link = ServerLink(options.host, options.port)
+        self._link = ServerLink(options.host, options.port, options.patience_seconds)
         self._care = CareReader(self._link, self._watched, registry.emit, self._clock, options.read_seconds)
         self._news = asyncio.Event()
+        self._acquaintances = Acquaintances(self._link, self._clock, self._news.set)
         self._transports: tuple[Transport, ...] = ()
-        self._facts: dict[tuple[str, int], Facts] = {}
-        self._serving: dict[tuple[str, int], str] = {}  # and the version of its Ollama
-        self._askers: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._current: dict[str, str] = {}  # the way that is used to each phone
-        self._seen: dict[str, asyncio.Task[None] | None] = {}  # its connection's asker when it was planned for
+        self._seen: dict[str, Acquaintance | None] = {}  # with the connection that it was planned for
         self._made: set[Forward] = set()
         self._adopted: dict[str, Forward] = {}
         self._blocked: dict[int, float] = {}
@@ -135,7 +130,7 @@ class AdbTracker:
             if self._options.mode != "on":
                 raise
             await self._start_server()
-            version = await self._link.version()
+            version = await self._version()
         except AdbError as problem:  # it takes connections and answers nothing
             raise AdbServerGone(problem.message) from problem
         log.info("following the adb server at %s:%s (protocol %s)", self._options.host, self._options.port, version)
@@ -145,6 +140,12 @@ class AdbTracker:
             tasks.create_task(self._settle_on())
             tasks.create_task(self._care.run())
 
+    async def _version(self) -> int:
+        try:
+            return await self._link.version()
+        except AdbError as problem:
+            raise AdbServerGone(problem.message) from problem
+
     async def _start_server(self) -> None:
         try:
             await self._start(self._options.port)
@@ -152,13 +153,16 @@ class AdbTracker:
             raise AdbServerGone(problem.message) from problem
 
     async def _listen(self) -> None:
-        async for transports in self._link.follow():
-            self._take(transports)
+        try:
+            async for transports in self._link.follow():
+                self._take(transports)
+        except AdbRefused as problem:
+            log.info("the adb server does not tell of changes (%s): it is asked every few seconds", problem.message)
 
     async def _settle_on(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(self._options.look_seconds):
                     await self._news.wait()
             await self._clock.sleep(SETTLE_SECONDS)
             self._news.clear()
@@ -166,58 +170,33 @@ class AdbTracker:
                 self._take(await self._link.transports())
                 self._news.clear()
                 await self._settle()
-            except AdbServerGone:
-                raise
             except AdbError as problem:
-                log.warning("the adb server: %s", problem.message)
+                await self._doubt(problem)
+            else:
+                self.server_problem = None
+
+    async def _doubt(self, problem: AdbError) -> None:
+        """One question may fail for its phone's sake; the server is gone when it does not even tell its version."""
+        if self.server_problem != problem.message:
+            log.warning("the adb server: %s", problem.message)
+        self.server_problem = problem.message
+        await self._version()
 
     def _take(self, transports: tuple[Transport, ...]) -> None:
-        """The list has changed, or not: get to know who is new, forget who left."""
+        """The list has changed, or not."""
         if transports == self._transports:
             return
         self._transports = transports
-        here = {transport.key: transport for transport in transports if transport.state == "device"}
-        for key in [key for key in self._askers if key not in here]:
-            self._askers.pop(key).cancel()
-        for key in [key for key in self._facts if key not in here]:
-            del self._facts[key]
-        self._serving = {key: version for key, version in self._serving.items() if key in here}
-        for key, transport in here.items():
-            if key not in self._askers:
-                self._askers[key] = asyncio.create_task(self._get_to_know(transport), name=f"adb {transport.serial}")
+        self._acquaintances.meet(transports)
         self._news.set()
-
-    async def _get_to_know(self, transport: Transport) -> None:
-        """Who it is, and then whether it serves, until it does."""
-        try:
-            self._facts[transport.key] = await self._ask_facts(transport)
-            self._news.set()
-            asked = 0
-            while (version := await self._link.serves(transport, DEFAULT_OLLAMA_PORT)) is None:
-                asked += 1
-                await self._clock.sleep(ASK_SECONDS if asked < ASKS_IN_A_HURRY else PATIENT_ASK_SECONDS)
-            self._serving[transport.key] = version
-            self._news.set()
-        except AdbServerGone:
-            return  # who follows the server knows it, too
-
-    async def _ask_facts(self, transport: Transport) -> Facts:
-        halves = 0
-        while True:
-            with suppress(AdbError):
-                said = await self._link.shell(transport, QUESTION)
-                halves += 1
-                if is_whole(said) or halves == MOST_HALVES:
-                    return parse_facts(said)
-            await self._clock.sleep(ASK_SECONDS)
 
     async def _settle(self) -> None:
         """Make what is, what should be."""
         forwards = await self._link.forwards()
-        phones = phones_of(self._transports, self._facts, self._current, self._dead_ways())
+        phones = phones_of(self._transports, self._acquaintances.facts, self._current, self._dead_ways())
         self._forget_removed(phones, forwards)
         self._made &= set(forwards)
-        serving = {phone.id for phone in phones if phone.transport.key in self._serving}
+        serving = {phone.id for phone in phones if phone.transport.key in self._acquaintances.serving}
         plan = plan_forwards(phones, serving, forwards, self._entries(), self._memory())
         await self._carry_out(plan)
         self._remember(phones, plan)
@@ -242,7 +221,7 @@ class AdbTracker:
         """A person's forward that went while its phone stayed was taken away by a person."""
         for phone in phones:
             kept = self._adopted.get(phone.id)
-            stayed = self._seen.get(phone.id) is self._askers.get(phone.transport.key)
+            stayed = self._seen.get(phone.id) is self._acquaintances.of(phone.transport)
             if phone.usable and kept is not None and stayed and kept not in forwards:
                 del self._adopted[phone.id]
 
@@ -267,11 +246,11 @@ class AdbTracker:
         usable = [phone for phone in phones if phone.usable]
         for phone in usable:
             self._current[phone.id] = phone.transport.serial
-            self._seen[phone.id] = self._askers.get(phone.transport.key)
+            self._seen[phone.id] = self._acquaintances.of(phone.transport)
             if phone.id in plan.adopted:
                 self._adopted[phone.id] = plan.adopted[phone.id]
         here = {phone.id for phone in usable}
-        self._seen = {phone: asker for phone, asker in self._seen.items() if phone in here}
+        self._seen = {phone: met for phone, met in self._seen.items() if phone in here}
         self._current = {phone: serial for phone, serial in self._current.items() if phone in here}
         failed = {forward.local_port for forward in plan.create if forward not in self._made}
         self._places = {phone: place for phone, place in plan.places.items() if place.port not in failed}
@@ -285,9 +264,11 @@ class AdbTracker:
             return "it is being asked who it is"
         if phone.id in plan.conflicts:
             return IN_USE.format(port=plan.conflicts[phone.id])
-        if phone.id not in plan.places:
+        place = plan.places.get(phone.id)
+        if place is None:
             return NOT_ANSWERING.format(port=DEFAULT_OLLAMA_PORT)
-        return ""
+        node = self._registry.node(place.node)
+        return SILENT if place.port is not None and node is not None and node.status is NodeStatus.SILENT else ""
 
     def _tell(self, phones: tuple[AdbPhone, ...], plan: Plan) -> None:
         """The registry, what changed for it; the log, each phone's trouble once."""
@@ -330,7 +311,7 @@ class AdbTracker:
         """With the version that its Ollama tells now, else the one that it had when it was plugged in."""
         node = self._registry.node(node_id)
         version = node.report.version if node is not None and node.report is not None else ""
-        return details_of(phone, plain_word(version) or self._serving.get(phone.transport.key, ""))
+        return details_of(phone, plain_word(version) or self._acquaintances.serving.get(phone.transport.key, ""))
 
     def _distinct(self, names: Mapping[str, str], phone: str) -> str:
         """A lab's phones are often of one model; then the end of the serial tells them apart."""
@@ -358,25 +339,16 @@ class AdbTracker:
         if self.server_problem != why:
             log.info("%s", why)
         self.server_problem = why
-        await self._end_askers()
+        await self._acquaintances.part()
         self._transports, self.phones, self._places = (), (), {}
-        self._facts.clear()
-        self._serving.clear()
         self._made.clear()
         self.problems = {}
         for node in list(self._registry.fleet.nodes.values()):
             if node.spec.origin == "adb" and node.status is not NodeStatus.DRAINING:
                 self._registry.emit(NodeUnlisted(node.id, self._clock.wall()))
 
-    async def _end_askers(self) -> None:
-        askers = list(self._askers.values())
-        self._askers.clear()
-        for task in askers:
-            task.cancel()
-        await asyncio.gather(*askers, return_exceptions=True)
-
     async def _clear(self) -> None:
-        await self._end_askers()
+        await self._acquaintances.part()
         adopted = set(self._adopted.values())
         for forward in self._made - adopted:
             with suppress(AdbError):

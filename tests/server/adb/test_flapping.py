@@ -1,0 +1,79 @@
+"""Fifty phones that come and go at random, and an adb server that dies among them: nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server.adb.ports import CHOICES, preferred_port
+from tests.fakes.adbd import FakeAdbd
+from tests.fakes.phone import FakePhone
+from tests.server.adb.lab import Lab, lab, until
+
+PHONES, ROUNDS, AT_ONCE = 50, 4, 20
+
+
+async def flap(phone: FakeAdbd, draw: random.Random) -> None:
+    """One of the things that happen to phones."""
+    match draw.choice(["contact lost", "daemon restarted", "silent for a moment", "twice in a row"]):
+        case "contact lost":
+            await phone.unplug()
+        case "daemon restarted":
+            await phone.die()
+            await asyncio.sleep(draw.random() * 0.05)
+            await phone.start()
+        case "silent for a moment":
+            phone.silence()
+            await asyncio.sleep(draw.random() * 0.05)
+            phone.heal()
+        case "twice in a row":
+            await asyncio.gather(phone.unplug(), phone.unplug())
+            await phone.unplug()
+
+
+async def until_forwards(the_lab: Lab, fits: Callable[[dict[str, list[int]]], bool]) -> None:
+    async with asyncio.timeout(40):
+        while not fits(await the_lab.local_ports()):  # noqa: ASYNC110  # the adb server's own state
+            await asyncio.sleep(0.05)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("seed", [7])
+async def test_fifty_phones_that_come_and_go_leave_nothing_behind(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    async with lab(tmp_path) as the_lab, contextlib.AsyncExitStack() as stack:
+        await until(lambda: the_lab.tracker.server_problem is None)
+        tasks, opened = len(asyncio.all_tasks()), descriptors()
+        ollama = await stack.enter_async_context(FakePhone())
+        ports = {11434: ollama.port}
+        phones = [await stack.enter_async_context(FakeAdbd(f"LAB{n:03}", ports=ports)) for n in range(PHONES)]
+        await the_lab.plug(*phones)
+        await until(lambda: len(the_lab.ready()) == PHONES)
+
+        for number in range(ROUNDS):
+            await asyncio.gather(*(flap(phone, draw) for phone in draw.sample(phones, AT_ONCE)))
+            await asyncio.sleep(draw.random() * 0.3)
+            if number == ROUNDS // 2:
+                await the_lab.server.kill()
+                await the_lab.server.start()
+        await the_lab.plug(*phones)  # those that the new server does not know, and those that it has given up
+        await until(lambda: len(the_lab.ready()) == PHONES, 40.0)
+        own = {phone.address: {preferred_port(phone.serialno, n) for n in range(CHOICES)} for phone in phones}
+        # One each, and one of its own: a phone's port does not wander off while it comes and goes.
+        await until_forwards(the_lab, lambda now: now.keys() == own.keys() and all(len(now[way]) == 1 for way in now))
+        assert all(set(ports) <= own[way] for way, ports in (await the_lab.local_ports()).items())
+
+        await stack.aclose()
+        await until(lambda: not the_lab.registry.fleet.nodes, 40.0)
+        await until_forwards(the_lab, lambda now: now == {})
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        await until(lambda: descriptors() <= opened)

@@ -1,0 +1,128 @@
+"""An adb server that refuses, babbles, breaks off and hangs: phones stay listed, and all is well when it is again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from server.adb.ports import preferred_port
+from server.adb.states import QUESTION
+from server.adb.tracker import AdbOptions, AdbTracker
+from server.clock import Clock
+from server.nodes import NodeId, NodeStatus
+from server.registry import Registry
+from tests.server.adb.lab import until
+from tests.server.adb.played_server import CUT, HANG, PlayedServer, playing
+
+HALF = b"OKAY00ff29"
+REFUSED = b"FAIL0009not today"
+BABBLE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+
+async def hurry(seconds: float) -> None:
+    await asyncio.sleep(min(seconds, 0.01))
+
+
+@asynccontextmanager
+async def tracking(server: PlayedServer) -> AsyncIterator[tuple[AdbTracker, Registry]]:
+    registry = Registry()
+    options = AdbOptions(port=server.port, look_seconds=0.05, patience_seconds=0.3)
+    tracker = AdbTracker(registry, options, Clock(sleep=hurry))
+    task = asyncio.create_task(tracker.run())
+    try:
+        yield tracker, registry
+    finally:
+        ended = task.done()
+        task.cancel()
+        (end,) = await asyncio.gather(task, return_exceptions=True)
+    assert not ended, end
+
+
+def listed(registry: Registry) -> list[str]:
+    return [node.id for node in registry.fleet.nodes.values() if node.status is not NodeStatus.DRAINING]
+
+
+@pytest.mark.parametrize("said", [REFUSED, BABBLE, HALF, CUT, HANG, b"", b"OKAYzzzz"])
+@pytest.mark.parametrize("question", ["host:devices-l", "host:list-forward"])
+async def test_a_question_that_goes_wrong_unlists_nobody_and_its_trouble_is_told(question: str, said: bytes) -> None:
+    async with playing() as server, tracking(server) as (tracker, registry):
+        await until(lambda: listed(registry) == ["S1"])
+        changes: list[object] = []
+        registry.listen(lambda before, after: changes.append((before, after)))
+        server.said[question] = said
+        before = server.count(question)
+        await until(lambda: tracker.server_problem is not None and server.count(question) > before)
+        server.said.clear()
+        await until(lambda: tracker.server_problem is None)
+        assert listed(registry) == ["S1"] and not changes
+        assert [*server.forwards] == [f"tcp:{preferred_port('S1')}"]
+
+
+@pytest.mark.parametrize("said", [REFUSED, BABBLE, HALF, CUT, b""])
+async def test_a_server_that_does_not_tell_its_version_is_none(said: bytes) -> None:
+    async with playing() as server:
+        server.said["host:version"] = said
+        async with tracking(server) as (tracker, registry):
+            await until(lambda: server.count("host:version") > 2)
+            assert tracker.server_problem is not None and not listed(registry)
+            server.said.clear()
+            await until(lambda: listed(registry) == ["S1"])
+
+
+async def test_a_server_that_hangs_is_said_to_and_followed_when_it_wakes_up() -> None:
+    async with playing() as server:
+        server.said["host:"] = HANG
+        async with tracking(server) as (tracker, registry):
+            await until(lambda: "no answer within" in (tracker.server_problem or ""))
+            server.said.clear()
+            await until(lambda: listed(registry) == ["S1"])
+            server.said["host:"] = HANG  # and again, in mid-life: nothing can be asked, so that it counts as gone
+            await until(lambda: listed(registry) == [])
+            server.said.clear()
+            await until(lambda: listed(registry) == ["S1"])
+            assert tracker.server_problem is None
+
+
+async def test_a_server_too_old_to_tell_changes_is_asked_for_the_list() -> None:
+    async with playing() as server:
+        server.said["host:track-devices-l"] = b"FAIL0014unknown host service"
+        async with tracking(server) as (_, registry):
+            await until(lambda: listed(registry) == ["S1"])
+
+
+@pytest.mark.parametrize("said", [REFUSED, BABBLE, CUT, HANG])
+@pytest.mark.parametrize("question", [f"shell:{QUESTION}", "tcp:11434", "host:transport-id"])
+async def test_a_phone_that_answers_wrongly_is_asked_again_until_it_answers(question: str, said: bytes) -> None:
+    async with playing() as server:
+        server.said[question] = said
+        async with tracking(server) as (tracker, registry):
+            await until(lambda: server.count(question) > 2)
+            assert listed(registry) == [] and "S1" in tracker.problems
+            server.said.clear()
+            await until(lambda: listed(registry) == ["S1"])
+            assert tracker.problems == {}
+
+
+async def test_an_answer_that_was_cut_short_names_nobody() -> None:
+    async with playing() as server:
+        server.said[f"shell:{QUESTION}"] = b"OKAYS"
+        async with tracking(server) as (_, registry):
+            await until(lambda: server.count("shell:getprop") == 2)
+            server.said.clear()
+            await until(lambda: listed(registry) == ["S1"])
+            node = registry.node(NodeId("S1"))
+            assert node is not None
+            told = {"chip": "gs201", "ram_bytes": 8_192_000_000, "android": "14", "ollama": "0.31.1", "mode": "usb"}
+            assert node.spec.details == told
+
+
+async def test_a_forward_that_cannot_be_made_is_tried_at_the_next_port() -> None:
+    async with playing() as server:
+        first = f"host-serial:S1:forward:norebind:tcp:{preferred_port('S1')};"
+        server.said[first] = b"OKAYFAIL002acannot bind listener: Address already in use"
+        async with tracking(server) as (_, registry):
+            await until(lambda: listed(registry) == ["S1"])
+            assert [*server.forwards] == [f"tcp:{preferred_port('S1', 1)}"]
