@@ -6,15 +6,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from potluck.cli.connection import KeyFile, Url
+from potluck.cli.gateway_calls import ask, print_json, records, text, told
+from potluck.cli.pull_progress import Bars, Lines, Phones, size_text
+from potluck.cli.reports import FAILED, STOPPED, reporting
 from potluck.cli.safe_text import one_line
+from potluck.errors import Misuse, UnexpectedAnswer
 
 if TYPE_CHECKING:
     from potluck.model_advice import Advice
+
+PULL_PATH = "/api/models/pull"
+SILENT_SECONDS = 660.0  # twice as long as the gateway bears the silence of a phone, and some more
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
@@ -52,6 +64,122 @@ def recommend(
         lines += ["", f"! no measurement of '{one_line(chip)}' is known; there are some of {names}"]
     for line in lines:
         typer.echo(line)
+
+
+@app.command("list")
+def listed(as_json: AsJson = False, url: Url = None, key_file: KeyFile = None) -> None:
+    """Show which node has which model, and which is in memory."""
+    answer = ask(url, key_file, "GET", "/api/models")
+    if as_json:
+        print_json(answer)
+        return
+    models = held_models(answer)
+    if not models:
+        typer.echo("no node has a model; pull one with: potluck models pull NAME --all")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in [*(model_table(models, width) if models else ()), *model_remarks(models, answer)]:
+        typer.echo(line)
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="Its name in Ollama's library, such as qwen2.5:1.5b.")],
+    everywhere: Annotated[bool, typer.Option("--all", help="Onto every phone that is not drained.")] = False,
+    nodes: Annotated[list[str] | None, typer.Option("--node", "-n", help="Onto this one; may be repeated.")] = None,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="How many phones load at a time.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="The gateway's own lines, as JSON.")] = False,
+    url: Url = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Pull a model onto phones; each shows how far it is. Ctrl-C stops it, what has come is kept on the phones."""
+    with reporting():
+        if everywhere == bool(nodes):
+            raise Misuse("say where to: --all, or --node NAME once or more")
+    where: dict[str, Any] = {"nodes": nodes} if nodes else {"all": True}
+    body = {"model": model, "at_once": at_once, **where}
+    with reporting():
+        try:
+            phones = _shown(url, key_file, body, as_json)
+        except KeyboardInterrupt:
+            typer.echo("stopped; the phones keep what they have, and the same command goes on there", err=True)
+            raise typer.Exit(STOPPED) from None
+        if phones.summary is None:
+            raise UnexpectedAnswer("the gateway did not tell how the pull ended")
+    if not as_json:
+        typer.echo(phones.last_line())
+        for name, why in phones.failed.items():
+            typer.echo(f"! {name}: {why}", err=True)
+    if phones.failed:
+        raise typer.Exit(FAILED)
+
+
+def _shown(url: str | None, key_file: Path | None, body: Mapping[str, Any], as_json: bool) -> Phones:
+    """Show the pull as it goes. Raises PotluckError."""
+    from rich.console import Console
+
+    from potluck.refusals import refusal
+
+    phones = Phones()
+    lines = told(url, key_file, PULL_PATH, body, SILENT_SECONDS)
+    with Bars(Console(highlight=False)) if sys.stdout.isatty() and not as_json else Lines(typer.echo) as view:
+        for record in lines:
+            if "error" in record and "node" not in record:
+                raise refusal({"message": str(record["error"])})
+            phone = phones.take(record)
+            if as_json:
+                typer.echo(json.dumps(record, ensure_ascii=False))
+            elif phone is not None:
+                view.show(phone)
+    return phones
+
+
+def held_models(answer: Mapping[str, Any]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """Each model with the nodes that have it; what a GPU node could merely fetch is left out."""
+    found = []
+    for model in records(answer.get("models")):
+        copies = {text(one.get("node")): one for one in records(model.get("nodes")) if one.get("available", True)}
+        if copies:
+            found.append((text(model.get("name")), copies))
+    return found
+
+
+def model_table(models: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], width: int | None) -> list[str]:
+    """A column for each node; where these do not fit the width, the nodes' names in one."""
+    nodes = list(dict.fromkeys(node for _, copies in models for node in copies))
+    rows = [("MODEL", "SIZE", *nodes)]
+    for name, copies in models:
+        rows.append((name, _size(copies), *(_held(copies.get(node)) for node in nodes)))
+    lines = columns(rows)
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    rows = [("MODEL", "SIZE", "IN MEMORY OF", "ALSO ON")]
+    for name, copies in models:
+        loaded = [node for node, copy in copies.items() if copy.get("loaded")]
+        others = [node for node in copies if node not in loaded]
+        rows.append((name, _size(copies), ", ".join(loaded) or "-", ", ".join(others) or "-"))
+    return columns(rows)
+
+
+def model_remarks(
+    models: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], answer: Mapping[str, Any]
+) -> list[str]:
+    """Which copies differ under one name, and who did not answer."""
+    lines = []
+    for name, copies in models:
+        digests = {copy["digest"] for copy in copies.values() if copy.get("digest")}
+        if len(digests) > 1:
+            lines.append(f"! {name} is not the same everywhere; potluck models pull {name} --all brings the newest")
+    silent = records(answer.get("silent"))
+    return lines + [f"! {text(one.get('node'))} did not answer: {text(one.get('error'))}" for one in silent]
+
+
+def _size(copies: Mapping[str, Mapping[str, Any]]) -> str:
+    sizes = [copy["size_bytes"] for copy in copies.values() if isinstance(copy.get("size_bytes"), int)]
+    return size_text(max(sizes)) if any(sizes) else "-"
+
+
+def _held(copy: Mapping[str, Any] | None) -> str:
+    return "-" if copy is None else "in memory" if copy.get("loaded") else "yes"
 
 
 def advice_lines(advice: Advice) -> list[str]:

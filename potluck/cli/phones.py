@@ -7,8 +7,6 @@ fits several is refused, since a wrong phone removed is worse than a word more.
 from __future__ import annotations
 
 import io
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +15,12 @@ from urllib.parse import quote
 
 import typer
 
-from potluck.cli.connection import KeyFile, Url, chosen_key, chosen_url
+from potluck.cli.connection import KeyFile, Url
+from potluck.cli.gateway_calls import ask, print_json, records, text
 from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
 from potluck.errors import Misuse
 
-CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 30.0
 SHORTEST_ID = 4  # fewer characters of an id name a phone by accident
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's own answer, as JSON.")]
@@ -50,9 +47,9 @@ def invite(
 ) -> None:
     """Show a line, also as a QR code, that brings one phone into the fleet: paste it into Termux there."""
     wish = {"minutes": minutes} | ({"model": model} if model else {})
-    told = _ask(url, key_file, "POST", "/api/phones/invite", wish)
+    told = ask(url, key_file, "POST", "/api/phones/invite", wish)
     if as_json:
-        _print_json(told)
+        print_json(told)
         return
     command = one_line(str(told.get("command", "")))
     if qr or (qr is None and sys.stdout.isatty()):
@@ -64,11 +61,11 @@ def invite(
 @app.command("list")
 def listed(as_json: AsJson = False, url: Url = None, key_file: KeyFile = None) -> None:
     """Show the phones: where and what they are, battery, heat, signal and speed."""
-    told = _ask(url, key_file, "GET", "/api/phones")
+    told = ask(url, key_file, "GET", "/api/phones")
     if as_json:
-        _print_json(told)
+        print_json(told)
         return
-    phones = _records(told.get("phones"))
+    phones = records(told.get("phones"))
     if not phones:
         typer.echo("no phones yet; invite one with: potluck phones invite")
         return
@@ -80,16 +77,16 @@ def listed(as_json: AsJson = False, url: Url = None, key_file: KeyFile = None) -
 def drain(phone: Phone, url: Url = None, key_file: KeyFile = None) -> None:
     """Give a phone nothing new; what it is at, it finishes. Lasts until resumed."""
     found = _named(url, key_file, phone)
-    told = _ask(url, key_file, "POST", f"{_path(found)}/drain")
+    told = ask(url, key_file, "POST", f"{_path(found)}/drain")
     rest = told.get("in_flight")
-    typer.echo(f"{_text(told.get('name'))} gets nothing new" + (f", and finishes {rest} answers" if rest else ""))
+    typer.echo(f"{text(told.get('name'))} gets nothing new" + (f", and finishes {rest} answers" if rest else ""))
 
 
 @app.command()
 def resume(phone: Phone, url: Url = None, key_file: KeyFile = None) -> None:
     """Take a drained phone back into service."""
-    told = _ask(url, key_file, "POST", f"{_path(_named(url, key_file, phone))}/resume")
-    typer.echo(f"{_text(told.get('name'))} is in service again")
+    told = ask(url, key_file, "POST", f"{_path(_named(url, key_file, phone))}/resume")
+    typer.echo(f"{text(told.get('name'))} is in service again")
 
 
 @app.command()
@@ -100,8 +97,30 @@ def rename(
     key_file: KeyFile = None,
 ) -> None:
     """Call a phone otherwise."""
-    told = _ask(url, key_file, "PATCH", _path(_named(url, key_file, phone)), {"name": name})
-    typer.echo(f"it is called {_text(told.get('name'))} now")
+    told = ask(url, key_file, "PATCH", _path(_named(url, key_file, phone)), {"name": name})
+    typer.echo(f"it is called {text(told.get('name'))} now")
+
+
+@app.command()
+def keep(
+    phone: Phone,
+    warm_up: Annotated[
+        list[str] | None,
+        typer.Option("--warm-up", "-w", help="Model that it is given before anybody asks; may be repeated; or auto."),
+    ] = None,
+    no_warm_up: Annotated[bool, typer.Option("--no-warm-up", help="Give it none before somebody asks.")] = False,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option("--keep-alive", "-k", help="How long a model stays: 1h, 300 (seconds), -1 for ever; or auto."),
+    ] = None,
+    url: Url = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Say what a phone holds in memory, and for how long."""
+    with reporting():
+        wish = kept_wish(warm_up, no_warm_up, keep_alive)
+    told = ask(url, key_file, "PATCH", _path(_named(url, key_file, phone)), wish)
+    typer.echo(f"{text(told.get('name'))}: {kept_words(told)}")
 
 
 @app.command()
@@ -113,29 +132,63 @@ def remove(
 ) -> None:
     """Take a phone out of the fleet. It finishes what it is at, and comes back with a new invitation only."""
     found = _named(url, key_file, phone)
-    if not yes and not typer.confirm(f"Remove {_text(found.get('name'))} from the fleet?"):
+    if not yes and not typer.confirm(f"Remove {text(found.get('name'))} from the fleet?"):
         raise typer.Exit(1)
-    _ask(url, key_file, "DELETE", _path(found))
-    typer.echo(f"{_text(found.get('name'))} is removed")
+    ask(url, key_file, "DELETE", _path(found))
+    typer.echo(f"{text(found.get('name'))} is removed")
+
+
+def kept_wish(warm_up: Sequence[str] | None, no_warm_up: bool, keep_alive: str | None) -> dict[str, Any]:
+    """The change that is meant. Raises Misuse."""
+    if warm_up and no_warm_up:
+        raise Misuse("--warm-up and --no-warm-up say the opposite of each other")
+    wish: dict[str, Any] = {"warm_up": False} if no_warm_up else {}
+    if warm_up:
+        wish["warm_up"] = warm_up[0] if len(warm_up) == 1 else list(warm_up)
+    if keep_alive is not None:
+        try:
+            wish["keep_alive"] = float(keep_alive)
+        except ValueError:
+            wish["keep_alive"] = keep_alive
+    if not wish:
+        raise Misuse("say what it is to keep: --warm-up MODEL, --no-warm-up or --keep-alive TIME")
+    return wish
+
+
+def kept_words(phone: Mapping[str, Any]) -> str:
+    """What it keeps in memory, as the gateway tells it."""
+    warm_up, keep_alive = phone.get("warm_up"), phone.get("keep_alive")
+    match warm_up:
+        case False:
+            warmed = "given no model before somebody asks"
+        case "auto":
+            warmed = "warmed as POTLUCK_WARM_UP says"
+        case _:
+            names = warm_up if isinstance(warm_up, list) else [warm_up]
+            warmed = f"warmed with {', '.join(map(text, names))}"
+    if keep_alive == "auto":
+        return f"{warmed}; keeps a model as long as it likes itself"
+    seconds = f"{keep_alive:g} s" if _is_number(keep_alive) else text(keep_alive)
+    return f"{warmed}; keeps a model {'for ever' if seconds.startswith('-') else f'for {seconds}'} after a request"
 
 
 def invitation_lines(told: Mapping[str, Any], minutes: float) -> list[str]:
     """The line to type, until when, and the same by other addresses of the gateway."""
     lines = ["In Termux on the phone:", "", f"  {one_line(str(told.get('command', '')))}", ""]
     lines.append(f"Good for one phone and {minutes:g} minutes. The phone must be in the gateway's network.")
-    others = _records(told.get("links"))[1:]
+    others = records(told.get("links"))[1:]
     if others:
         lines.append("Other addresses of the gateway, if that one is in another network than the phone:")
-        lines += [f"  {_text(one.get('url'))}  ({_text(one.get('interface'))})" for one in others]
+        lines += [f"  {text(one.get('url'))}  ({text(one.get('interface'))})" for one in others]
     return lines
 
 
-def code_of(text: str, encoding: str | None) -> str:
+def code_of(command: str, encoding: str | None) -> str:
     """The QR code as text; two rows a line where the terminal knows such characters."""
     import segno
 
     out = io.StringIO()
-    segno.make(text, error="l", micro=False).terminal(out, border=2, compact=_has_blocks(encoding))
+    segno.make(command, error="l", micro=False).terminal(out, border=2, compact=_has_blocks(encoding))
     return out.getvalue().rstrip("\n")
 
 
@@ -149,9 +202,9 @@ def table(phones: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def remarks(phones: Sequence[Mapping[str, Any]]) -> list[str]:
     """Why one gets no work though it is there, and what went wrong with those that do not answer."""
-    lines = [f"! {_text(one.get('name'))} rests: {_text(one.get('resting'))}" for one in phones if one.get("resting")]
+    lines = [f"! {text(one.get('name'))} rests: {text(one.get('resting'))}" for one in phones if one.get("resting")]
     silent = [one for one in phones if one.get("status") == "silent" and one.get("last_error")]
-    return lines + [f"! {_text(one.get('name'))}: {_text(one.get('last_error'))}" for one in silent]
+    return lines + [f"! {text(one.get('name'))}: {text(one.get('last_error'))}" for one in silent]
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -161,22 +214,22 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     charging = "+" if condition.get("charging") else ""
     models = one.get("models")
     return (
-        _text(one.get("name")),
-        _text(one.get("id"))[:8],
+        text(one.get("name")),
+        text(one.get("id"))[:8],
         _state(one),
         "-" if not _is_number(level) else f"{level:.0f}%{charging}",
         "-" if not _is_number(heat) else f"{heat:.0f} C",
         "-" if not _is_number(one.get("signal_dbm")) else f"{one['signal_dbm']:.0f} dBm",
         "-" if not _is_number(one.get("tokens_per_second")) else f"{one['tokens_per_second']:.1f}",
         ", ".join(one_line(str(model)) for model in models) if isinstance(models, list) and models else "-",
-        _text(one.get("address")),
+        text(one.get("address")),
     )
 
 
 def _state(one: Mapping[str, Any]) -> str:
     if one.get("drained"):
         return "draining" if one.get("in_flight") else "drained"
-    return "resting" if one.get("resting") else _text(one.get("status"))
+    return "resting" if one.get("resting") else text(one.get("status"))
 
 
 def chosen_phone(phones: Sequence[Mapping[str, Any]], wanted: str) -> Mapping[str, Any]:
@@ -195,37 +248,18 @@ def chosen_phone(phones: Sequence[Mapping[str, Any]], wanted: str) -> Mapping[st
         raise Misuse(
             f"'{wanted}' means {len(found)} phones; name one by its id, which potluck phones list --json shows"
         )
-    names = ", ".join(_text(one.get("name")) for one in phones[:10])
+    names = ", ".join(text(one.get("name")) for one in phones[:10])
     raise Misuse(f"there is no phone '{wanted}'" + (f"; there are: {names}" if names else ""))
 
 
 def _named(url: str | None, key_file: Path | None, wanted: str) -> Mapping[str, Any]:
-    phones = _records(_ask(url, key_file, "GET", "/api/phones").get("phones"))
+    phones = records(ask(url, key_file, "GET", "/api/phones").get("phones"))
     with reporting():
         return chosen_phone(phones, wanted)
 
 
 def _path(phone: Mapping[str, Any]) -> str:
     return f"/api/phones/{quote(str(phone.get('id', '')), safe=':')}"
-
-
-def _ask(
-    url: str | None, key_file: Path | None, method: str, path: str, body: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The gateway's answer. Ends the command with a sentence where there is none, or a refusal."""
-    import httpx
-
-    from potluck.answers import as_record
-    from potluck.calls import Call, client_settings
-    from potluck.seam import translated
-
-    with reporting():
-        gateway = chosen_url(url, os.environ)
-        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-        call = Call(method, path, timeout, lambda value: dict(as_record(value, "an object")), body)
-        settings = client_settings(gateway, chosen_key(key_file, os.environ))
-        with translated(gateway), httpx.Client(**settings) as client:
-            return call.read(client.request(method, path, json=body, timeout=timeout))
 
 
 def _has_blocks(encoding: str | None) -> bool:
@@ -238,15 +272,3 @@ def _has_blocks(encoding: str | None) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _records(value: object) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _text(value: object) -> str:
-    return one_line(str(value)) if value not in (None, "") else "-"
-
-
-def _print_json(told: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
