@@ -315,7 +315,7 @@ check_phantom_killer() {
     sdk=$(android_sdk)
     [ "$sdk" -ge 31 ] || return 0
     [ "$(property persist.sys.fflag.override.settings_enable_monitor_phantom_procs)" != false ] || return 0
-    note "Android may kill Ollama in the background (\"signal 9\"). Switch that off once, from a computer:"
+    note "Android may kill Ollama in the background (\"signal 9\"). Switch that off once, from a computer (potluck adb setup does it):"
     if [ "$sdk" -eq 31 ]; then
         say "      adb shell device_config set_sync_disabled_for_tests persistent"
         say "      adb shell device_config put activity_manager max_phantom_processes 2147483647"
@@ -813,7 +813,6 @@ fetch_ollama() {
 
 start_text() {
     cat <<'TEXT'
-#!/usr/bin/env bash
 # Starts Ollama on this phone and waits until it answers. With --foreground it becomes the server (services, boot).
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -877,7 +876,7 @@ wait_for_answer() {
         fi
         [ "$SECONDS" -lt "$deadline" ] ||
             fail "Ollama does not answer on port $PORT; see $HERE/ollama.log: $(last_words)"
-        sleep 0.2
+        sleep 0.1
     done
 }
 
@@ -897,7 +896,6 @@ TEXT
 
 stop_text() {
     cat <<'TEXT'
-#!/usr/bin/env bash
 # Stops Ollama on this phone and lets the phone sleep again.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -935,7 +933,6 @@ TEXT
 
 status_text() {
     cat <<'TEXT'
-#!/usr/bin/env bash
 # Says whether Ollama answers on this phone, where, and with which models; exit code 1 if it does not.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -953,13 +950,16 @@ else
     tail -n 3 "$HERE/ollama.log" 2>/dev/null || true
     exit 1
 fi
-if [ -s "$HERE/gateway" ]; then echo "Joined: $(cat "$HERE/gateway")"; fi
+if [ -e "$HERE/refused" ]; then
+    echo "Removed from the fleet of $(cat "$HERE/gateway"); 'potluck phones invite' there lets this phone in again."
+elif [ -s "$HERE/gateway" ]; then
+    echo "Joined: $(cat "$HERE/gateway")"
+fi
 TEXT
 }
 
 report_text() {
     cat <<'TEXT'
-#!/usr/bin/env bash
 # report.sh PID: tells the gateway this phone's address and battery for as long as the server with that number lives.
 # One at a time: the newest goes on, older ones end by themselves.
 # The phone's own token goes to that gateway only, and by stdin.
@@ -994,6 +994,7 @@ heed() {
             refusals=$((refusals + 1))
             if [ "$refusals" -ge 3 ]; then
                 echo "The gateway does not know this phone any more ($1)."
+                : >"$HERE/refused"
                 exit 0
             fi
             ;;
@@ -1056,6 +1057,13 @@ write_file() {
     }
 }
 
+# with_bash COMMAND...: what it prints, as a script. Android has no /usr/bin/env, and what helps shells over that is not
+# there when Termux:Boot starts something.
+with_bash() {
+    printf '#!%s/bin/bash\n' "$PREFIX"
+    "$@"
+}
+
 # The settings that every script reads. settings_text MODE
 settings_text() {
     local host=0.0.0.0
@@ -1068,10 +1076,10 @@ settings_same() { [ -f "$FOLDER/settings" ] && [ "$(settings_text "$mode")" = "$
 
 write_scripts() {
     if [ -f "$FOLDER/stop_ollama.sh" ] && ! settings_same; then stop_server; fi
-    start_text | write_file "$FOLDER/start_ollama.sh" 700
-    stop_text | write_file "$FOLDER/stop_ollama.sh" 700
-    status_text | write_file "$FOLDER/status.sh" 700
-    report_text | write_file "$FOLDER/report.sh" 700
+    with_bash start_text | write_file "$FOLDER/start_ollama.sh" 700
+    with_bash stop_text | write_file "$FOLDER/stop_ollama.sh" 700
+    with_bash status_text | write_file "$FOLDER/status.sh" 700
+    with_bash report_text | write_file "$FOLDER/report.sh" 700
     settings_text "$mode" | write_file "$FOLDER/settings" 600
     if [ "$mode" = proot ]; then write_debian_scripts; fi
 }
@@ -1081,7 +1089,7 @@ write_scripts() {
 write_debian_scripts() {
     local file
     for file in start_ollama.sh stop_ollama.sh status.sh settings; do
-        { if [ "$file" = settings ]; then settings_text native; else cat "$FOLDER/$file"; fi; } |
+        { if [ "$file" = settings ]; then settings_text native; else sed '1s/.*/#!\/bin\/bash/' "$FOLDER/$file"; fi; } |
             in_debian 'umask 077 && mkdir -p ~/mobile-llm && cat >~/mobile-llm/"$1" && chmod 700 ~/mobile-llm/"$1"' "$file" ||
             fail "The scripts could not be written into Debian."
     done
@@ -1357,7 +1365,7 @@ has_services() { has sv-enable && [ -d "$PREFIX/var/service" ]; }
 install_service() {
     local service="$PREFIX/var/service/$SESSION"
     mkdir -p "$service/log"
-    printf '#!/usr/bin/env bash\nexec "%s/start_ollama.sh" --foreground\n' "$FOLDER" | write_file "$service/run" 700
+    with_bash printf 'exec "%s/start_ollama.sh" --foreground\n' "$FOLDER" | write_file "$service/run" 700
     ln -sf "$PREFIX/share/termux-services/svlogger" "$service/log/run"
     rm -f "$service/down"
 }
@@ -1370,9 +1378,9 @@ install_boot_script() {
     # In the foreground: what forks away may be ended together with the boot script.
     if has_services; then
         # shellcheck disable=SC2016
-        printf '#!/usr/bin/env bash\ntermux-wake-lock\n. "$PREFIX/etc/profile"\n'
+        with_bash printf 'termux-wake-lock\n. "$PREFIX/etc/profile"\n'
     else
-        printf '#!/usr/bin/env bash\ntermux-wake-lock\nexec "%s/start_ollama.sh" --foreground\n' "$FOLDER"
+        with_bash printf 'termux-wake-lock\nexec "%s/start_ollama.sh" --foreground\n' "$FOLDER"
     fi | write_file "$BOOT_SCRIPT" 700
 }
 
@@ -1381,7 +1389,8 @@ start_by_itself() {
     if has_boot_app; then
         act "install a start script for Termux:Boot" install_boot_script
     else
-        note "To start Ollama after a reboot, install Termux:Boot from where Termux came from, open it once, run this again."
+        note "To start Ollama after a reboot, install Termux:Boot from where Termux came from, open it once,"
+        note "and run the set-up again: $(again_words)"
     fi
 }
 
@@ -1430,8 +1439,11 @@ ask_to_join() {
     post_json "$gateway/api/phones/join" "{\"token\":\"$token\",${body#\{}" "" 60
 }
 
+# Why, as a sentence with its stop.
 refusal_words() {
-    json_string message "$1" || json_string error "$1" || json_string detail "$1" || printf 'status %s' "${1##*$'\n'}"
+    local why
+    why=$(json_string message "$1" || json_string error "$1" || json_string detail "$1" || printf 'status %s' "${1##*$'\n'}")
+    if [[ $why == *[.?!] ]]; then printf '%s' "$why"; else printf '%s.' "$why"; fi
 }
 
 join_fleet() {
@@ -1453,6 +1465,7 @@ join_fleet() {
     elif ! has_joined || [ "$(cat "$FOLDER/gateway")" != "$gateway" ]; then
         fail "The gateway $gateway did not answer as a Potluck gateway does. Ollama itself is set up and runs."
     fi
+    rm -f "$FOLDER/refused"
     say "    joined as $(json_string name "$answer" || printf 'this phone')"
 }
 
@@ -1502,7 +1515,8 @@ say_result() {
     local address
     say ""
     if [ "$reach" = usb ]; then
-        say "Done: $model answers on this phone's port $port, for a cable only (adb forward tcp:$port tcp:$port)."
+        say "Done: $model answers on this phone's port $port, for a cable only; a gateway finds it there" \
+            "(by hand: adb forward tcp:$port tcp:$port)."
     elif address=$(own_address); then
         say "Done: $model answers at http://$address:$port ($(speed_words "$speed") tokens/s)."
     else
@@ -1511,7 +1525,18 @@ say_result() {
     if [ "$reach" = wifi ]; then
         note "Ollama has no password: everybody in this network can use it. Not for public Wi-Fi; --usb keeps it to a cable."
     fi
-    say "Later: ~/mobile-llm/start_ollama.sh, stop_ollama.sh, status.sh; this script with --uninstall removes everything."
+    say "Later: ~/mobile-llm/start_ollama.sh, stop_ollama.sh, status.sh. To remove everything: $(again_words --uninstall)"
+}
+
+# again_words [OPTION]: how a person starts this script once more. The line of an invitation serves once.
+again_words() {
+    if [ -f "$0" ]; then
+        printf 'bash %s%s' "$0" "${1:+ $1}"
+    elif [ -n "$gateway" ]; then
+        printf "curl -fsSL '%s/join' | bash%s" "$gateway" "${1:+ -s -- $1}"
+    else
+        printf 'this script%s' "${1:+ with $1}"
+    fi
 }
 
 # --- Uninstalling ---------------------------------------------------------------------------------------------------

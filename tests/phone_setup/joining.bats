@@ -34,6 +34,7 @@ PYTHON
     run bash -c '{ printf "POTLUCK_GATEWAY=%s\nPOTLUCK_TOKEN=%s\n" "$2" invite-2; cat "$1"; } |
         bash -s -- qwen2.5:0.5b --port "$3" 3>&-' - "$SCRIPT" "$GATEWAY" "$PORT"
     went_well
+    says "curl -fsSL '$GATEWAY/join' | bash -s -- --uninstall" # this line itself would not be let in again
     joins | grep -q '"token":"invite-2"'
     joins | grep -q '"name":"Pixel \\"5\\""'
 }
@@ -96,7 +97,7 @@ PYTHON
     "$HOME/mobile-llm/stop_ollama.sh"
     echo yes >"$FAKE/forgotten"
     set_up
-    fails_with "Who are you?"
+    fails_with "let this phone in: Who are you? Ollama itself"
     set_up --gateway "$GATEWAY" --token invite-2
     went_well
     joins | grep -q invite-2
@@ -105,7 +106,7 @@ PYTHON
 @test "a gateway that refuses, one that is not there, one that says nonsense" {
     gateway
     echo "403 Forbidden" >"$FAKE/gateway_status"
-    echo '{"error":{"message":"This invitation has expired.","code":"expired"}}' >"$FAKE/gateway_answer"
+    echo '{"error":{"message":"This invitation has expired","code":"expired"}}' >"$FAKE/gateway_answer"
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token old
     fails_with "This invitation has expired. Ollama itself is set up and runs."
     answers version
@@ -200,9 +201,19 @@ STUB
     until_true test -s "$HOME/mobile-llm/report.pid"
     reporter=$(cat "$HOME/mobile-llm/report.pid")
     is_running "$reporter"
+    run "$HOME/mobile-llm/status.sh"
+    says "Joined: $GATEWAY"
     echo yes >"$FAKE/forgotten"
     until_true not is_running "$reporter"
     answers version
+    run "$HOME/mobile-llm/status.sh"
+    says "Removed from the fleet of $GATEWAY"
+    rm "$FAKE/forgotten"
+    set_up --token invite-2
+    went_well
+    says "bash $SCRIPT --uninstall"
+    run "$HOME/mobile-llm/status.sh"
+    says "Joined: $GATEWAY"
 }
 
 @test "the reporter outlives a gateway that is away, one that restarts and one that refuses for a while" {
