@@ -71,6 +71,7 @@ class Joining:
         self._kept = InvitationsFile(invitations_path(fleet_file.state.path))
         self._invitations = Invitations(self._kept.read())
         self._sightings = Sightings()
+        self._told: dict[NodeId, str] = {}  # why a phone's address is not renewed
         self._wrong = Attempts(WRONG_TOKENS, WINDOW_SECONDS)
         self._reports = Attempts(REPORTS, WINDOW_SECONDS)
 
@@ -162,8 +163,11 @@ class Joining:
                 lambda specs: edited(specs, phone_id, lambda spec: registration.moved(spec, host, spec.port)),
             )
             self._listed(phone_id, report)
+            self._told.pop(phone_id, None)
         except GatewayError as error:  # what it told of its battery counts all the same
-            log.info("the address of the phone %s is not renewed: %s", phone_id, error.message)
+            if self._told.get(phone_id) != error.message:  # reports go on; one line is enough
+                log.warning("the address of the phone %s is not renewed: %s", phone_id, error.message)
+            self._told[phone_id] = error.message
 
     # the owner's orders
 
@@ -192,6 +196,7 @@ class Joining:
         """It leaves the fleet file, and its token is none any more: it can come back with an invitation only."""
         await self._ledger.dismiss(phone_id)
         self.news.pop(phone_id, None)
+        self._told.pop(phone_id, None)
 
     def has_token(self, phone_id: NodeId) -> bool:
         """Did it join, rather than being listed by hand? As far as the file of secrets can be read."""

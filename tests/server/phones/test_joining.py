@@ -226,6 +226,15 @@ async def test_a_report_from_elsewhere_counts_but_moves_nothing(stand: Stand, pe
     assert set(stand.looked) <= {(HOST, 11434), ("192.168.1.99", 11434)}
 
 
+async def test_why_an_address_is_not_renewed_is_said_once(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    held = stand.joining.holder(await stand.joined(), HOST)
+    for _ in range(3):
+        await stand.joining.report(held, WARM, None, "192.168.1.99")
+    assert caplog.text.count("is not renewed") == 1
+    await stand.joining.report(held, WARM, None, "8.8.8.8")
+    assert caplog.text.count("is not renewed") == 2
+
+
 async def test_reports_are_bounded(stand: Stand) -> None:
     held = stand.joining.holder(await stand.joined(), HOST)
     for _ in range(REPORTS):
