@@ -144,6 +144,14 @@ load termux
         [ -x "$file" ]
         not grep -q com.termux "$file"
     done
+    # Termux:Boot and runsv start them where nothing translates /usr/bin/env.
+    mkdir -p "$PREFIX/var/service" "$HOME/.termux/boot"
+    have sv-enable
+    set_up
+    went_well
+    for file in "$HOME"/mobile-llm/*.sh "$HOME/.termux/boot/mobile-llm" "$PREFIX/var/service/mobile-llm/run"; do
+        [ "$(head -n 1 "$file")" = "#!$PREFIX/bin/bash" ]
+    done
     shellcheck=${SHELLCHECK:-$(command -v shellcheck)} || skip "shellcheck is not installed"
     "$shellcheck" -s bash "$HOME"/mobile-llm/*.sh
     command -v shfmt >/dev/null || skip "shfmt is not installed"

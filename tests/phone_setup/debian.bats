@@ -21,7 +21,10 @@ with_downloads() {
     debian="$FAKE/debian/home"
     [ -e "$debian/.ollama/models/manifests/registry.ollama.ai/library/qwen2.5/0.5b" ]
     [ ! -e "$HOME/.ollama" ]
-    for file in start_ollama.sh stop_ollama.sh status.sh; do [ -x "$debian/mobile-llm/$file" ]; done
+    for file in start_ollama.sh stop_ollama.sh status.sh; do
+        [ -x "$debian/mobile-llm/$file" ]
+        [ "$(head -n 1 "$debian/mobile-llm/$file")" = "#!/bin/bash" ]
+    done
     run "$HOME/mobile-llm/stop_ollama.sh"
     not answers version
     set_up

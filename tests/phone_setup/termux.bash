@@ -11,6 +11,7 @@ setup_file() {
     mkdir "$FAKE/bin"
     local command
     for command in pkg dpkg getprop df ip ifconfig pm termux-wake-lock termux-wake-unlock; do have "$command"; done
+    ln -s "$(command -v bash)" "$FAKE/bin/bash"
 }
 
 setup() {
