@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ def ask(
 
 def told(
     url: str | None, key_file: Path | None, path: str, body: Mapping[str, Any], silent_seconds: float
-) -> Iterator[dict[str, Any]]:
-    """The objects that a POST gives line by line. Raises PotluckError; leaving the iterator closes the connection."""
+) -> Generator[dict[str, Any], None, None]:
+    """The objects that a POST gives line by line. Raises PotluckError; closing it closes the connection."""
     import httpx
 
     from potluck.calls import client_settings

@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,9 +108,8 @@ def pull(
             raise UnexpectedAnswer("the gateway did not tell how the pull ended")
     if not as_json:
         typer.echo(phones.last_line())
-        for name, why in phones.failed.items():
-            typer.echo(f"! {name}: {why}", err=True)
     if phones.failed:
+        typer.echo(f"! {len(phones.failed)} failed: {', '.join(phones.failed)}", err=True)
         raise typer.Exit(FAILED)
 
 
@@ -120,8 +120,10 @@ def _shown(url: str | None, key_file: Path | None, body: Mapping[str, Any], as_j
     from potluck.refusals import refusal
 
     phones = Phones()
-    lines = told(url, key_file, PULL_PATH, body, SILENT_SECONDS)
-    with Bars(Console(highlight=False)) if sys.stdout.isatty() and not as_json else Lines(typer.echo) as view:
+    with (
+        closing(told(url, key_file, PULL_PATH, body, SILENT_SECONDS)) as lines,
+        Bars(Console(highlight=False)) if sys.stdout.isatty() and not as_json else Lines(typer.echo) as view,
+    ):
         for record in lines:
             if "error" in record and "node" not in record:
                 raise refusal({"message": str(record["error"])})

@@ -78,16 +78,15 @@ class Phones:
         return phone
 
     @property
-    def failed(self) -> dict[str, str]:
+    def failed(self) -> list[str]:
         told = (self.summary or {}).get("failed")
-        return {one_line(str(name)): one_line(str(why)) for name, why in told.items()} if isinstance(told, dict) else {}
+        return [one_line(str(name)) for name in told] if isinstance(told, dict) else []
 
     def last_line(self) -> str:
-        pulled, had, failed = (len((self.summary or {}).get(word) or ()) for word in ("pulled", "had", "failed"))
-        said = [f"pulled onto {pulled}"] if pulled or not had else []
-        said += [f"{had} had it already"] if had else []
-        said += [f"{failed} failed"] if failed else []
-        return ", ".join(said)
+        pulled, had = (len((self.summary or {}).get(word) or ()) for word in ("pulled", "had"))
+        if not had:
+            return f"pulled onto {pulled}"
+        return f"pulled onto {pulled}, {had} had it already" if pulled else f"{had} had it already"
 
 
 class Lines:

@@ -19,7 +19,7 @@ from server.api.model_places import ModelPlaces
 from server.api.nodes_direct import NodesDirect
 from server.api.services import Services
 from server.backends.base import Patience
-from server.backends.faults import error_of_line
+from server.backends.faults import text_of
 from server.errors import NodeBroken, NodeError, NoNodes, RequestInvalid
 from server.nodes import Node, NodeId, NodeStatus, model_key
 from server.placement import node_named
@@ -158,7 +158,7 @@ class Pulling:
         async with aclosing(self._operations.lines(spec, PULL_PATH, body, patience)) as lines:
             async for record in lines:
                 if "error" in record:
-                    raise error_of_line(spec.address, record["error"], first=False)
+                    raise NodeBroken(text_of(record["error"]))  # which node it is, its record says
                 yield record
                 if record.get("status") == SUCCESS:
                     return

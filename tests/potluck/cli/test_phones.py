@@ -118,3 +118,32 @@ def test_a_phone_must_be_meant_clearly(wanted: str) -> None:
     assert chosen_phone([PHONE, *twins], "ef" * 16) == twins[1]
     with gateway((200, {"phones": [PHONE]})) as server:
         assert phones(server, "drain", "nobody").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "said"),
+    [
+        (["--warm-up", "a:1b"], {"warm_up": "a:1b"}, "warmed with a:1b; keeps a model as long as it likes itself"),
+        (["-w", "a", "-w", "b", "-k", "1h"], {"warm_up": ["a", "b"], "keep_alive": "1h"},
+         "warmed with a, b; keeps a model for 1h after a request"),
+        (["--no-warm-up", "--keep-alive", "-1"], {"warm_up": False, "keep_alive": -1.0},
+         "given no model before somebody asks; keeps a model for ever after a request"),
+        (["-k", "300"], {"keep_alive": 300.0},
+         "warmed as POTLUCK_WARM_UP says; keeps a model for 300 s after a request"),
+    ],
+)  # fmt: skip
+def test_what_a_phone_keeps(arguments: list[str], asked: Any, said: str) -> None:
+    kept = {"warm_up": "auto", "keep_alive": "auto", **asked}
+    with gateway((200, {"phones": [PHONE]}), (200, PHONE | kept)) as server:
+        done = phones(server, "keep", "Kitchen", *arguments)
+        _, ordered = server.requests
+    assert (ordered.method, ordered.path) == ("PATCH", f"/api/phones/{PHONE['id']}")
+    assert json.loads(ordered.body) == asked
+    assert done.stdout == f"Kitchen: {said}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--warm-up", "a", "--no-warm-up"]])
+def test_what_it_keeps_must_be_meant(arguments: list[str]) -> None:
+    with gateway() as server:
+        done = phones(server, "keep", "Kitchen", *arguments)
+        assert done.exit_code == 2 and server.requests == []
