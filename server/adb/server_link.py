@@ -179,7 +179,7 @@ def parse_forwards(text: str) -> tuple[Forward, ...]:
     """`serial tcp:local tcp:remote` lines. A line without the serial was seen after phones came and went."""
     found = []
     for line in text.splitlines():
-        match line.split():
+        match line.rsplit(maxsplit=2):  # a serial may have a space
             case [serial, local, remote]:
                 ports = [_port(local), _port(remote)]
                 if ports[0] and ports[1]:

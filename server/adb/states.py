@@ -1,14 +1,15 @@
 """What `adb devices -l` lists -> phones, each once, with words that say what to do. Pure.
 
 One phone may be listed twice (by cable and by Wi-Fi); `ro.serialno` tells. Some cheap phones all tell the same number,
-and emulators do: such numbers identify nobody. Formats: adb's SERVICES.TXT and `adb devices -l` of 29.0.6 to 36.0.0.
+and emulators do: well-known ones identify nobody, and phones that share another one differ by their boot. Formats:
+adb's SERVICES.TXT and `adb devices -l` of 29.0.6 to 36.0.0.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Details = dict[str, str | int | float]  # of `NodeSpec`
@@ -46,14 +47,18 @@ WORDS: Mapping[str, str] = {
     "sideload": "it waits for an update to be side-loaded: start Android",
     "host": "it is a computer, not a phone",
 }
-# The chip's names are those that the set-up script asks for. The last command prints more than one line.
+# The chip's names are those that the set-up script asks for. The last command may print anything.
 QUESTION = (
     "getprop ro.serialno; getprop ro.product.model; getprop ro.build.version.release;"
-    " getprop ro.soc.model; getprop ro.board.platform; getprop ro.hardware; cat /proc/meminfo"
+    " getprop ro.soc.model; getprop ro.board.platform; getprop ro.hardware;"
+    " cat /proc/sys/kernel/random/boot_id /proc/meminfo"
 )
 LONGEST_WORD = 100  # of what a phone tells: more is no product name
 _SERIAL = re.compile(r"[!-~]+")
+_BOOT = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*$", re.MULTILINE)
 _MEMORY = re.compile(r"^MemTotal:\s*(\d{1,15})\s*kB", re.MULTILINE)
+# A second phone of one mDNS name has a number behind it, with a space between.
+_LINE = re.compile(r"(\S+(?: \(\d+\)\S*)?)\s+(\S.*)")
 _DETAILS = re.compile(r"\b(product|model|device|transport_id|usb):(\S+)")
 
 
@@ -85,6 +90,7 @@ class Facts:
     android: str = ""
     chip: str = ""
     ram_bytes: int = 0
+    boot: str = ""  # the same by every way to a phone, another one on every phone
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +114,10 @@ def parse_transports(text: str) -> tuple[Transport, ...]:
     """The lines of `host:devices-l` and `host:track-devices-l`; what is no such line is passed over."""
     found = []
     for line in text.splitlines():
-        serial, _, rest = line.strip().partition("\t" if "\t" in line else " ")
-        rest = rest.strip()
-        if not serial or not rest or serial == "*" or line.startswith("List of"):
+        match = _LINE.fullmatch(line.strip())
+        if match is None or match[1] == "*" or line.startswith("List of"):
             continue
+        serial, rest = match.groups()
         details = {name: value for name, value in _DETAILS.findall(rest)}
         number = details.get("transport_id", "")
         model = details.get("model", "").replace("_", " ")
@@ -126,7 +132,9 @@ def parse_facts(text: str) -> Facts:
     serialno, model, android, *chips = (lines + [""] * count)[:count]
     memory = _MEMORY.search(text)
     ram_bytes = int(memory[1]) * 1024 if memory else 0
-    return Facts(_serial_of(serialno), model, android, next(filter(None, chips), ""), ram_bytes)
+    boot = _BOOT.search(text)
+    chip = next(filter(None, chips), "")
+    return Facts(_serial_of(serialno), model, android, chip, ram_bytes, boot[0].strip() if boot else "")
 
 
 def is_whole(answer: str) -> bool:
@@ -160,10 +168,41 @@ def phones_of(
 ) -> tuple[AdbPhone, ...]:
     """Each phone once. `current`: the serial used for a phone so far, which is kept while it works; `avoided`: serials
     that are listed and dead."""
-    ways: dict[str, list[Transport]] = defaultdict(list)
+    names = _names(_ways_of(list(transports), facts), current)
+    return tuple(_phone(name, found, facts, current.get(name), avoided) for name, found in names.items())
+
+
+def _ways_of(
+    transports: Sequence[Transport], facts: Mapping[tuple[str, int], Facts]
+) -> list[tuple[str, list[Transport]]]:
+    """Each phone's number and ways. Phones of one number are told apart by their boots, where they tell them."""
+    serials = Counter(transport.serial for transport in transports)
+    boots: dict[str, dict[str, list[Transport]]] = defaultdict(lambda: defaultdict(list))
     for transport in transports:
-        ways[_identity(transport, facts.get(transport.key))].append(transport)
-    return tuple(_phone(identity, found, facts, current.get(identity), avoided) for identity, found in ways.items())
+        told = facts.get(transport.key)
+        boot = told.boot if told is not None and serials[transport.serial] == 1 else ""
+        boots[_identity(transport, told)][boot].append(transport)
+    for ways in boots.values():
+        if len(ways) == 2 and "" in ways:  # who tells no boot is the one phone of that number
+            untold = ways.pop("")
+            next(iter(ways.values())).extend(untold)
+    return [(number, found) for number, ways in boots.items() for found in ways.values()]
+
+
+def _names(phones: Iterable[tuple[str, list[Transport]]], current: Mapping[str, str]) -> dict[str, list[Transport]]:
+    """An id for each phone. Of those that tell one number one alone can have it; each keeps the id that it has."""
+    names: dict[str, list[Transport]] = {}
+    new = []
+    for number, ways in phones:
+        serials = {way.serial for way in ways}
+        kept = next((name for name in (number, *sorted(serials)) if current.get(name) in serials), None)
+        if kept is None:
+            new.append((number, ways))
+        else:
+            names[kept] = ways
+    for number, ways in new:
+        names[min(way.serial for way in ways) if number in names else number] = ways
+    return names
 
 
 def _phone(

@@ -7,6 +7,7 @@ import shlex
 import stat
 import struct
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 
 BATTERY = """Current Battery Service state:
@@ -65,6 +66,7 @@ class Services:
         self.files: dict[str, bytes] = {}
         self.settings: dict[str, str] = {}
         self.ram_bytes = 8 << 30
+        self.boot = str(uuid.uuid5(uuid.NAMESPACE_OID, serialno))  # the same by both ways to a phone
         self.whitelist: set[str] = set()
         self.packages = {"com.termux": "null"}  # and who installed each
         self.properties = {
@@ -121,8 +123,8 @@ class Services:
                 return " ".join(rest) + "\n", 0
             case ["getprop", name]:
                 return self.properties.get(name, "") + "\n", 0
-            case ["cat", "/proc/meminfo"]:
-                return f"MemTotal:        {self.ram_bytes // 1024} kB\nMemFree:          204800 kB\n", 0
+            case ["cat", "/proc/sys/kernel/random/boot_id", "/proc/meminfo"]:
+                return f"{self.boot}\nMemTotal:        {self.ram_bytes // 1024} kB\nMemFree:          204800 kB\n", 0
             case ["dumpsys", "deviceidle", "whitelist", change]:
                 self.whitelist.add(change.lstrip("+"))
                 return f"Added: {change.lstrip('+')}\n", 0

@@ -58,7 +58,7 @@ async def test_devices_shows_each_phone_its_ports_and_what_to_do(server: RealAdb
         result = await run(server, ["devices"])
     assert result.exit_code == 0, result.output
     assert f"{phone.address}" in result.output and "Pixel 7" in result.output and "21999" in result.output
-    assert "tap Allow" in result.output and "phone_setup.sh --usb" in result.output
+    assert "tap Allow" in result.output and "potluck adb setup" in result.output
 
 
 async def test_devices_tells_programs_the_same(server: RealAdbServer, phone: FakeAdbd) -> None:

@@ -85,3 +85,7 @@ def test_lines_of_the_list_of_forwards_that_lack_something_are_passed_over() -> 
         "S1 tcp:11500 tcp:11434\ntcp:1 tcp:2\nS2 tcp:1 localabstract:x\nS3 tcp:99999999 tcp:1\n\nS4 tcp:5 tcp:6 more\n"
     )
     assert parse_forwards(text) == (Forward("S1", 11500),)
+    named = "adb-S1-a (2)._adb-tls-connect._tcp"
+    assert parse_forwards(f"{named} tcp:11500 tcp:11434\n10.0.0.7:5555 tcp:1 tcp:2") == (
+        Forward(named, 11500), Forward("10.0.0.7:5555", 1, 2),
+    )  # fmt: skip

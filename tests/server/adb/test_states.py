@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.adb.states import (
     LONGEST_WORD,
@@ -60,6 +62,7 @@ TOLD = "S1\nPixel 7\n14\n\ngs201\npanther\nMemTotal:        7812345 kB\nMemFree:
 def test_facts_are_lines_and_missing_ones_are_empty() -> None:
     assert parse_facts(TOLD) == Facts("S1", "Pixel 7", "14", "gs201", 7812345 * 1024)
     assert parse_facts("S1\nPixel 7\n14\nSM8550\nkalama\nqcom\n").chip == "SM8550"
+    assert parse_facts(f"{TOLD}{BOOT}\n").boot == BOOT
     assert parse_facts("S1\r\n") == Facts("S1") and parse_facts("") == Facts()
 
 
@@ -102,6 +105,72 @@ def test_two_phones_with_the_same_serial_are_said_to_be() -> None:
     ways = (Transport("A", "device", number=1), Transport("A", "device", number=2))
     (phone,) = phones_of(ways, {way.key: Facts("A") for way in ways}, {})
     assert phone.advice == TWICE and not phone.usable
+
+
+BOOT, OTHER_BOOT = "5a1e7f0c-0000-4000-8000-000000000001", "5a1e7f0c-0000-4000-8000-000000000002"
+
+
+def by_wifi(last: int, number: int) -> Transport:
+    return Transport(f"10.0.0.{last}:5555", "device", number=number)
+
+
+def test_two_phones_that_tell_one_number_are_told_apart_and_each_keeps_its_id() -> None:
+    one, two = by_wifi(7, 1), by_wifi(8, 2)
+    facts = {one.key: Facts("CLONE", boot=BOOT), two.key: Facts("CLONE", boot=OTHER_BOOT)}
+    both = {phone.id: phone.transport.serial for phone in phones_of((one, two), facts, {})}
+    assert both == {"CLONE": one.serial, two.serial: two.serial}
+    came_second = {phone.id: phone.transport.serial for phone in phones_of((one, two), facts, {"CLONE": two.serial})}
+    assert came_second == {"CLONE": two.serial, one.serial: one.serial}
+    (left,) = phones_of((two,), facts, both)
+    assert left.id == two.serial
+    assert [phone.id for phone in phones_of((two,), facts, {})] == ["CLONE"]
+
+
+def test_one_phone_by_cable_network_and_name_is_one_by_its_boot() -> None:
+    named = Transport("adb-S1-x9Kz2._adb-tls-connect._tcp", "device", number=3)
+    ways = (Transport("S1", "device", number=1), by_wifi(7, 2), named)
+    (phone,) = phones_of(ways, {way.key: Facts("S1", boot=BOOT) for way in ways}, {})
+    assert phone.serials == tuple(way.serial for way in ways) and phone.transport.serial == "S1"
+    (without,) = phones_of(ways, {way.key: Facts("S1", boot=BOOT if way.number == 1 else "") for way in ways}, {})
+    assert without.serials and len(without.serials) == 3
+    (over_air,) = phones_of(ways[1:], {way.key: Facts("S1", boot=BOOT) for way in ways}, {"S1": "S1"})
+    assert over_air.id == "S1" and over_air.transport.is_network
+
+
+def test_clones_of_one_number_on_cables_are_never_spoken_to() -> None:
+    ways = (Transport("A", "device", number=1), Transport("A", "device", number=2))
+    facts = {ways[0].key: Facts("A", boot=BOOT), ways[1].key: Facts("A", boot=OTHER_BOOT)}
+    (phone,) = phones_of(ways, facts, {"A": "A"})
+    assert phone.advice == TWICE and not phone.usable
+
+
+def test_phones_without_a_serial_are_said_to_be_and_never_used() -> None:
+    listed = "????????????           device usb:1-2 transport_id:4\n????????????           no permissions (x)\n"
+    transports = parse_transports(listed)
+    (phone,) = phones_of(transports, {transports[0].key: Facts("", "Pixel")}, {})
+    assert not phone.usable and phone.advice
+    (alone,) = phones_of(transports[:1], {transports[0].key: Facts("", "Pixel")}, {})
+    assert "no serial number" in alone.advice and not alone.usable
+
+
+def test_serials_with_colons_brackets_names_and_numbers_are_read_whole() -> None:
+    serials = ["10.0.0.7:5555", "[fe80::1%eth0]:5555", "adb-S1-a._adb-tls-connect._tcp",
+               "adb-S1-a (2)._adb-tls-connect._tcp"]  # fmt: skip
+    text = "".join(f"{serial} device product:x model:Y transport_id:{n}\n" for n, serial in enumerate(serials, 1))
+    found = parse_transports(text)
+    assert [way.serial for way in found] == serials
+    assert all(way.is_network and way.state == "device" and way.number for way in found)
+    tabbed = parse_transports("".join(f"{serial}\tunauthorized\n" for serial in serials))
+    assert [(way.serial, way.state) for way in tabbed] == [(serial, "unauthorized") for serial in serials]
+
+
+@given(st.text(max_size=300))
+def test_no_list_and_no_answer_breaks_the_reading(text: str) -> None:
+    transports = parse_transports(text)
+    facts = {way.key: parse_facts(text) for way in transports}
+    phones = phones_of(transports, facts, {})
+    assert {serial for phone in phones for serial in phone.serials} == {way.serial for way in transports}
+    assert len({phone.id for phone in phones}) == len(phones)
 
 
 def test_a_phone_is_usable_when_it_has_told_who_it_is() -> None:
