@@ -1,7 +1,8 @@
 """Loads models into phones before anybody asks: the loop around `warmth`, which decides.
 
-Looks at the fleet as the registry has it every two seconds; a loading is an empty prompt, and afterwards the node is
-probed, so that routing knows. Failures are lines in the log and a longer pause; they never count against a node.
+Looks at a node when the registry has news of it, and at all of them every two seconds; a loading is an empty prompt,
+and afterwards the node is probed, so that routing knows. Failures are lines in the log and a longer pause; they never
+count against a node.
 """
 
 from __future__ import annotations
@@ -48,34 +49,47 @@ class Warming:
         self._options, self._clock = options or WarmingOptions(), clock or Clock()
         self._known: dict[NodeId, Warmth] = {}
         self._loadings: dict[NodeId, asyncio.Task[None]] = {}
+        self._stopped = False
 
     async def run(self) -> None:
         """Look until cancelled."""
+        self._registry.listen(self._on_change)
         try:
             while True:
-                self.look()
+                for node in list(self._registry.fleet.nodes.values()):
+                    self._look_at(node)
                 await self._clock.sleep(LOOK_SECONDS)
         finally:
+            self._stopped = True
             loadings = list(self._loadings.values())
             for loading in loadings:
                 loading.cancel()
             await asyncio.gather(*loadings, return_exceptions=True)
 
-    def look(self) -> None:
-        """Look at every node once and begin what is due."""
+    def _on_change(self, before: Node | None, after: Node | None) -> None:
+        if self._stopped:
+            return
+        if after is not None:
+            self._look_at(after)
+        elif before is not None:
+            self._known.pop(before.id, None)
+            self._give_up(before.id)
+
+    def _look_at(self, node: Node) -> None:
+        """Remember what became of it, and begin what is due."""
         now, rules = self._clock.monotonic(), self._options.rules
-        nodes = self._registry.fleet.nodes
-        for node_id in [known for known in self._known if known not in nodes]:
-            del self._known[node_id]
-        for node_id, loading in self._loadings.items():
-            if node_id not in nodes or not is_in_service(nodes[node_id]):
-                loading.cancel()
-        for node in nodes.values():
-            load = self._registry.loads.get(node.id) or Load()
-            warmth = self._known[node.id] = looked(self._known.get(node.id, Warmth()), node, load, rules, now)
-            model = due(warmth, load, rules, now)
-            if model is not None and node.id not in self._loadings and len(self._loadings) < LOADINGS_AT_ONCE:
-                self._begin(node, model)
+        if not is_in_service(node):
+            self._give_up(node.id)
+        load = self._registry.loads.get(node.id) or Load()
+        warmth = self._known[node.id] = looked(self._known.get(node.id, Warmth()), node, load, rules, now)
+        model = due(warmth, load, rules, now)
+        if model is not None and node.id not in self._loadings and len(self._loadings) < LOADINGS_AT_ONCE:
+            self._begin(node, model)
+
+    def _give_up(self, node_id: NodeId) -> None:
+        loading = self._loadings.get(node_id)
+        if loading is not None:
+            loading.cancel()
 
     def _begin(self, node: Node, model: ModelKey) -> None:
         loading = self._loadings[node.id] = asyncio.create_task(self._load(node, model))
