@@ -115,6 +115,10 @@ class Failover:
                     yield [done_of(course, attempt, "length", self._now())]
                     return
                 self._after_failure(course, claim, choice.seat, error)
+                if model is None:
+                    claim.demand = self._by_name(course, choice.seat, claim.demand)
+                if not any(self._could_go_on(other, claim.demand) for other in self._seats(claim.demand)):
+                    raise self._nobody_left(course, choice.seat, error) from error
 
     async def _seats_taken(self, course: Course, claim: Claim) -> AsyncGenerator[Queued | Choice, None]:
         """Places in the queue while there is no seat; the seat comes last."""
@@ -238,8 +242,14 @@ class Failover:
                     raise broken(course, error.message) from error
         home = claim.demand.home if claim.demand.home and claim.demand.home.node_id != seat.id else None
         claim.demand = replace(claim.demand, excluded=course.outage.tried, home=home, able=self._able(course))
-        if not any(self._could_go_on(other, claim.demand) for other in self._seats(claim.demand)):
-            raise self._nobody_left(course, seat, error) from error
+
+    def _by_name(self, course: Course, seat: Seat, demand: Demand) -> Demand:
+        """Any model would have done; now it is the one that began, which others may hold beside one of their own."""
+        if not course.told.anything:
+            return replace(demand, model=None)
+        named = replace(demand, model=seat.model, home=None)
+        found = any(self._could_go_on(other, named) for other in self._seats(named))
+        return named if found else replace(demand, model=None)
 
     @staticmethod
     def _nobody_left(course: Course, seat: Seat, error: NodeError) -> GatewayError:

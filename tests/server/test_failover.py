@@ -148,6 +148,21 @@ async def test_only_the_same_digest_goes_on() -> None:
         assert [share.node for share in answered.done.nodes] == ["phone-0", "phone-2"]
 
 
+async def test_where_any_model_will_do_it_goes_on_with_the_one_that_began() -> None:
+    """The other phone would have begun with another model, and has this one as well."""
+    one, other = FakeModel("one:1b"), FakeModel("other:1b")
+    async with fake_fleet(2, settings(models=(one, other))) as phones:
+        phones[1].settings.models = (other, one)
+        async with gateway_over(phones) as bench:
+            phones[0].fail(Fault.cut(7), paths="chat")
+            request = bench.request(model=None)
+            answered = await bench.ask(request)
+            assert_whole(bench, answered, request, settings(models=(one,)))
+            assert [share.node for share in answered.done.nodes] == ["phone-0", "phone-1"]
+            assert answered.done.model == one.name
+            assert (await bench.ask(bench.request(model=None, prompt="Who is that?"))).terminals == 1
+
+
 async def test_a_grammar_is_never_glued() -> None:
     request_fields = {"format": "json"}
     async with fake_fleet(2, settings()) as phones, gateway_over(phones) as bench:
