@@ -111,7 +111,7 @@ class Joining:
         finally:
             if not used:
                 self._invitations.release(invitation)
-        name = self._listed(phone.id, report)
+        name = self._listed(phone.id, report) or phone.name
         log.info("the phone %s has joined at %s", name, host)
         return Joined(phone.id, name, phone_token)
 
@@ -127,7 +127,7 @@ class Joining:
             report = await self._seen_at(phone_id, host, phone.port)
         if registration.renewed(known, phone, known.host if report is None else host) != known:
             await self._move(known, host, lambda specs: self._renewed(specs, phone, host))
-        return Joined(phone_id, self._listed(phone_id, report))
+        return Joined(phone_id, self._listed(phone_id, report) or phone.name)
 
     def holder(self, phone_token: str, peer: str | None) -> NodeId:
         """Whose token it is. Raises CallerRefused (401) where the phone is none of ours, or no longer."""
@@ -247,11 +247,13 @@ class Joining:
         edited(specs, phone.id, lambda spec: spec)
         return registration.joined(specs, phone, host)
 
-    def _listed(self, phone_id: NodeId, report: ProbeReport | None) -> str:
-        """What was found while looking serves as the first probe. Returns the phone's name."""
+    def _listed(self, phone_id: NodeId, report: ProbeReport | None) -> str | None:
+        """What was found while looking serves as the first probe. Returns the phone's name, where the file that was
+        just written has not been broken since.
+        """
         node = self._registry.node(phone_id)
         if node is None:
-            raise FleetFileUnusable("the fleet file was changed meanwhile, and the phone is not in it")
+            return None
         if report is not None:
             self._registry.emit(NodeProbed(phone_id, report, self._wall()))
         return node.name

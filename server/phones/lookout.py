@@ -6,9 +6,10 @@ Bounded: some at once, some a minute for each address. Must not know invitations
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
-from server.errors import NodeError, PhoneUnreachable
+from server.errors import NodeError, NodeStalled, NodeUnreachable, PhoneUnreachable
 from server.nodes import ProbeReport
 from server.phones.attempts import Attempts, source_of
 from server.phones.registration import plain
@@ -19,6 +20,8 @@ LOOKS = 20  # calls back to one address in a window
 WINDOW_SECONDS = 60.0
 LOOKS_AT_ONCE = 8
 LONGEST_REASON = 300
+log = logging.getLogger(__name__)
+
 _GPU_HINT = "it is found by itself, or listed in the fleet file"
 _HINT = "is Ollama running there, and does the network let its devices talk to each other?"
 
@@ -38,9 +41,12 @@ class Lookout:
         try:
             async with self._looking:
                 report = await self._look(host, port)
-        except NodeError as error:
-            why = plain(error.message, LONGEST_REASON)  # it may quote what answered, and ends up in terminals
-            raise PhoneUnreachable(f"nothing that speaks Ollama answers at {place} ({why})", hint=_HINT) from error
+        except (NodeUnreachable, NodeStalled) as error:
+            message = f"nothing that speaks Ollama answers at {place} ({error.message})"
+            raise PhoneUnreachable(message, hint=_HINT) from error
+        except NodeError as error:  # it quotes what answered, which may not be the caller's to read
+            log.info("what answers at %s is no Ollama: %s", place, plain(error.message, LONGEST_REASON))
+            raise PhoneUnreachable(f"what answers at {place} is no Ollama", hint=_HINT) from error
         if not report.version:
             raise PhoneUnreachable(f"what answers at {place} is no Ollama")
         if report.gpu_node:  # it tells how much it can do at once, and phones are believed nothing of the kind

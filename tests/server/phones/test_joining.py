@@ -21,9 +21,10 @@ from server.errors import (
     TooManyTries,
 )
 from server.nodes import NodeId, NodeSpec, NodeStatus, ProbeReport
-from server.phones.joining import REPORTS, WRONG_TOKENS
+from server.phones.joining import REPORTS, WRONG_TOKENS, Joining
 from server.phones.lookout import LOOKS
 from server.phones.sightings import RETURN_SECONDS
+from server.phones_watch import FleetFile
 from server.registry import NodeListed, ProbeFailed
 from tests.server.phones.stand import FOUND, HOST, ID, OTHER, Stand, phone
 
@@ -106,12 +107,33 @@ async def test_a_phone_that_does_not_answer_is_not_let_in(stand: Stand, found: P
     await stand.joining.join(token, phone(), HOST)
 
 
-async def test_what_answers_there_writes_nothing_into_terminals(stand: Stand) -> None:
-    stand.there = {(HOST, 11434): NodeBroken("answered 500: \x1b[31mred\u202e\n" + "x" * 5000)}
-    with pytest.raises(PhoneUnreachable) as refused:
+async def test_what_answers_there_is_quoted_to_nobody(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stand.there = {(HOST, 11434): NodeBroken("answered 500: \x1b[31msecret\u202e\n" + "x" * 5000)}
+    with pytest.raises(PhoneUnreachable, match="is no Ollama") as refused:
         await stand.joining.join(stand.invited(), phone(), HOST)
-    assert refused.value.message.isprintable() and "[31mred" in refused.value.message
-    assert len(refused.value.message) < 500
+    assert "secret" not in refused.value.message + (refused.value.hint or "")
+    assert "[31msecret" in caplog.text and "\x1b" not in caplog.text and "\u202e" not in caplog.text
+    assert len(caplog.text) < 1000
+
+
+class UnluckyFile(FleetFile):
+    """An editor breaks it each time between writing and reading."""
+
+    def reload(self) -> None:
+        text = self.state.path.read_text()
+        self.state.path.write_text("[{]")
+        super().reload()
+        self.state.path.write_text(text)
+
+
+async def test_a_file_that_breaks_at_the_last_moment_costs_no_token(stand: Stand) -> None:
+    unlucky = UnluckyFile(stand.path, stand.registry.emit, lambda: stand.now)
+    joining = Joining(stand.registry, unlucky, stand.look, lambda: stand.now)
+    joined = await joining.join(joining.invite(15, None)[0], phone(), HOST)
+    assert joined.name == "Pixel 5" and stand.registry.node(NodeId(ID)) is None
+    stand.fleet_file.reload()
+    assert stand.started().holder(joined.phone_token or "", HOST) == ID
 
 
 async def test_guessing_is_slowed_down_for_who_guesses(stand: Stand) -> None:
