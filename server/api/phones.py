@@ -122,7 +122,9 @@ class PhonesApi:
         if listening is None:  # another server than uvicorn, or a socket that was handed to it
             called_here = port is not None and is_private(host)
             listening = host if called_here else services.settings.host
-        scheme = "https" if incoming.scope.get("scheme") == "https" else "http"
+        # A proxy's word for the scheme is about the proxy: phones come to the gateway's own port.
+        by_tls = incoming.scope.get("scheme") == "https" and b"x-forwarded-proto" not in incoming.headers
+        scheme = "https" if by_tls else "http"
         asked_at = (host, port or services.settings.port)
         return links_of(await addresses_of(listening), asked_at, interfaces(), source_towards(ELSEWHERE), scheme)
 

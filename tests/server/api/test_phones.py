@@ -56,6 +56,17 @@ async def test_a_host_name_is_the_addresses_that_it_has() -> None:
             await addresses_of(host)
 
 
+@pytest.mark.parametrize(("headers", "scheme"), [({}, "https"), ({"x-forwarded-proto": "https"}, "http")])
+async def test_links_lead_to_the_gateways_own_port(stand: Stand, headers: dict[str, str], scheme: str) -> None:
+    app = app_of(stand, host="192.168.1.2")
+
+    async def by_tls(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "scheme": "https"}, receive, send)
+
+    answer = await post(by_tls, "/api/phones/invite", {}, **{**FROM_PAGE, "headers": {**HEADERS, **headers}})
+    assert answer.json()["links"][0]["url"].startswith(f"{scheme}://192.168.1.2:8000/join/")
+
+
 async def test_under_another_server_the_place_of_the_call_tells_where_it_listens(stand: Stand) -> None:
     answer = await post(app_of(stand), "/api/phones/invite", {}, **FROM_PAGE)
     assert answer.status == 200 and answer.json()["links"][0]["address"] == "192.168.1.2"
