@@ -20,7 +20,7 @@ from server.api.nodes_direct import NodesDirect
 from server.api.services import Services
 from server.backends.base import Patience
 from server.backends.faults import text_of
-from server.errors import NodeBroken, NodeError, NoNodes, RequestInvalid
+from server.errors import NodeBroken, NodeError, NodeStalled, NoNodes, RequestInvalid
 from server.nodes import Node, NodeId, NodeStatus, model_key
 from server.placement import node_named
 from server.pulls import SUCCESS, Progress, hindrance, is_final, pulls_for_itself, shown, words_of
@@ -190,7 +190,8 @@ class _Pull:
                 await self._pulling.look_again(node)
                 break
             except NodeError as error:
-                tried = True
+                # one that fell silent in the middle and is silent to probes too is not waited for so long again
+                tried = not (isinstance(error, NodeStalled) and error.phase != "connect")
                 if not await self._again(error):
                     return
         after = self._digest(self._pulling.node(self._id))

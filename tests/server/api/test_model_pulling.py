@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from server.api.model_pulling import Pulling, PullWish, read_pull
+from server.api.model_pulling import MOST_WAITING, Pulling, PullWish, Step, read_pull
 from server.backends import Backends
-from server.errors import RequestInvalid
+from server.errors import NodeStalled, RequestInvalid
 from server.nodes import NodeId
 from server.pulls import PAUSES_SECONDS
 from server.registry import NodeListed, NodeProbed, NodeUnlisted, ProbeFailed, Registry
 from tests.fakes.phone import FakeModel, FakePhone, Fault, PhoneSettings
 from tests.server.api.gateway import Answer, Call, Gateway, fleet, gateway, post, report, spec, until
+from tests.server.api.scripted_backend import ScriptedBackend
+from tests.server.api.scripted_operations import Said, ScriptedOperations
 
 PATH = "/api/models/pull"
+PAUSES = list(PAUSES_SECONDS)
 NEW = FakeModel("qwen:1b", size=1_000_000)
 OLD = FakeModel("smollm2:135m")
 
@@ -207,6 +210,96 @@ async def test_a_phone_that_stays_away_and_one_that_is_removed() -> None:
         assert lines[-1]["failed"] == {"kitchen": "it does not answer: no route"} and here.pauses == []
         here.registry.emit(NodeUnlisted(NodeId("kitchen"), 1.0))
         assert (await here.tried("kitchen"))[-1]["failed"] == {"kitchen": "it is leaving the fleet"}
+
+
+class Scripted:
+    """One phone that says what the test wants."""
+
+    def __init__(self, *said: Said) -> None:
+        self.registry = fleet((spec("kitchen"), report("m:1b")))
+        self.operations = ScriptedOperations({("kitchen", "/api/pull"): said})
+        backends: Any = {"ollama": ScriptedBackend()}
+        self.made = gateway(registry=self.registry, operations=self.operations, backends=backends)
+        self.pauses: list[float] = []
+
+    def steps(self, model: str = "qwen:1b") -> AsyncGenerator[Step, None]:
+        async def note(seconds: float) -> None:
+            self.pauses.append(seconds)
+
+        return Pulling(self.made.services, note).steps(PullWish(model, None))
+
+    async def told(self) -> list[dict[str, Any]]:
+        return [record async for record, _ in self.steps()]
+
+    def silence(self) -> None:
+        for moment in range(3):
+            self.registry.emit(ProbeFailed(NodeId("kitchen"), "no answer", 2_000.0 + moment))
+
+
+async def test_a_phone_that_is_silent_to_everybody_is_not_waited_for_again_and_again() -> None:
+    here = Scripted({"status": "pulling manifest"}, NodeStalled("silent for 300 s", "load"))
+    here.silence()
+    assert (await here.told())[-1]["failed"] == {"kitchen": "it does not answer: no answer"}  # before anything
+    waited = asyncio.Event()
+    here = Scripted({"status": "pulling manifest"}, waited, NodeStalled("silent for 300 s", "load"))
+    steps = here.steps()
+    told = [(await anext(steps))[0]["status"] for _ in range(2)]
+    assert told == ["waiting", "pulling manifest"]
+    here.silence()
+    waited.set()
+    rest = [record async for record, _ in steps]
+    assert rest[-1]["failed"] == {"kitchen": "it does not answer: no answer"}
+    assert here.pauses == PAUSES[:1] and len(here.operations.bodies) == 1
+
+
+async def test_one_that_takes_no_connection_for_a_while_is_tried_on() -> None:
+    here = Scripted(NodeStalled("did not take the connection", "connect"))
+    here.operations.said[("kitchen", "/api/pull")] = [NodeStalled("did not take the connection", "connect")]
+    assert "did not take" in (await here.told())[-1]["failed"]["kitchen"]
+    assert here.pauses == PAUSES
+
+
+async def test_what_only_says_how_far_it_is_comes_a_few_times_a_second() -> None:
+    lines = [{"status": "pulling x", "digest": "d", "total": 5000, "completed": count} for count in range(5001)]
+    here = Scripted(*lines, {"status": "success"})
+    told = [record for record in await here.told() if "digest" in record]
+    assert [record.get("completed") for record in told] == [0, 5000]  # the clock of this gateway stands still
+
+
+async def test_a_caller_who_does_not_read_is_told_the_end_and_costs_little() -> None:
+    lines = [{"status": f"step {count}"} for count in range(3 * MOST_WAITING)]
+    here = Scripted(*lines, {"status": "success"})
+    steps = here.steps()
+    await anext(steps)
+    reading = asyncio.ensure_future(anext(steps))
+    for _ in range(4 * MOST_WAITING):
+        await asyncio.sleep(0)
+    await reading
+    rest = [record async for record, _ in steps]
+    assert len(rest) <= MOST_WAITING + 3
+    assert [record["status"] for record in rest[-2:]] == ["success", "done"]
+
+
+async def test_a_node_that_ends_without_a_word_and_one_that_we_break_on() -> None:
+    here = Scripted({"status": "pulling manifest"})
+    assert "ended before it had the model" in (await here.told())[-1]["failed"]["kitchen"]
+    assert here.pauses == PAUSES
+
+    class Broken(ScriptedOperations):
+        def lines(self, *call: Any) -> Any:
+            raise RuntimeError("a fault of ours")
+
+    here.made = gateway(registry=here.registry, operations=Broken())
+    assert (await here.told())[-1]["failed"] == {"kitchen": "the gateway failed; its log says why"}
+
+
+async def test_an_alias_stands_for_its_model() -> None:
+    here = Scripted({"status": "success"})
+    backends: Any = {"ollama": ScriptedBackend()}
+    aliases = {"small": "qwen:1b"}
+    here.made = gateway(None, here.registry, backends, operations=here.operations, model_aliases=aliases)
+    lines = [record async for record, _ in here.steps("small")]
+    assert lines[-1]["model"] == "qwen:1b" and here.operations.bodies[0][2]["model"] == "qwen:1b"
 
 
 async def test_a_caller_that_leaves_ends_the_pulls_and_what_came_is_kept() -> None:
