@@ -33,26 +33,26 @@ class Sightings:
         left_at = self._left.get((node.id, host))
         if left_at is None or not 0 <= now - left_at < RETURN_SECONDS or not answers_elsewhere(node, host):
             return
-        raise RequestInvalid(
-            f"a phone with the same id answers at {node.spec.address}",
-            field="id",
-            hint="is one of them a copy of the other? remove ~/mobile-llm/id and ~/mobile-llm/phone_token on the copy,"
-            " and invite it",
-            status=409,
-        )
+        raise _taken(node)
 
 
 def refuse_stranger(node: Node, host: str) -> None:
     """For who brings an invitation, not the phone's own token. Raises RequestInvalid (409) while the phone answers."""
     if answers_elsewhere(node, host):
-        raise RequestInvalid(
-            f"a phone with the same id answers at {node.spec.address}",
-            field="id",
-            hint=f"if this is the same phone, take the old entry out first: potluck phones remove '{node.name}'",
-            status=409,
-        )
+        raise _taken(node)
 
 
 def answers_elsewhere(node: Node, host: str) -> bool:
     """As far as the last probe tells."""
     return node.status is NodeStatus.READY and not node.failed_probes and node.spec.host != host
+
+
+def _taken(node: Node) -> RequestInvalid:
+    """The phone shows the message, so what helps there is in it."""
+    return RequestInvalid(
+        f"a phone with the same id answers at {node.spec.address}; if this one is a copy of it,"
+        " remove ~/mobile-llm/id and ~/mobile-llm/phone_token here, and join anew",
+        field="id",
+        hint=f"if it is the same phone, take the old entry out first: potluck phones remove '{node.name}'",
+        status=409,
+    )
