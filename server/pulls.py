@@ -6,6 +6,7 @@ that a further pull goes on there. Shapes: `{"status"}`, `{"status", "digest", "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,8 @@ from server.placement import may_load
 
 SUCCESS = "success"
 LONGEST_STATUS = 200
+LONGEST_WORDS = 400
+_SIGNATURE = re.compile(r"(?<=[^\s])\?[^\s\"']+=[^\s\"']*")  # the library's addresses carry half a page of it
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # half a minute: a phone that changes its Wi-Fi is back by then
 # What no further try mends, by Ollama's words, and what it means.
 FINAL = (
@@ -27,6 +30,7 @@ FINAL = (
     ("unauthorized", "the library does not give this model to everybody"),
     ("permission denied", "it may not write where its models are"),
     ("read-only file system", "it may not write where its models are"),
+    ("x509:", "it does not trust the library: its clock is wrong, or it lacks certificates"),
 )
 NO_NETWORK = ("no such host", "server misbehaving", "network is unreachable", "i/o timeout", "connection refused")
 
@@ -82,10 +86,10 @@ def is_final(error: NodeError) -> bool:
 
 def words_of(error: NodeError) -> str:
     """The node's error in plain words, with its own behind them."""
-    meaning = _meaning(error.message)
-    if meaning is None and any(words in error.message.lower() for words in NO_NETWORK):
+    meaning, told = _meaning(error.message), _SIGNATURE.sub("?…", error.message)[:LONGEST_WORDS]
+    if meaning is None and any(words in told.lower() for words in NO_NETWORK):
         meaning = "it does not reach the library or is not reached itself"
-    return error.message if meaning is None else f"{meaning} ({error.message})"
+    return told if meaning is None else f"{meaning} ({told})"
 
 
 def _meaning(message: str) -> str | None:

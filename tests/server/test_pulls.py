@@ -63,6 +63,15 @@ def test_what_a_further_try_may_mend() -> None:
     assert not is_final(away) and words_of(away).startswith("it does not reach the library")
 
 
+def test_signed_addresses_are_cut_short() -> None:
+    address = "https://x.example/blobs/data?X-Amz-Credential=abc%2Fdef&X-Amz-Signature=" + "0" * 300
+    words = words_of(NodeBroken(f'max retries exceeded: Get "{address}": net/http: TLS handshake timeout'))
+    assert words == 'max retries exceeded: Get "https://x.example/blobs/data?…": net/http: TLS handshake timeout'
+    assert words_of(NodeBroken("why? because=1")) == "why? because=1"
+    assert len(words_of(NodeBroken("x" * 2000))) == 400
+    assert is_final(NodeBroken("tls: failed to verify certificate: x509: certificate has expired or is not yet valid"))
+
+
 def test_refusals_are_final() -> None:
     assert is_final(NodeRefused("bad", 400)) and is_final(NodeIncapable("a gateway keeps no models", 501))
 
