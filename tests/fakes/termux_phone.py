@@ -64,6 +64,8 @@ class TermuxPhone:
             made.mkdir(parents=True)
         for name in COMMANDS.split():
             (self.fake / "bin" / name).symlink_to(STUBS / "stub")
+        (folder / "usr" / "bin").mkdir()
+        (folder / "usr" / "bin" / "bash").symlink_to(shutil.which("bash") or "/bin/bash")
         properties = {"build.version.release": "14", "build.version.sdk": "34", "soc.model": "SM8550"}
         for name, value in {**properties, "product.model": product, "product.cpu.abilist64": "arm64-v8a"}.items():
             (self.fake / "props" / f"ro.{name}").write_text(value)

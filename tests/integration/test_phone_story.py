@@ -295,6 +295,15 @@ def an_undisturbed_answer(home: Home) -> None:
     assert text == undisturbed() and len(nodes) == 1
 
 
+def gets_another_model(home: Home, phones: tuple[Phone, ...]) -> None:
+    told = home.potluck("models", "pull", SECOND_MODEL, "--all")
+    assert all(phone.name in told for phone in phones), told
+    for phone in phones:
+        until(lambda phone=phone: SECOND_MODEL in (home.node(phone.name) or {})["models"], f"the model on {phone.name}")
+    answer = home.told("/ask", "-d", json.dumps({"prompt": "New here?", "model": SECOND_MODEL, "max_tokens": 4}))
+    assert answer["model"] == SECOND_MODEL and answer["node"] in {phone.name for phone in phones}
+
+
 # -- and where it is told ----------------------------------------------------------------------------------------------
 
 
@@ -340,13 +349,12 @@ def test_a_phone_on_wifi_and_a_phone_on_a_cable(stage: ExitStack, tmp_path: Path
     comes_by_a_cable(home, wired, cable, "CABLE7")
     phones = on_wifi(wireless, machines[1]), plugged(home, wired, cable)
     an_undisturbed_answer(home)
+    gets_another_model(home, phones)
     leaves_in_mid_answer(home, phones[1], phones[0], "/ask_stream")
     leaves_in_mid_answer(home, phones[0], phones[1], "/ask")
 
-    reporter = wireless.pid("report")
-    assert reporter is not None
+    assert wireless.pid("report") is not None
     assert "is removed" in home.potluck("phones", "remove", ON_WIFI, "--yes")
-    until(lambda: wireless.pid("report") is None, "the end of the reporter")
     wireless.type(f"curl -fsSL 'http://{home.machine.address}:8000/join' | bash -s -- --uninstall")
     assert not (wireless.home / "mobile-llm").exists()
     wired.type("~/mobile-llm/stop_ollama.sh")
