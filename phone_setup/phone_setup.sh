@@ -685,6 +685,7 @@ install_packages() {
     mapfile -t wanted < <(missing_packages)
     if [ "${#wanted[@]}" -eq 0 ]; then
         say "    everything is there"
+        check_curl
         return 0
     fi
     for package in "${wanted[@]}"; do record "package $package"; done
@@ -694,8 +695,11 @@ install_packages() {
     for package in "${wanted[@]}"; do
         has "$package" || fail "Termux installed $package but it is not there; run pkg upgrade and start again."
     done
-    curl --version >/dev/null 2>&1 || fail "Termux's curl does not run; run pkg upgrade and start again."
+    check_curl
 }
+
+# Half of an upgrade leaves programs behind that miss their libraries.
+check_curl() { curl --version >/dev/null 2>&1 || fail "Termux's curl does not run; run pkg upgrade and start again."; }
 
 # --- Debian, for --proot and --bench --------------------------------------------------------------------------------
 

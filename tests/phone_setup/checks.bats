@@ -150,22 +150,48 @@ refused() {
     says_not "No space left"
 }
 
+@test "a disk that fills up at other steps; uninstalling works on it all the same" {
+    [ "$(id -u)" = 0 ] || skip "a small disk needs root"
+    gateway
+    for size in 4 24 32; do # the record; the server's number; what joining wants
+        mount -t tmpfs -o "size=${size}k" none "$HOME" || skip "no tmpfs may be mounted here"
+        set_up qwen2.5:0.5b --gateway "$GATEWAY" --token abc
+        fails_with "is the phone's storage full?"
+        says_not "No space left"
+        cat /dev/zero >"$HOME/fill" 2>/dev/null || true
+        set_up --uninstall
+        went_well
+        [ ! -e "$HOME/mobile-llm" ]
+        umount "$HOME"
+    done
+}
+
 @test "packages that do not come" {
     touch "$FAKE/pkg_fails"
     set_up qwen2.5:0.5b
     fails_with "termux-change-repo"
     called "pkg update -y"
+    called "dpkg --configure -a"
+}
+
+@test "a curl without its libraries" {
+    printf '#!/usr/bin/env bash\nexit 127\n' >"$FAKE/bin/curl"
+    chmod +x "$FAKE/bin/curl"
+    set_up qwen2.5:0.5b
+    fails_with "curl does not run; run pkg upgrade"
 }
 
 @test "sizes are read from names" {
     POTLUCK_SOURCED=yes . "$SCRIPT"
     set +eu
     for pair in smollm2:135m=135 qwen2.5:1.5b=1500 llama3.2=3000 gemma3:1b=1000 qwen3:30b-a3b=30000 mixtral:8x7b=56000 \
-        hf.co/x/Llama-3.2-1B-Instruct-GGUF:Q4_K_M=1000 llama3.1:8b-instruct-q8_0=8000 mystery=0 gemma3:latest=4000; do
+        gemma3:270m=270 hf.co/x/Llama-3.2-1B-Instruct-GGUF:Q4_K_M=1000 llama3.1:8b-instruct-q8_0=8000 mystery=0 gemma3:latest=4000; do
         [ "$(parameters_of "${pair%=*}")" = "${pair#*=}" ] || { echo "$pair, not $(parameters_of "${pair%=*}")" && false; }
     done
     [ "$(download_mb qwen2.5:1.5b)" -gt 900 ] && [ "$(download_mb qwen2.5:1.5b)" -lt 1200 ]
     [ "$(download_mb llama3.2:1b-instruct-fp16)" -ge 2000 ]
+    # These two come with 8 bits unless asked otherwise.
+    [ "$(download_mb llama3.2:1b)" -ge 1100 ] && [ "$(download_mb smollm2:1.7b)" -ge 1700 ]
 }
 
 @test "every line of the table fits its own phones" {

@@ -80,6 +80,18 @@ with_downloads() {
     [ "$(head -n 1 "$FAKE/downloads.log")" = "from 0" ]
 }
 
+@test "a phone that runs full while Ollama is downloaded" {
+    with_downloads
+    cat >"$FAKE/bin/curl" <<'STUB'
+#!/usr/bin/env bash
+if [[ " $* " == *" -C - "* ]]; then exit 23; fi
+exec /usr/bin/curl "$@"
+STUB
+    chmod +x "$FAKE/bin/curl"
+    set_up qwen2.5:0.5b --proot
+    fails_with "storage ran full while Ollama was downloaded"
+}
+
 @test "Termux's own Ollama is not taken for Debian's, though it is in the PATH there" {
     with_downloads
     have ollama
@@ -161,6 +173,29 @@ with_downloads() {
     went_well
     called "proot-distro login --bind $HOME:$HOME debian"
     [ -e "$FAKE/debian/home/.ollama/models/manifests/registry.ollama.ai/library/tiny/latest" ]
+}
+
+@test "a folder of safetensors and a copied store go into Debian too; a store's model is taken along from there" {
+    with_downloads
+    mkdir "$HOME/hf"
+    touch "$HOME/hf/config.json" "$HOME/hf/model.safetensors"
+    set_up pocket --model-file "$HOME/hf" --proot
+    went_well
+    debian="$FAKE/debian/home/.ollama/models"
+    [ -e "$debian/manifests/registry.ollama.ai/library/pocket/latest" ]
+    digest=$(printf weights | sha256sum | cut -d ' ' -f 1)
+    mkdir -p "$HOME/my store/blobs" "$HOME/my store/manifests/registry.ollama.ai/library/small"
+    printf weights >"$HOME/my store/blobs/sha256-$digest"
+    printf '{"digest":"sha256:%s"}' "$digest" >"$HOME/my store/manifests/registry.ollama.ai/library/small/1b"
+    set_up small:1b --model-file "$HOME/my store"
+    went_well
+    [ "$(cat "$debian/blobs/sha256-$digest")" = weights ]
+    [ ! -e "$HOME/.ollama" ]
+    rm -r "$HOME/my store"
+    set_up small:1b --native
+    went_well
+    [ "$(cat "$HOME/.ollama/models/blobs/sha256-$digest")" = weights ]
+    [ ! -e "$FAKE/pulls.log" ]
 }
 
 @test "--bench keeps Debian when that is faster" {

@@ -56,6 +56,54 @@ load termux
     not answers version
 }
 
+@test "a dry run over what is set up changes nothing either, in no byte" {
+    gateway
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token abc
+    went_well
+    "$HOME/mobile-llm/stop_ollama.sh"
+    printf 'GGUF and more' >"$HOME/tiny.gguf"
+    before=$(everything) sums=$(cd "$HOME" && find . -type f -exec sha256sum {} +)
+    : >"$FAKE/gateway.log"
+    set_up --dry-run --bench --name other
+    went_well
+    set_up --dry-run --usb --model-file "$HOME/tiny.gguf" --proot
+    went_well
+    [ "$(everything)" = "$before" ]
+    [ "$(cd "$HOME" && find . -type f -exec sha256sum {} +)" = "$sums" ]
+    [ ! -s "$FAKE/gateway.log" ]
+    [ "$(wc -l <"$FAKE/serves")" = 1 ]
+}
+
+@test "ended in the middle: one sentence; killed in the middle: the same command goes on" {
+    gateway
+    export POTLUCK_OLLAMA_DOWNLOAD="$GATEWAY/download"
+    before=$(everything | cut -d ' ' -f 1)
+    for call in "pkg install" "proot-distro install" "apt-get install" "dpkg-query -W -f \${Status} zstd"; do
+        echo "$call" >"$FAKE/kill_at"
+        set_up qwen2.5:0.5b --proot
+        [ "$status" -ne 0 ]
+        [ ! -e "$FAKE/kill_at" ]
+    done
+    touch "$FAKE/serve_hangs"
+    bash "$SCRIPT" --port "$PORT" qwen2.5:0.5b --proot >"$FAKE/said" 2>&1 3>&- </dev/null &
+    script=$!
+    until_true test -s "$HOME/mobile-llm/server.pid"
+    kill -TERM "$script"
+    pkill -TERM -P "$script" || true
+    status=0
+    wait "$script" || status=$?
+    output=$(cat "$FAKE/said")
+    fails_with "the set-up stopped while it tried to start Ollama"
+    rm "$FAKE/serve_hangs"
+    set_up qwen2.5:0.5b --proot
+    went_well
+    answers version
+    set_up --uninstall
+    went_well
+    [ "$(everything | cut -d ' ' -f 1)" = "$before" ]
+    [ ! -e "$FAKE/debian" ]
+}
+
 @test "with --usb it listens on the phone itself only, also in a later run without the flag" {
     set_up qwen2.5:0.5b --usb
     went_well
@@ -140,8 +188,10 @@ load termux
 }
 
 @test "it comes by a pipe too, with its arguments" {
+    touch "$FAKE/eat_stdin" # were it theirs, the rest of the script would be gone
     run bash -c 'cat "$1" | bash -s -- qwen2.5:0.5b --port "$2" 3>&-' - "$SCRIPT" "$PORT"
     went_well
+    says "Done: qwen2.5:0.5b answers"
     answers version
 }
 

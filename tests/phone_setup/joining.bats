@@ -43,11 +43,15 @@ PYTHON
     gateway
     set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
     went_well
+    until_true test -s "$HOME/mobile-llm/report.pid"
+    reporter=$(cat "$HOME/mobile-llm/report.pid")
     : >"$FAKE/gateway.log"
     set_up
     went_well
     joins | grep -q ' own-secret {"id"'
     not grep -q invite "$FAKE/gateway.log"
+    until_true not is_running "$reporter" # they do not pile up
+    until_true not grep -qx "$reporter" "$HOME/mobile-llm/report.pid"
 }
 
 @test "a phone on a cable does not join over the network, nor tells anything there; the gateway needs an invitation" {
@@ -230,7 +234,8 @@ STUB
     serve_beside gateway "$GATEWAY_PORT"
     until_true grep -q 'join own-secret' "$FAKE/gateway.log"
     rm "$FAKE/gateway_status"
-    until_true test "$(grep -c 'join own-secret' "$FAKE/gateway.log")" -ge 1
+    : >"$FAKE/gateway.log"
+    until_true grep -q 'join own-secret' "$FAKE/gateway.log"
     is_running "$reporter"
     [ "$(cat "$HOME/mobile-llm/report.pid")" = "$reporter" ]
 }
