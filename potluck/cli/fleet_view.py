@@ -98,7 +98,7 @@ def cache_text(health: Health) -> str:
 def _troubles(health: Health, canvas: Canvas) -> list[Text]:
     """What the owner should see to. Old errors of nodes that are well again would only worry people."""
     told = [f"fleet file: {health.fleet_file.error}"] if health.fleet_file.error else []
-    if health.embedded.reason and not any(node.serving for node in health.nodes):
+    if health.embedded.reason and not any(node.serving or node.resting for node in health.nodes):
         told.append(health.embedded.reason)
     told += [f"{node.name}: {node.last_error}" for node in health.nodes if node.last_error and is_in_trouble(node)]
     told += [f"{node.name} rests: {node.resting}" for node in health.nodes if node.resting]

@@ -56,6 +56,8 @@ def test_a_phone_at_rest_is_neither_ready_nor_broken_and_says_why():
     assert "1 of 2 nodes ready" in text and "● resting" in text
     assert "! shelf rests: hot: 46.0 °C, rests until 39 °C" in text and "an old one" not in text
     assert "fleet 10 tok/s" in text
+    alone = view(hot, embedded={"reason": "the embedded node is switched off"})
+    assert "switched off" not in alone  # there is a phone, which serves where all others rest, too
     broken = view(node("shelf", resting="hot", breaker="open"))
     assert "● broken" in broken
 
