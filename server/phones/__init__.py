@@ -1,6 +1,7 @@
 """How phones join the fleet and stay in it: invitations, registration, the phones' own secrets, reports.
 
-Decisions (`invitations`, `registration`, `reach`, `links`, `attempts`) are pure, `joining` drives them: it alone waits.
+Decisions (`invitations`, `registration`, `reach`, `links`, `attempts`, `sightings`) are pure; `ledger` writes,
+`lookout` calls phones back, `joining` drives all of them.
 Invariants: no token is kept or logged, only SHA-256 of it; nobody can make the gateway call an address that the
 caller's own packets do not come from. Must not know HTTP.
 """

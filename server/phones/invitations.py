@@ -92,10 +92,14 @@ class Invitations:
 
     def release(self, invitation: Invitation) -> None:
         """The phone was not let in: the invitation is as good as before."""
-        self._put(replace(invitation, state="open"))
+        self._end(invitation, "open")
 
     def use(self, invitation: Invitation) -> None:
-        self._put(replace(invitation, state="used"))
+        self._end(invitation, "used")
+
+    def _end(self, claimed: Invitation, state: State) -> None:
+        """Its script may have been fetched meanwhile."""
+        self._put(replace(self._all.get(claimed.digest, claimed), state=state))
 
     def _find(self, token: str) -> Invitation:
         """Looks at all of them, so that the time taken tells nothing."""

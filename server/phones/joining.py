@@ -1,8 +1,7 @@
 """Drives joining: looks at a phone before it is let in, writes the fleet file, hears what joined phones report.
 
-The only part of this package that waits. Invariants: a phone is called at the address that its own packets came from
-and nowhere else; an invitation is used up exactly when the phone stands in the fleet file; the file is read anew before
-each change, so that nobody's edit is lost. Must not know HTTP.
+Invariants: a phone is called at the address that its own packets came from and nowhere else; an invitation is used up
+exactly when the phone stands in the fleet file; what one phone or address may cause is bounded. Must not know HTTP.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from server.registry import NodeCondition, NodeProbed, Registry
 Found = TypeVar("Found")
 
 WRONG_TOKENS = 10  # of one address in a window; with 192 bits to guess it is the log and the processor that are spared
-REPORTS = 60  # of one phone in a window; it sends two
+REPORTS = 60  # and renewals of one phone in a window; it sends three
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +119,7 @@ class Joining:
         phone_id = self.holder(phone_token, peer)
         if phone_id != phone.id:
             raise CallerRefused("this token belongs to another phone", status=401)
+        self._reports.spend(phone_id, self._wall())
         host = callable_host(peer)
         known = self._node(phone_id).spec
         report = None

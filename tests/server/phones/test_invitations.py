@@ -28,6 +28,15 @@ def test_a_phone_that_was_not_let_in_may_try_again() -> None:
     invitations.use(invitations.claim("secret", 2.0))
 
 
+def test_a_script_that_is_fetched_while_a_phone_is_looked_at_counts() -> None:
+    invitations = Invitations()
+    invitations.invite("secret", 15, None, 0.0)
+    claimed = invitations.claim("secret", 1.0)
+    invitations.begin("secret", 2.0)
+    invitations.release(claimed)
+    invitations.claim("secret", SETUP_SECONDS)
+
+
 @pytest.mark.parametrize("token", ["", "Secret", "secret ", "secre", "\udcff"])
 def test_others_are_not_known(token: str) -> None:
     invitations = Invitations()
