@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PORT = 11434
+ANSWER_SECONDS = 5.0
+SETUP_SECONDS = 20.0  # a dump of a busy phone, a piece of a file onto a slow card
 NO_PHONES = (
     "No phone is listed. Is the cable one for data? Is USB debugging on (Settings, About phone, tap Build number"
     " seven times; then Developer options, USB debugging)? Without a cable: potluck adb pair."
@@ -45,15 +47,18 @@ app = typer.Typer(
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A phone as `devices` shows it. `problem`: what to do about it; empty when nothing is wrong."""
+    """A phone as `devices` shows it. `problem`: what to do about it; empty when nothing is wrong. `usable`: it can be
+    spoken to, whether or not Ollama answers there. `id`: its own serial number, by whatever way it is reached."""
 
     serial: str
+    id: str
     name: str
     state: str
     android: str
     answers: bool
     local_ports: tuple[int, ...]
     problem: str
+    usable: bool = True
 
 
 @app.command()
@@ -88,17 +93,20 @@ def setup(
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Push the script and models, switch off what kills Ollama (asks first), open Termux and say what to tap."""
-    from potluck.cli.adb_setup import Wish, set_up, setup_files
+    from potluck.cli.adb_setup import Wish, checked_model, set_up, setup_files
+    from server.adb.states import Transport
 
     with reporting():
-        files = setup_files(script, model_file)
-    wish = Wish(files, model, type_it, (lambda _: True) if yes else typer.confirm)
+        wish = Wish(setup_files(script, model_file), checked_model(model), type_it, _agreed if yes else typer.confirm)
     chosen = _chosen(with_server(server, list_phones), serials or [])
+    if len(chosen) > 1 and not serials and not yes:
+        typer.confirm(f"Set up these {len(chosen)} phones: {', '.join(map(_called, chosen))}?", abort=True)
     failed = 0
     for one in chosen:
-        typer.echo(f"{one.serial} ({one_line(one.name)})")
+        typer.echo(_called(one))
+        transport = Transport(one.serial, one.state)
         try:
-            set_up(_port_of(server), one.serial, wish)
+            with_server(server, lambda link, transport=transport: set_up(link, transport, wish), SETUP_SECONDS)  # type: ignore[misc]
         except Misuse as problem:
             failed += 1
             typer.echo(f"error: {sentence(problem.message)}", err=True)
@@ -140,25 +148,29 @@ async def list_phones(link: ServerLink) -> list[Listed]:
     return [
         Listed(
             phone.transport.serial,
+            phone.id,
             phone.name,
             phone.transport.state,
             phone.told.android,
             answers,
             tuple(each.local_port for each in forwards if each.serial in phone.serials),
             _problem(phone, answers),
+            phone.usable,
         )
         for phone, answers in zip(phones, answering, strict=True)
     ]
 
 
-def with_server(server: str, work: Callable[[ServerLink], Awaitable[Result]]) -> Result:
+def with_server(
+    server: str, work: Callable[[ServerLink], Awaitable[Result]], patience_seconds: float = ANSWER_SECONDS
+) -> Result:
     """The work's result, with a server that was started if there was none. Ends the command with a sentence."""
     from server.adb.binary import start_server
     from server.adb.server_link import ServerLink
     from server.errors import AdbError, AdbServerGone
 
     async def run() -> Result:
-        link = ServerLink(port=_port_of(server))
+        link = ServerLink(port=_port_of(server), patience=patience_seconds)
         try:
             await link.version()
         except AdbServerGone:
@@ -215,16 +227,27 @@ def _problem(phone: AdbPhone, answers: bool) -> str:
 
 
 def _chosen(listed: Sequence[Listed], serials: Sequence[str]) -> list[Listed]:
-    """Those that are named, else all that can be used. Ends the command where there is none."""
-    known = {one.serial: one for one in listed}
+    """Those that are named, else all that can be used. Ends the command where there is none, or one cannot be used."""
+    known = {name: one for one in listed for name in (one.id, one.serial)}
     for serial in serials:
         if serial not in known:
             fail(f"no phone {serial!r} is listed; potluck adb devices shows those that are")
-    chosen = [known[serial] for serial in serials] or [one for one in listed if one.state == "device"]
+        if not known[serial].usable:
+            fail(f"{serial}: {one_line(known[serial].problem)}")
+    named = {known[serial].serial: known[serial] for serial in serials}
+    chosen = list(named.values()) or [one for one in listed if one.usable]
     if not chosen:
-        problems = [f"{one.serial}: {one.problem}" for one in listed if one.problem]
+        problems = [f"{one.serial}: {one_line(one.problem)}" for one in listed if one.problem]
         fail("; ".join(problems) or NO_PHONES)
     return chosen
+
+
+def _called(one: Listed) -> str:
+    return f"{one_line(one.serial)} ({one_line(one.name)})"
+
+
+def _agreed(_: str) -> bool:
+    return True
 
 
 def _port_of(server: str) -> int:

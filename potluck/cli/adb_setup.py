@@ -1,39 +1,44 @@
-"""Setting up one phone over adb, step by step, with adbutils: files, settings, and Termux as far as Android allows.
+"""Setting up one phone over adb, step by step: files, settings, and Termux as far as Android allows.
 
 A shell over adb may write to shared storage and change system settings; it may not reach into Termux. So the script
 lands where Termux can read it, and the last step is a command that a person gives there (or has typed). Each setting is
-asked for first, and read back. The settings: Android's documents on phantom processes and Doze.
+asked for first, and read back; a file gets its name when it is whole. The settings: Android's documents on phantom
+processes and Doze.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import typer
 
+from potluck.cli.safe_text import one_line
 from potluck.errors import Misuse
-
-if TYPE_CHECKING:
-    from adbutils import AdbDevice
+from server.adb.server_link import ServerLink
+from server.adb.states import Transport
+from server.adb.sync_service import SIZES, push, size_of
+from server.errors import AdbError
 
 FOLDER = "/sdcard/potluck"  # phone_setup.sh looks for models in its `models`
-PIECE = 64 * 1024  # the most that one packet of adb's sync service may carry
 TERMUX = "com.termux"
-ANDROID_12, ANDROID_12L = 31, 32
+ANDROID_11, ANDROID_12, ANDROID_12L = 30, 31, 32
 MOST_PROCESSES = str(2**31 - 1)
 MONITOR = "settings_enable_monitor_phantom_procs"
 PERMISSIONS = ("READ_EXTERNAL_STORAGE", "WRITE_EXTERNAL_STORAGE")
 SHELL_SECONDS = 20.0
+ROOM_TO_SPARE = 64 << 20  # bytes; a phone whose storage is full to the last misbehaves in other ways
+_MODEL = re.compile(r"[A-Za-z0-9][\w.:/-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting of the phone: `is_made` reads whether it is as wanted already."""
+    """A setting of the phone. `wanted`: a pattern that is found in what `read` prints when it is as wanted."""
 
     question: str
     commands: tuple[str, ...]
@@ -41,7 +46,7 @@ class Change:
     wanted: str
 
     def is_made(self, said: str) -> bool:
-        return self.wanted in said.split() or f",{self.wanted}," in said
+        return re.search(self.wanted, said, re.MULTILINE) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,17 @@ class Wish:
         return f"bash {FOLDER}/phone_setup.sh --usb {self.model}".rstrip()
 
 
+@dataclass(frozen=True, slots=True)
+class Phone:
+    """One that is being set up."""
+
+    link: ServerLink
+    transport: Transport
+
+    async def say(self, command: str) -> str:
+        return await self.link.shell(self.transport, command)
+
+
 def setup_files(script: Path | None, models: Sequence[Path] | None) -> list[tuple[Path, str]]:
     """The script and the models: those named, else every GGUF file in ./models. Raises Misuse where one is missing."""
     found = script or next((path for path in _script_places() if path.is_file()), None)
@@ -68,82 +84,120 @@ def setup_files(script: Path | None, models: Sequence[Path] | None) -> list[tupl
     for path in named:
         if not path.is_file():
             raise Misuse(f"there is no file {path}")
+        if path.suffix.lower() != ".gguf":
+            raise Misuse(f"{path} is no GGUF file; models/README.md says how other models get to a phone")
     return [(found, f"{FOLDER}/phone_setup.sh"), *((path, f"{FOLDER}/models/{path.name}") for path in named)]
 
 
+def checked_model(name: str) -> str:
+    """The name as it may be typed into a shell. Raises Misuse."""
+    if name and not _MODEL.fullmatch(name):
+        raise Misuse(f"{name!r} is no model's name; they look like qwen2.5:1.5b")
+    return name
+
+
 def changes_for(sdk: int) -> list[Change]:
-    """What keeps Android from killing Ollama, by its API level. Pure."""
+    """What keeps Android from killing Ollama and lets Termux read what was pushed, by its API level. Pure."""
+    commands = [f"pm grant {TERMUX} android.permission.{permission}" for permission in PERMISSIONS]
+    if sdk >= ANDROID_11:  # there the permissions alone do not show files that a shell wrote
+        commands.append(f"appops set --uid {TERMUX} MANAGE_EXTERNAL_STORAGE allow")
+    files = Change(
+        "Let Termux read what was pushed (access to files)?",
+        tuple(commands),
+        f"dumpsys package {TERMUX}",
+        r"READ_EXTERNAL_STORAGE: granted=true",
+    )
     doze = Change(
         "Let Termux run on while the screen is off (battery optimisation off)?",
         (f"dumpsys deviceidle whitelist +{TERMUX}",),
         "dumpsys deviceidle whitelist",
-        TERMUX,
+        rf",{TERMUX},",
     )
+    return [*_killer_changes(sdk), doze, files]
+
+
+def _killer_changes(sdk: int) -> list[Change]:
+    """Android 12 brought the killer of background processes, 12L a setting for it."""
+    question = "Switch off Android's killer of background processes?"
     if sdk < ANDROID_12:
-        return [doze]
-    commands: tuple[str, ...]
-    if sdk < ANDROID_12L:
-        commands = (
-            "device_config set_sync_disabled_for_tests persistent",
-            f"device_config put activity_manager max_phantom_processes {MOST_PROCESSES}",
-        )
-        read, wanted = "device_config get activity_manager max_phantom_processes", MOST_PROCESSES
-    else:
+        return []
+    if sdk >= ANDROID_12L:
         commands = (f"settings put global {MONITOR} false",)
-        read, wanted = f"settings get global {MONITOR}", "false"
-    return [Change("Switch off Android's killer of background processes?", commands, read, wanted), doze]
+        return [Change(question, commands, f"settings get global {MONITOR}", r"^false$")]
+    older = (
+        "device_config set_sync_disabled_for_tests persistent",
+        f"device_config put activity_manager max_phantom_processes {MOST_PROCESSES}",
+    )
+    read = "device_config get activity_manager max_phantom_processes"
+    return [Change(question, older, read, rf"^{MOST_PROCESSES}$")]
 
 
-def set_up(port: int, serial: str, wish: Wish) -> None:
+def free_bytes(said: str) -> int | None:
+    """Of what `df -k` prints of one folder; None where it is something else."""
+    lines = said.strip().splitlines()
+    if len(lines) < 2 or "Available" not in lines[0]:
+        return None
+    figures = [word for word in lines[-1].split() if word.isdecimal()]
+    return int(figures[2]) * 1024 if len(figures) >= 3 else None
+
+
+async def set_up(link: ServerLink, transport: Transport, wish: Wish) -> None:
     """All steps on one phone. Raises Misuse with a sentence."""
-    import adbutils
-
-    device = adbutils.AdbClient(host="127.0.0.1", port=port, socket_timeout=SHELL_SECONDS).device(serial)
+    phone = Phone(link, transport)
     try:
-        _check_termux(device)
-        for here, there in wish.files:
-            push(device, here, there)
-        for change in changes_for(_number(_say(device, "getprop ro.build.version.sdk"))):
-            _make(device, change, wish.agree)
-        _open_termux(device, wish)
-    except (adbutils.AdbError, OSError) as problem:
-        words = " ".join(str(part) for part in problem.args) or type(problem).__name__
-        raise Misuse(f"{serial} did not go along: {words}") from problem
+        await _check_termux(phone)
+        await _push_all(phone, wish.files)
+        for change in changes_for(_number(await phone.say("getprop ro.build.version.sdk"))):
+            await _make(phone, change, wish.agree)
+        await _open_termux(phone, wish)
+    except AdbError as problem:
+        raise Misuse(
+            f"{transport.serial} did not go along: {one_line(problem.message)}; once more goes on"
+        ) from problem
 
 
-def push(device: AdbDevice, here: Path, there: str) -> None:
-    """One file, unless one of that size is there."""
-    size = here.stat().st_size
-    known = device.sync.stat(there)
-    if here.suffix == ".gguf" and known.size == size:
-        typer.echo(f"  {there} is there already")
-        return
-    _say(device, f"mkdir -p {there.rpartition('/')[0]}")
-    with here.open("rb") as file, typer.progressbar(length=size, label=f"  {there}", file=sys.stderr) as bar:
-        device.sync.push(_Counted(file, bar.update), there, mode=0o644)
-    got = device.sync.stat(there).size
-    if got != size:
-        raise Misuse(f"{there} has {got} bytes on the phone instead of {size}: is its storage full?")
+async def _push_all(phone: Phone, files: Sequence[tuple[Path, str]]) -> None:
+    missing = []
+    for here, there in files:
+        size = here.stat().st_size
+        if here.suffix.lower() == ".gguf" and await size_of(phone.link, phone.transport, there) == size % SIZES:
+            typer.echo(f"  {there} is there already")
+        else:
+            missing.append((here, there, size))
+    needed = sum(size for _, _, size in missing)
+    free = free_bytes(await phone.say("df -k /sdcard"))
+    if free is not None and free < needed + ROOM_TO_SPARE:
+        raise Misuse(
+            f"{phone.transport.serial} has {_gb(free)} free and these files take {_gb(needed)}: delete something"
+            " there, or take a smaller model"
+        )
+    for folder in sorted({there.rpartition("/")[0] for _, there, _ in missing}):
+        await phone.say(f"mkdir -p {shlex.quote(folder)}")
+    for here, there, size in missing:
+        await push_file(phone, here, there, size)
+
+
+async def push_file(phone: Phone, here: Path, there: str, size: int) -> None:
+    """One file. It has another name until it is whole, so that nobody takes a part of a model for a model."""
+    part = f"{there}.part"
+    try:
+        with typer.progressbar(length=size, label=f"  {there}", file=sys.stderr) as bar:
+            await push(phone.link, phone.transport, here, part, bar.update)
+        got = await size_of(phone.link, phone.transport, part)
+        if got != size % SIZES:
+            raise Misuse(f"{there} has {got} bytes on the phone instead of {size}: is its storage full?")
+        await phone.say(f"mv -f {shlex.quote(part)} {shlex.quote(there)}")
+        if await size_of(phone.link, phone.transport, there) != got:
+            raise Misuse(f"{part} could not be renamed on the phone")
+    except (AdbError, Misuse):
+        with suppress(AdbError):
+            await phone.say(f"rm -f {shlex.quote(part)}")
+        raise
     typer.echo(f"  pushed {there}")
 
 
-class _Counted:
-    """A file whose reading moves a progress bar; larger pieces than adbutils asks for are several times faster."""
-
-    def __init__(self, file: Any, count: Callable[[int], None]) -> None:
-        self._file, self._count = file, count
-
-    def read(self, _: int = -1) -> bytes:
-        piece: bytes = self._file.read(PIECE)
-        self._count(len(piece))
-        return piece
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _check_termux(device: AdbDevice) -> None:
-    listed = _say(device, f"pm list packages -i {TERMUX}").splitlines()
+async def _check_termux(phone: Phone) -> None:
+    listed = (await phone.say(f"pm list packages -i {TERMUX}")).splitlines()
     own = [line for line in listed if line.split()[:1] == [f"package:{TERMUX}"]]
     if not own:
         raise Misuse("Termux is not installed: get it from F-Droid or GitHub (not the Play Store), then again")
@@ -153,40 +207,45 @@ def _check_termux(device: AdbDevice) -> None:
         )
 
 
-def _make(device: AdbDevice, change: Change, agree: Callable[[str], bool]) -> None:
-    if change.is_made(_say(device, change.read)):
+async def _make(phone: Phone, change: Change, agree: Callable[[str], bool]) -> None:
+    if change.is_made(await phone.say(change.read)):
         typer.echo(f"  done before: {change.question.rstrip('?')}")
         return
     if not agree(f"  {change.question}"):
         typer.echo("  left as it is")
         return
     for command in change.commands:
-        _say(device, command)
-    if change.is_made(_say(device, change.read)):
+        await phone.say(command)
+    if change.is_made(await phone.say(change.read)):
         typer.echo(f"  done: {change.question.rstrip('?')}")
     else:
         typer.echo(f"  ! the phone did not take it; by hand: adb shell {change.commands[-1]}")
 
 
-def _open_termux(device: AdbDevice, wish: Wish) -> None:
-    for permission in PERMISSIONS:  # to read what was pushed; newer Androids may ask the person all the same
-        _say(device, f"pm grant {TERMUX} android.permission.{permission}")
-    _say(device, f"am start -n {TERMUX}/.app.TermuxActivity")
-    if wish.type_it and wish.agree(f"  Type '{wish.command}' into Termux now? It must be in front and unlocked."):
-        _say(device, f"input text {shlex.quote(wish.command.replace(' ', '%s'))}")
-        _say(device, "input keyevent 66")
-        typer.echo("  typed; watch the phone: it asks for access to files once, tap Allow")
+async def _open_termux(phone: Phone, wish: Wish) -> None:
+    said = await phone.say(f"am start -n {TERMUX}/.app.TermuxActivity")
+    opened = "Error" not in said
+    if (
+        opened
+        and wish.type_it
+        and wish.agree(f"  Type '{wish.command}' into Termux now? It must be in front, unlocked.")
+    ):
+        await phone.say(f"input text {shlex.quote(wish.command.replace(' ', '%s'))}")
+        await phone.say("input keyevent 66")
+        typer.echo("  typed; watch the phone: if it asks for access to files, tap Allow")
         return
-    typer.echo("  Termux is open on the phone. Unlock it, type this there, and tap Allow when it asks for files:")
+    where = "Termux is open on the phone. Unlock it" if opened else "Unlock the phone, open Termux"
+    typer.echo(f"  {where}, type this there, and tap Allow if it asks for access to files:")
     typer.echo(f"    {wish.command}")
-
-
-def _say(device: AdbDevice, command: str) -> str:
-    return str(device.shell(command, timeout=SHELL_SECONDS))
+    typer.echo("  When it has finished, leave the cable in: potluck adb devices shows whether Ollama answers.")
 
 
 def _number(text: str) -> int:
     return int(text) if text.strip().isdecimal() else 0
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def _script_places() -> list[Path]:

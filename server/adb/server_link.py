@@ -21,6 +21,7 @@ CONNECT_SECONDS = 2.0  # on this machine
 ANSWER_SECONDS = 5.0
 MOST_BYTES = 1 << 18  # of what a command on a phone prints: a dump has some thousand
 MOST_HTTP = 4096
+_LENGTH = re.compile(rb"[0-9A-Fa-f]{4}")
 _VERSION = re.compile(rb'"version"\s*:\s*"([\w.+-]{1,60})"')
 
 
@@ -49,7 +50,7 @@ class ServerLink:
         does not tell changes."""
         async with self._line() as line:
             try:
-                async with self._limit():
+                async with self.limit():
                     await line.ask("host:track-devices-l")
             except TimeoutError as problem:
                 raise AdbServerGone("the adb server does not tell its phones") from problem
@@ -94,6 +95,20 @@ class ServerLink:
         version = _VERSION.search(said)
         return (version[1].decode() if version else "") if said.startswith(b"HTTP/1.") else None
 
+    @asynccontextmanager
+    async def service(self, transport: Transport, name: str) -> AsyncIterator[Line]:
+        """A service of the phone for as long as it is used; each answer is to be waited for within `limit`."""
+        try:
+            async with self._line() as line:
+                async with self.limit():
+                    await line.ask(_way_to(transport))
+                    await line.ask(name)
+                yield line
+        except TimeoutError:
+            raise AdbError(
+                f"no answer within {self._patience:g} s from the phone's {name.rstrip(':')} service"
+            ) from None
+
     async def connect(self, place: str) -> str:
         """`adb connect`: the server's words, which tell success and failure alike."""
         async with self._asked(f"host:connect:{place}") as line:
@@ -103,35 +118,36 @@ class ServerLink:
         async with self._asked("host:kill"):
             pass
 
-    def _limit(self) -> asyncio.Timeout:
+    def limit(self) -> asyncio.Timeout:
+        """As long as one answer may take."""
         return asyncio.timeout(self._patience)
 
     @asynccontextmanager
-    async def _asked(self, request: str) -> AsyncIterator[_Line]:
+    async def _asked(self, request: str) -> AsyncIterator[Line]:
         """A line whose first question was taken; the rest must be over within the patience, too."""
         try:
-            async with self._limit(), self._line() as line:
+            async with self.limit(), self._line() as line:
                 await line.ask(request)
                 yield line
         except TimeoutError:
             raise AdbError(f"no answer within {self._patience:g} s to {request.partition(':')[2]!r}") from None
 
     @asynccontextmanager
-    async def _line(self) -> AsyncIterator[_Line]:
+    async def _line(self) -> AsyncIterator[Line]:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(self.host, self.port)
         except (OSError, TimeoutError) as problem:
             raise AdbServerGone(f"no adb server answers at {self.host}:{self.port}") from problem
         try:
-            yield _Line(reader, writer)
+            yield Line(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError) as problem:
             raise AdbServerGone("the adb server went away") from problem
         finally:
             writer.transport.abort()  # nothing that was sent matters any more, and nobody waits for its end
 
 
-class _Line:
+class Line:
     """One connection to the server."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,14 +167,18 @@ class _Line:
 
     async def text(self) -> str:
         size = await self._reader.readexactly(4)
-        try:
-            length = int(size, 16)
-        except ValueError:
-            raise AdbServerGone(f"whoever listens there is no adb server: it said {size!r}") from None
-        return (await self._reader.readexactly(length)).decode(errors="replace")
+        if not _LENGTH.fullmatch(size):  # int() would take a sign and space
+            raise AdbServerGone(f"whoever listens there is no adb server: it said {size!r}")
+        return (await self._reader.readexactly(int(size, 16))).decode(errors="replace")
 
     def send(self, content: bytes) -> None:
         self._writer.write(content)
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    async def exactly(self, size: int) -> bytes:
+        return await self._reader.readexactly(size)
 
     async def some(self) -> bytes:
         """What comes next, nothing at the end."""

@@ -9,6 +9,7 @@ import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 BATTERY = """Current Battery Service state:
   AC powered: false
@@ -59,6 +60,15 @@ class Stream:
             await self.ready.wait()
 
 
+@dataclass
+class SyncFaults:
+    """What goes wrong with files. `after_bytes` of a file the phone stalls, or its daemon breaks off."""
+
+    stall: bool = False
+    break_off: bool = False
+    after_bytes: int = 0
+
+
 class Services:
     def __init__(self, serialno: str, model: str, ports: dict[int, int]) -> None:
         self.ports = ports
@@ -66,8 +76,13 @@ class Services:
         self.files: dict[str, bytes] = {}
         self.settings: dict[str, str] = {}
         self.ram_bytes = 8 << 30
+        self.free_bytes = 20 << 30
+        self.full = False  # the storage, though `df` says otherwise
+        self.sync_faults = SyncFaults()
         self.boot = str(uuid.uuid5(uuid.NAMESPACE_OID, serialno))  # the same by both ways to a phone
         self.whitelist: set[str] = set()
+        self.granted: set[str] = set()
+        self.am_error = ""
         self.packages = {"com.termux": "null"}  # and who installed each
         self.properties = {
             "ro.serialno": serialno,
@@ -150,10 +165,30 @@ class Services:
             case ["pm", "list", "packages", "-i", name]:
                 found = [f"package:{key}  installer={by}\n" for key, by in self.packages.items() if name in key]
                 return "".join(found), 0
+            case ["df", "-k", folder]:
+                head = "Filesystem     1K-blocks     Used Available Use% Mounted on\n"
+                return f"{head}/dev/fuse      52428800 31457280 {self.free_bytes // 1024:9} 60% {folder}\n", 0
+            case ["mv", "-f", source, target]:
+                self.files[target] = self.files.pop(source)
+                return "", 0
+            case ["rm", "-f", target]:
+                self.files.pop(target, None)
+                return "", 0
+            case ["dumpsys", "package", name]:
+                granted = "".join(f"    {each}: granted=true\n" for each in sorted(self.granted))
+                return f"Packages:\n  Package [{name}]\n{granted}", 0
+            case ["pm", "grant", _, permission]:
+                self.granted.add(permission)
+                return "", 0
+            case ["appops", "set", "--uid", name, operation, "allow"]:
+                self.granted.add(operation)
+                return "", 0
+            case ["am", "start", *_] if self.am_error:
+                return f"Starting: Intent\nError type 3\nError: {self.am_error}\n", 1
             case ["mkdir", "-p", folder]:
                 self.files.setdefault(folder.rstrip("/") + "/", b"")
                 return "", 0
-            case ["pm", "grant", *_] | ["am", "start", *_] | ["input", *_]:
+            case ["am", "start", *_] | ["input", *_]:
                 return "", 0
         return f"/system/bin/sh: {words[0]}: inaccessible or not found\n", 127
 
@@ -214,8 +249,16 @@ class Services:
             if name == b"DONE":  # its number is the time of the file
                 break
             content += await stream.reader.readexactly(size)
-        self.files[path] = bytes(content)
-        await stream.write(b"OKAY" + bytes(4))
+            if len(content) >= self.sync_faults.after_bytes:
+                if self.sync_faults.stall:
+                    await asyncio.get_running_loop().create_future()
+                if self.sync_faults.break_off:
+                    raise ConnectionResetError("the daemon was killed")
+        self.files[path] = bytes(content)[:4096] if self.full else bytes(content)
+        if self.full:
+            await _fail(stream, "couldn't write to file: No space left on device")
+        else:
+            await stream.write(b"OKAY" + bytes(4))
 
     async def _tell_file(self, path: str, stream: Stream) -> None:
         if path not in self.files:

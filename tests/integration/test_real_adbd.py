@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import adbutils
 import httpx
 import orjson
 import pytest
 
-from potluck.cli.adb_setup import push
 from server.adb.ports import preferred_port
+from server.adb.states import Transport
+from server.adb.sync_service import push, size_of
+from server.errors import AdbRefused
 from server.main import running
 from server.nodes import NodeStatus
 from server.settings import Settings
@@ -88,9 +88,14 @@ async def test_files_are_pushed_as_to_a_phone(server: RealAdbServer, phone: Real
     await server.link.connect(phone.address)
     here, there = tmp_path / "model.gguf", tmp_path / "pushed" / "model.gguf"
     here.write_bytes(bytes(range(256)) * 1000)
-    device = adbutils.AdbClient(host="127.0.0.1", port=server.port).device(phone.address)
-    await asyncio.to_thread(push, device, here, str(there))
+    there.parent.mkdir()
+    transport, counted = Transport(phone.address, "device"), list[int]()
+    assert await size_of(server.link, transport, str(there)) is None
+    await push(server.link, transport, here, str(there), counted.append)
+    assert sum(counted) == await size_of(server.link, transport, str(there)) == 256_000
     assert there.read_bytes() == here.read_bytes()
+    with pytest.raises(AdbRefused, match="directory"):  # the phone's own words
+        await push(server.link, transport, here, str(there.parent), counted.append)
 
 
 async def test_an_answer_goes_on_elsewhere_when_its_daemon_is_killed(server: RealAdbServer, tmp_path: Path) -> None:

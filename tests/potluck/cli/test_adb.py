@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 from potluck.cli import app
 from potluck.cli.adb import Listed, table
 from potluck.cli.adb_pairing import code_text, drawn, pair_by_code, pair_by_qr
-from potluck.cli.adb_setup import changes_for
 from potluck.errors import Misuse
 from server.adb.plan import Forward
 from tests.fakes.adb_server import RealAdbServer, real_adb_server
@@ -37,18 +36,9 @@ async def phone(server: RealAdbServer) -> AsyncIterator[FakeAdbd]:
         yield adbd
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    """A script and a model, and the options that name them."""
-    script, model = tmp_path / "phone_setup.sh", tmp_path / "tiny.gguf"
-    script.write_text("echo set up\n")
-    model.write_bytes(bytes(range(256)) * 1000)
-    return ["--script", str(script), "--model-file", str(model)]
-
-
-async def run(server: RealAdbServer, words: Sequence[str], said: str = "") -> Result:
+async def run(server: RealAdbServer, words: Sequence[str]) -> Result:
     arguments = ["adb", *words, "--server", f"127.0.0.1:{server.port}"]
-    return await asyncio.to_thread(CliRunner().invoke, app, arguments, said)
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments)
 
 
 async def test_devices_shows_each_phone_its_ports_and_what_to_do(server: RealAdbServer, phone: FakeAdbd) -> None:
@@ -65,6 +55,7 @@ async def test_devices_tells_programs_the_same(server: RealAdbServer, phone: Fak
     async with FakePhone() as ollama:
         phone.services.ports[11434] = ollama.port
         (one,) = json.loads((await run(server, ["devices", "--json"])).stdout)
+    assert one["id"] == SERIAL and one["usable"] is True
     assert one["serial"] == phone.address and one["answers"] is True and one["android"] == "14" and not one["problem"]
 
 
@@ -73,52 +64,8 @@ async def test_no_phone_is_a_sentence_that_helps(server: RealAdbServer) -> None:
     assert result.exit_code == 1 and "USB debugging" in result.output
 
 
-async def test_setup_pushes_changes_and_opens_termux(server: RealAdbServer, phone: FakeAdbd, files: list[str]) -> None:
-    result = await run(server, ["setup", "--yes", "--type", "--model", "tiny", *files])
-    assert result.exit_code == 0, result.output
-    services = phone.services
-    assert services.files["/sdcard/potluck/phone_setup.sh"] == b"echo set up\n"
-    assert services.files["/sdcard/potluck/models/tiny.gguf"] == bytes(range(256)) * 1000
-    assert services.settings == {"settings_enable_monitor_phantom_procs": "false"}
-    assert services.whitelist == {"com.termux"}
-    assert "am start -n com.termux/.app.TermuxActivity" in services.log
-    assert "input text bash%s/sdcard/potluck/phone_setup.sh%s--usb%stiny" in services.log
-
-    again = await run(server, ["setup", "--yes", *files])
-    assert "is there already" in again.output and again.output.count("done before") == 2
-
-
-async def test_setup_asks_first_and_a_no_changes_nothing(
-    server: RealAdbServer, phone: FakeAdbd, files: list[str]
-) -> None:
-    result = await run(server, ["setup", *files], "n\nn\n")
-    assert result.exit_code == 0, result.output
-    assert phone.services.settings == {} and phone.services.whitelist == set()
-    assert "type this there" in result.output and "bash /sdcard/potluck/phone_setup.sh --usb" in result.output
-
-
-async def test_a_phone_without_termux_and_an_unknown_one_are_sentences(
-    server: RealAdbServer, phone: FakeAdbd, files: list[str]
-) -> None:
-    phone.services.packages.clear()
-    result = await run(server, ["setup", "--yes", *files])
-    assert result.exit_code == 1 and "Termux is not installed" in result.output
-    assert phone.services.files == {}
-    missing = await run(server, ["setup", "--model-file", "nowhere.gguf", *files])
-    assert missing.exit_code == 2 and "there is no file nowhere.gguf" in missing.output
-    unknown = await run(server, ["setup", "NOBODY", *files])
-    assert unknown.exit_code == 1 and "no phone 'NOBODY'" in unknown.output
-
-
-@pytest.mark.parametrize(("sdk", "commands"), [(29, 1), (31, 3), (33, 2)])
-def test_each_android_gets_what_it_understands(sdk: int, commands: int) -> None:
-    changes = changes_for(sdk)
-    assert sum(len(change.commands) for change in changes) == commands
-    assert any("device_config" in command for change in changes for command in change.commands) == (sdk == 31)
-
-
 def test_a_row_cannot_steer_the_terminal() -> None:
-    (_, row) = table([Listed("S1", "Pixel\x1b[2J 7", "device", "", True, (), "")])
+    (_, row) = table([Listed("S1", "S1", "Pixel\x1b[2J 7", "device", "", True, (), "")])
     assert "\x1b" not in row
 
 

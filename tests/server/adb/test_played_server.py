@@ -45,7 +45,7 @@ def listed(registry: Registry) -> list[str]:
     return [node.id for node in registry.fleet.nodes.values() if node.status is not NodeStatus.DRAINING]
 
 
-@pytest.mark.parametrize("said", [REFUSED, BABBLE, HALF, CUT, HANG, b"", b"OKAYzzzz"])
+@pytest.mark.parametrize("said", [REFUSED, BABBLE, HALF, CUT, HANG, b"", b"OKAYzzzz", b"OKAY-001"])
 @pytest.mark.parametrize("question", ["host:devices-l", "host:list-forward"])
 async def test_a_question_that_goes_wrong_unlists_nobody_and_its_trouble_is_told(question: str, said: bytes) -> None:
     async with playing() as server, tracking(server) as (tracker, registry):

@@ -56,7 +56,9 @@ async def test_a_refusal_is_the_servers_own_sentence() -> None:
             await link.create(Forward("S1", 11500))
 
 
-@pytest.mark.parametrize("said", [b"", b"OK", b"HTTP/1.1 400 Bad", b"OKAYzzzz", b"OKAY0004zzzz", b"OKAY00ff29"])
+@pytest.mark.parametrize(
+    "said", [b"", b"OK", b"HTTP/1.1 400 Bad", b"OKAYzzzz", b"OKAY-001", b"OKAY0004zzzz", b"OKAY00ff29"]
+)
 async def test_whoever_is_no_adb_server_counts_as_none(said: bytes) -> None:
     async with answering(said) as (link, _):
         with pytest.raises(AdbServerGone):
