@@ -29,14 +29,20 @@ function stateOf(node) {
   return node.in_flight ? ["working", "good", "answering"] : ["free", "good", "free"];
 }
 
-/** How many are in which state, in a line. */
+const isAble = (node) => ["working", "free"].includes(stateOf(node)[0]);
+const speedOf = (node) => node.tokens_per_second ?? phoneOf(node.id)?.tokens_per_second ?? 0;
+
+/** How many are in which state, in a line, and how fast those that can work are together. */
 export function summaryOf(nodes) {
   const numbers = new Map();
   for (const node of nodes) {
     const [kind] = stateOf(node);
     numbers.set(kind, (numbers.get(kind) ?? 0) + 1);
   }
-  return SUMS.filter(([kind]) => numbers.has(kind)).map(([kind, words]) => `${numbers.get(kind)} ${words}`).join(" · ");
+  const parts = SUMS.filter(([kind]) => numbers.has(kind)).map(([kind, words]) => `${numbers.get(kind)} ${words}`);
+  const speed = nodes.reduce((sum, node) => sum + (isAble(node) ? speedOf(node) : 0), 0);
+  if (speed) parts.push(`${speed < 100 ? speed.toFixed(1) : Math.round(speed)} tokens/s together`);
+  return parts.join(" · ");
 }
 
 export function showCards(list, nodes, adb) {

@@ -6,8 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.fakes.browser import Browser, playwright
 from tests.server.dashboard_page import MARKUP, Drawer, cabled, page_of, tracker
 
@@ -34,6 +32,9 @@ FAINT = """() => {
   }
   return found;
 }"""
+NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, img")]
+  .filter((one) => !(one.labels?.length || one.ariaLabel || one.alt || one.textContent.trim()))
+  .map((one) => one.outerHTML)"""
 # How far down the page things are.
 PLACES = """() => [...document.querySelectorAll(".node, .node button, footer")]
   .map((one) => Math.round(one.getBoundingClientRect().y + scrollY))"""
@@ -74,8 +75,9 @@ async def test_each_phone_tells_its_battery_heat_signal_and_speed_in_words(tmp_p
         await reads(browser, old, "battery", "old", "40 %")
         await browser.shows(f"{card(old)} .why", "nothing since")
         await browser.shows(f"{card(old)} .error", "no route to host")
-        await browser.shows("#fleet-summary", "2 free · 1 resting · 1 silent")
+        await browser.shows("#fleet-summary", "2 free · 1 resting · 1 silent · 12.5 tokens/s together")
         await browser.shows("#figure-nodes", "2/4")
+        assert await browser.page.inner_text("#news") == ""  # who was there already has not just joined
 
 
 async def test_a_rest_is_told_with_its_reason_and_its_beginning_and_so_is_less_work(tmp_path: Path):
@@ -265,8 +267,7 @@ async def test_a_trouble_of_a_moment_is_not_shown(tmp_path: Path):
         await browser.page.unroute_all(behavior="wait")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_whole_drawer_can_be_read_on_any_screen(tmp_path: Path, scheme: str):
+async def test_the_whole_drawer_can_be_read_on_any_screen(tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     hot, silent = await drawer.add(20, "hot-" * 20), await drawer.add(21, "silent")
     drained, warm = await drawer.add(22, "drained"), await drawer.add(23, MARKUP)
@@ -277,12 +278,19 @@ async def test_the_whole_drawer_can_be_read_on_any_screen(tmp_path: Path, scheme
     await drawer.joining.enable(drained, False)
     drawer.plug("R58")
     drawer.adb = tracker(cabled("0A30" * 20, "it says no " * 20), mode="on", problem="cannot be started")
-    async with page_of(drawer.page(), viewport={"width": 360, "height": 740}, color_scheme=scheme) as browser:
+    async with page_of(drawer.page(), viewport={"width": 360, "height": 740}) as browser:
         await browser.shows("#cable-phones", "it says no")
         await browser.shows(f"{card(warm)} .battery.warn", "22 %")
-        assert await browser.page.evaluate(FAINT) == []
         for width in (1280, 768, 360):
             await browser.page.set_viewport_size({"width": width, "height": 800})
             assert await browser.page.evaluate("document.documentElement.scrollWidth") <= width
+        for scheme in ("light", "dark"):
+            await browser.page.emulate_media(color_scheme=scheme)
+            assert await browser.page.evaluate(FAINT) == []
+            await browser.page.click("#invite-open")
+            await browser.shows("#invite-until", "left")
+            assert await browser.page.evaluate(FAINT) == []
+            await browser.page.click("#invite-close")
+        assert await browser.page.evaluate(NAMELESS) == []
         labels = [await one.get_attribute("aria-label") for one in await browser.page.locator(".foot button").all()]
         assert len({*labels}) == len(labels) == 5
