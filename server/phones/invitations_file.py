@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def invitations_path(fleet_file: Path) -> Path:
     """`phones.json` has its invitations in `phones.invitations.json`."""
-    return fleet_file.with_name(f"{fleet_file.stem}.invitations.json")
+    return fleet_file.with_name(f"{fleet_file.name.removesuffix('.json')}.invitations.json")
 
 
 class InvitationsFile:

@@ -23,8 +23,8 @@ LARGEST_BYTES = 4 * 1024 * 1024
 
 
 def secrets_path(fleet_file: Path) -> Path:
-    """`phones.json` has its secrets in `phones.secrets.json`."""
-    return fleet_file.with_name(f"{fleet_file.stem}.secrets.json")
+    """`phones.json` has its secrets in `phones.secrets.json`. Another ending stays: it may be what makes it unique."""
+    return fleet_file.with_name(f"{fleet_file.name.removesuffix('.json')}.secrets.json")
 
 
 class Secrets:
@@ -94,14 +94,15 @@ def _read(path: Path) -> dict[NodeId, bytes]:
 
 def _save(path: Path, hashes: Mapping[NodeId, bytes]) -> None:
     text = json.dumps({"phones": {phone: digest.hex() for phone, digest in hashes.items()}}, indent=2) + "\n"
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner only
+    target = Path(os.path.realpath(path))
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # for its owner only
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), MODE)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

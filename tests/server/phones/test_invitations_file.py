@@ -15,6 +15,7 @@ from server.phones.invitations_file import InvitationsFile, invitations_path
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = invitations_path(tmp_path / "phones.json")
     assert path == tmp_path / "phones.invitations.json"
+    assert invitations_path(Path("/tmp/demo.a1B2c3")) == Path("/tmp/demo.a1B2c3.invitations.json")
     invitations = Invitations()
     for token in ("secret-a", "secret-b", "secret-c"):
         invitations.invite(token, 15, "smollm2:135m", 0.0)

@@ -30,6 +30,15 @@ def test_tokens_are_known_again_after_a_restart(tmp_path: Path) -> None:
     assert Secrets(path).holder("newer") is None and secrets.knows(B) and not secrets.knows(A)
 
 
+def test_each_fleet_file_has_its_own(tmp_path: Path) -> None:
+    assert secrets_path(Path("/tmp/demo.a1B2c3")) == Path("/tmp/demo.a1B2c3.secrets.json")
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "phones.secrets.json"
+    link.symlink_to(tmp_path / "elsewhere" / "s.json")
+    Secrets(link).give(A, "token-a")
+    assert link.is_symlink() and Secrets(link).holder("token-a") == A
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"phones": {"a": 1}}', '{"phones": {"a": "zz"}}', '{"phones": []}'])
 def test_a_broken_file_is_told_and_never_overwritten(tmp_path: Path, text: str) -> None:
     path = tmp_path / "phones.secrets.json"
