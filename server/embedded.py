@@ -147,11 +147,14 @@ class EmbeddedNode:
                 f"the embedded node does not start ({self._last_end}); its own messages stand in the gateway's output"
             )
         if self._options.mode == "off":
-            return "the embedded node is switched off: add phones to phones.json, or set POTLUCK_EMBEDDED_NODE=auto"
+            return (
+                "the embedded node is switched off: bring phones in (potluck phones invite),"
+                " or set POTLUCK_EMBEDDED_NODE=auto"
+            )
         if not self._options.has_engine():
             return (
-                "the embedded node needs torch, which is not installed: add phones to phones.json, or install it"
-                " with: pip install 'potluck-llm[gpu]' (in a clone: pip install '.[gpu]')"
+                "the embedded node needs torch, which is not installed: bring phones in (potluck phones invite),"
+                " or install it with: pip install 'potluck-llm[gpu]' (in a clone: pip install '.[gpu]')"
             )
         return None
 

@@ -20,7 +20,7 @@ from potluck.fleet import Health, NodeHealth
 # Headline, names of the columns, line of the queue, a blank line on either side of the table, one for the cursor.
 LINES_AROUND = 6
 MOST_TROUBLES = 3
-NO_NODES = "no nodes yet: list phones in phones.json"
+NO_NODES = "no nodes yet: bring phones in (potluck phones invite)"
 STARTING = "no phones yet; the embedded node is starting"
 
 

@@ -249,7 +249,7 @@ async def test_switched_off_it_says_what_to_do(tmp_path: Path):
     async with running(home):
         await home.clock.settle()
         assert not home.node.starting and not home.starts()
-        assert home.node.reason is not None and "phones.json" in home.node.reason
+        assert home.node.reason is not None and "potluck phones invite" in home.node.reason
         assert "POTLUCK_EMBEDDED_NODE=auto" in home.node.reason
 
 
@@ -259,7 +259,7 @@ async def test_without_torch_it_says_what_to_do(tmp_path: Path, caplog: pytest.L
         await home.clock.settle()
         assert not home.node.starting and not home.starts()
         assert home.node.reason is not None
-        assert "phones.json" in home.node.reason and "pip install 'potluck-llm[gpu]'" in home.node.reason
+        assert "potluck phones invite" in home.node.reason and "pip install 'potluck-llm[gpu]'" in home.node.reason
     assert "torch" in caplog.text
 
 

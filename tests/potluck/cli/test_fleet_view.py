@@ -91,7 +91,7 @@ def test_a_gateway_that_is_gone_keeps_the_last_table():
 
 
 def test_an_empty_fleet_says_what_to_do():
-    assert "phones.json" in view()
+    assert "potluck phones invite" in view()
     assert "the embedded node is starting" in view(embedded={"mode": "auto", "starting": True, "reason": None})
 
 
