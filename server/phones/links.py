@@ -56,9 +56,10 @@ def links_of(
     host, port = asked_at
     if all(_is_own_loopback(one) for one in listening):
         raise LoopbackOnly(_NO_WAY, hint=_START)
-    addresses = [one for one in found if _is_for_phones(one.address) and _listens(listening, one)]
-    known = {one.address for one in addresses}
-    addresses += [Interface("", one, 32) for one in listening if _is_for_phones(one) and one not in known]
+    named = {one.address: one for one in found}
+    for one in (*listening, host, towards or ""):  # a machine with many bridges does not tell all that it has
+        named.setdefault(one, Interface("", one, 32))
+    addresses = [one for one in named.values() if _is_for_phones(one.address) and _listens(listening, one)]
     if not addresses:
         raise LoopbackOnly("the gateway has no address in a private network that phones could reach", hint=_START)
     addresses.sort(key=lambda one: _rank(one, host, towards))

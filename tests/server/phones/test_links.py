@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import pytest
+import uvloop
 
 from server.errors import LoopbackOnly
 from server.phones.links import Link, command_of, links_of
@@ -39,6 +43,26 @@ def test_both_families_are_shown_only_where_both_are_listened_to() -> None:
     assert addresses("::", towards="192.168.1.2") == ["fd00::2"], "servers bind it for IPv6 alone"
     assert addresses("", towards="192.168.1.2")[-2:] == ["fd00::2", "172.17.0.1"]
     assert addresses("", towards="192.168.1.2")[0] == "192.168.1.2"
+
+
+@pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_servers_bind_it_for_one_family(loop_of) -> None:
+    async def is_alone() -> int:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "::", 0)
+        async with server:
+            return server.sockets[0].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    with asyncio.Runner(loop_factory=loop_of) as runner:
+        assert runner.run(is_alone())
+
+
+def test_where_interfaces_are_not_told_the_way_out_is_known() -> None:
+    assert addresses("0.0.0.0", found=[LO], towards="192.168.1.2") == ["192.168.1.2"]
+    assert addresses("0.0.0.0", found=[LO], asked_at=("10.0.0.2", 8000), towards="8.8.8.8") == ["10.0.0.2"]
+    assert addresses("10.0.0.2", found=[LO], towards="192.168.1.2") == ["10.0.0.2"]
+    assert addresses("", found=[WIFI], asked_at=("192.168.1.2", 8000), towards="192.168.1.2") == ["192.168.1.2"]
 
 
 def test_what_a_phone_is_not_called_back_at_is_not_shown() -> None:
