@@ -166,7 +166,7 @@ async def test_an_answer_that_nobody_can_finish_is_never_taken_for_whole(tmp_pat
     async with serving(tmp_path, []) as url, AsyncGateway(url) as gateway:
         with pytest.raises(NoNodes) as nobody:
             await gateway.ask("hi")
-        assert "phones.json" in nobody.value.message + (nobody.value.hint or "")
+        assert "potluck phones invite" in nobody.value.message + (nobody.value.hint or "")
 
 
 async def test_a_key_is_wanted_where_keys_are_set(tmp_path):

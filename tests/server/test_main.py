@@ -121,7 +121,7 @@ async def test_nothing_to_serve_says_what_to_do(tmp_path: Path):
     async with live_gateway(tmp_path) as live, httpx.AsyncClient() as http:
         answer = await http.post(f"{live.address}/ask", json={"prompt": "hi"})
     assert answer.status_code == 503
-    assert "phones.json" in str(answer.json())
+    assert "potluck phones invite" in str(answer.json())
 
 
 @pytest.mark.parametrize(
