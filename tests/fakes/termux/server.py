@@ -106,7 +106,7 @@ def download(headers: str) -> bytes:
             start = int(line.split("=")[1].rstrip("-"))
     log("downloads.log", f"from {start}")
     if start >= len(data):
-        return reply("416 Range Not Satisfiable", "no more")
+        return reply(f"416 Range Not Satisfiable\r\nContent-Range: bytes */{len(data)}", "no more")
     rest = data[start:]
     status = f"206 Partial Content\r\nContent-Range: bytes {start}-{len(data) - 1}/{len(data)}" if start else "200 OK"
     head = f"HTTP/1.1 {status}\r\nContent-Length: {len(rest)}\r\nConnection: close\r\n\r\n".encode()
