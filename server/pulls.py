@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.errors import NodeError, NodeRefused
+from server.errors import NodeError, NodeRefused, NodeUnreachable
 from server.nodes import Node, NodeStatus, model_key
 from server.placement import may_load
 
@@ -87,8 +87,10 @@ def is_final(error: NodeError) -> bool:
 def words_of(error: NodeError) -> str:
     """The node's error in plain words, with its own behind them."""
     meaning, told = _meaning(error.message), _SIGNATURE.sub("?…", error.message)[:LONGEST_WORDS]
-    if meaning is None and any(words in told.lower() for words in NO_NETWORK):
-        meaning = "it does not reach the library or is not reached itself"
+    if isinstance(error, NodeUnreachable):
+        meaning = "it is not reached"
+    elif meaning is None and any(words in told.lower() for words in NO_NETWORK):
+        meaning = "it does not reach the library"
     return told if meaning is None else f"{meaning} ({told})"
 
 

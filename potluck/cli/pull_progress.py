@@ -127,6 +127,7 @@ class Bars:
             console=console,
         )
         self._bars: dict[str, TaskID] = {}
+        self._reasons: dict[str, str] = {}  # why each was tried again, as told last
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -142,13 +143,21 @@ class Bars:
         if ended is not None:
             if phone.name in self._bars:
                 self._progress.remove_task(self._bars.pop(phone.name))
-            self._console.print(f"{phone.name}: {ended}", markup=False, highlight=False, soft_wrap=True)
+            self._tell(f"{phone.name}: {ended}")
             return
+        words = phone.words
+        if phone.status == AGAIN:  # a reason beside the bar would leave no room for the bar
+            if self._reasons.get(phone.name) != words:
+                self._reasons[phone.name] = words
+                self._tell(f"{phone.name}: {words}")
+            words = AGAIN
         if phone.name not in self._bars:
-            self._bars[phone.name] = self._progress.add_task(phone.name, total=None, words=phone.words)
-        self._progress.update(
-            self._bars[phone.name], completed=phone.completed, total=phone.total or None, words=phone.words
-        )
+            self._bars[phone.name] = self._progress.add_task(phone.name, total=None, words=words)
+        self._progress.update(self._bars[phone.name], completed=phone.completed, total=phone.total or None, words=words)
+
+    def _tell(self, line: str) -> None:
+        """A line above the bars."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def ending(phone: PhonePull) -> str | None:

@@ -57,10 +57,12 @@ def test_what_no_further_try_mends(words: str, meaning: str) -> None:
 
 
 def test_what_a_further_try_may_mend() -> None:
-    for error in (NodeBroken("max retries exceeded: EOF"), NodeUnreachable("gone"), NodeStalled("silent", "load")):
+    for error in (NodeBroken("max retries exceeded: EOF"), NodeStalled("silent", "load")):
         assert not is_final(error) and words_of(error) == error.message
     away = NodeBroken('pull model manifest: Get "https://x": dial tcp: lookup x: no such host')
-    assert not is_final(away) and words_of(away).startswith("it does not reach the library")
+    assert not is_final(away) and words_of(away).startswith("it does not reach the library (")
+    gone = NodeUnreachable("cannot connect to 10.0.0.1:11434: Connection refused")
+    assert not is_final(gone) and words_of(gone).startswith("it is not reached (")
 
 
 def test_signed_addresses_are_cut_short() -> None:

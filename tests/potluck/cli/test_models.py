@@ -206,6 +206,7 @@ def test_at_a_terminal_there_is_a_bar_for_each_phone() -> None:
         seen.wait_for("GB")
         seen.wait_for("Attic")
         held.set()
+        seen.wait_for("Kitchen: trying again: unexpected EOF")
         seen.wait_for("Kitchen: done (2.00 GB)")
         seen.wait_for("pulled onto 1, 1 had it already")
         assert seen.end() == 0
