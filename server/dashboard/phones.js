@@ -170,12 +170,9 @@ export async function watchPhones(wanted, changed) {
   for (;;) {
     if (!document.hidden && (joined === null || wanted())) {
       const asked = turn;
-      try {
-        const { phones } = await read("/api/phones");
-        if (asked === turn && !running.size) hear(phones);
-      } catch {
-        // the fleet's own look tells what is wrong; what was heard last stays as it is
-      }
+      // Where it fails, the fleet's own look tells why, and what was heard last stays as it is.
+      const answer = await read("/api/phones").catch(() => null);
+      if (answer && asked === turn && !running.size) hear(answer.phones);
       changed();
     }
     await new Promise((resolve) => setTimeout(resolve, EVERY_MS));

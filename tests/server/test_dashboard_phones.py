@@ -109,8 +109,10 @@ async def test_a_rest_is_told_with_its_reason_and_its_beginning_and_so_is_less_w
 async def test_a_phone_is_drained_and_resumed_and_the_focus_stays(tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     node, go = await drawer.add(20, "Pixel 5"), asyncio.Event()
+    orders = []
 
     async def later(route: Any) -> None:
+        orders.append(route.request.url)
         await go.wait()
         await route.continue_()
 
@@ -126,6 +128,7 @@ async def test_a_phone_is_drained_and_resumed_and_the_focus_stays(tmp_path: Path
         go.set()
         await browser.shows(f"{button}[aria-disabled=false]", "Resume")
         await browser.shows("#news", "Pixel 5 gets nothing new.")
+        assert len(orders) == 1
         await playwright.expect(browser.page.locator(button)).to_be_focused()
         await playwright.expect(browser.page.locator(button)).to_have_attribute("aria-label", "Resume Pixel 5")
         await browser.shows(f"{card(node)} .state", "drained")
