@@ -1,8 +1,8 @@
 """Loads models into phones before anybody asks: the loop around `warmth`, which decides.
 
-Looks at a node when the registry has news of it, and at all of them every two seconds; a loading is an empty prompt,
-and afterwards the node is probed, so that routing knows. Failures are lines in the log and a longer pause; they never
-count against a node.
+Looks at a node when the registry has news of it, and every two seconds while it is to be given a model; a warm fleet
+costs nothing. A loading is an empty prompt, and afterwards the node is probed, so that routing knows. Failures are
+lines in the log and a longer pause; they never count against a node.
 """
 
 from __future__ import annotations
@@ -55,10 +55,13 @@ class Warming:
         """Look until cancelled."""
         self._registry.listen(self._on_change)
         try:
+            for node in list(self._registry.fleet.nodes.values()):
+                self._look_at(node)
             while True:
-                for node in list(self._registry.fleet.nodes.values()):
-                    self._look_at(node)
                 await self._clock.sleep(LOOK_SECONDS)
+                waiting = [node_id for node_id, warmth in self._known.items() if warmth.pending]
+                for node in filter(None, map(self._registry.node, waiting)):
+                    self._look_at(node)
         finally:
             self._stopped = True
             loadings = list(self._loadings.values())

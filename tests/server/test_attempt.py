@@ -269,3 +269,18 @@ async def test_leaving_closes_the_stream_to_the_node() -> None:
             break
     assert telling.backend.closed == 1
     assert telling.course.told.text == "a"
+
+
+# --- how long the node keeps its model
+
+
+@pytest.mark.parametrize(("fields", "kept"), [({}, "2h"), ({"keep_alive": "5m"}, "5m"), ({"keep_alive": 0}, 0)])
+@pytest.mark.parametrize("template", [open_template, closed_template])
+async def test_the_owners_time_goes_with_whatever_says_none(fields: Any, kept: Any, template: Any) -> None:
+    """At the first try, and however another node goes on."""
+    node = node_of("a", report_of(renders=True), keep_alive="2h")
+    request = chat("hi", fields=fields)
+    assert first_call(course_of(request), seat_of(node)).fields["keep_alive"] == kept
+    way, call = await planned(course_of(request, told=" so far"), node, ScriptedBackend(template=template))
+    assert way == ("chat" if template is open_template else "raw")
+    assert call.fields["keep_alive"] == kept

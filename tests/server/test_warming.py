@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from server.backends import Backends
-from server.nodes import ModelKey, NodeId, NodeSpec
+from server.nodes import ModelKey, Node, NodeId, NodeSpec
 from server.registry import NodeListed, NodeProbed, NodeUnlisted, Registry
 from server.warming import LOOK_SECONDS, Warming, WarmingOptions
 from server.warmth import WarmthRules
 from tests.fakes.manual_clock import ManualClock
 from tests.fakes.phone import FakeModel, FakePhone, Fault, PhoneSettings
 from tests.server.api.gateway import until
+from tests.server.scripted_nodes import list_node, report_of
 
 A, B = FakeModel("a:1b"), FakeModel("b:1b")
 
@@ -151,3 +152,22 @@ async def test_off_means_off() -> None:
         await here.list(warm_up=("a:1b",), details={"chip": "SM8550"})
         await here.look()
         await until(lambda: here.resident)
+
+
+async def test_a_fleet_that_needs_nothing_is_not_looked_at() -> None:
+    looks = 0
+
+    class Counted(Registry):
+        def node(self, node_id: NodeId) -> Node | None:
+            nonlocal looks
+            looks += 1
+            return super().node(node_id)
+
+    clock, registry = ManualClock(), Counted()
+    for number in range(10):
+        list_node(registry, f"n{number}", report_of(resident=("qwen:1b",)), details={"chip": "x"})
+    task = asyncio.create_task(Warming(registry, {}, clock=clock.clock).run())
+    await clock.advance(100 * LOOK_SECONDS)
+    assert looks == 0
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
