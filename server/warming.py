@@ -19,7 +19,7 @@ from server.errors import NodeError
 from server.nodes import Load, ModelKey, Node, NodeId, NodeKind, NodeSpec
 from server.patience import Patience
 from server.registry import NodeProbed, Registry
-from server.warmth import Warmth, WarmthRules, due, failed, is_in_service, loaded, looked
+from server.warmth import Warmth, WarmthRules, due, failed, is_in_service, is_in_the_way, loaded, looked
 
 LOOK_SECONDS = 2.0
 LOADINGS_AT_ONCE = 32  # each is one quiet connection
@@ -85,6 +85,8 @@ class Warming:
             self._give_up(node.id)
         load = self._registry.loads.get(node.id) or Load()
         warmth = self._known[node.id] = looked(self._known.get(node.id, Warmth()), node, load, rules, now)
+        if warmth.pending and is_in_the_way(load, warmth.pending[0]):
+            self._give_up(node.id)
         model = due(warmth, load, rules, now)
         if model is not None and node.id not in self._loadings and len(self._loadings) < LOADINGS_AT_ONCE:
             self._begin(node, model)

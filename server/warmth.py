@@ -115,6 +115,11 @@ def due(warmth: Warmth, load: Load, rules: WarmthRules, now: float) -> ModelKey 
     return warmth.pending[0]
 
 
+def is_in_the_way(load: Load, model: ModelKey) -> bool:
+    """Do requests for other models wait for this loading? Ollama gives one up when whoever wanted it hangs up."""
+    return any(count > 0 and other != model for other, count in load.in_flight_by_model.items())
+
+
 def loaded(warmth: Warmth, model: ModelKey) -> Warmth:
     """A loading has succeeded. What else the node holds now, the next look tells."""
     pending = tuple(key for key in warmth.pending if key != model)

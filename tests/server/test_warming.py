@@ -136,6 +136,24 @@ async def test_a_phone_that_leaves_is_not_waited_for() -> None:
         assert here.resident == set()
 
 
+async def test_a_request_for_another_model_does_not_wait_for_a_loading() -> None:
+    async with world(load_seconds=30.0) as here:
+        await here.list()
+        await here.phone.until(lambda counters: counters.requests["generate"] == 1)
+        load = here.registry.loads[here.id]
+        load.in_flight, load.in_flight_by_model = 1, {ModelKey("a:1b"): 1}
+        await here.look()
+        assert here.phone.counters.in_flight == 1  # it waits for the very model
+        load.in_flight_by_model = {ModelKey("b:1b"): 1}
+        await here.look()
+        await here.phone.idle()
+        await here.look(10 * LOOK_SECONDS)
+        assert here.phone.counters.requests["generate"] == 1
+        load.in_flight, load.in_flight_by_model = 0, {}
+        await here.look()
+        await here.phone.until(lambda counters: counters.requests["generate"] == 2)  # it was no failure
+
+
 async def test_the_loop_ends_with_its_loadings() -> None:
     async with world(load_seconds=30.0) as here:
         await here.list()

@@ -10,7 +10,7 @@ import pytest
 from server.breaker import Breaker, BreakerState
 from server.care import Care
 from server.nodes import Load, ModelKey, Node, NodeStatus
-from server.warmth import Warmth, WarmthRules, due, failed, loaded, looked, wishes_of
+from server.warmth import Warmth, WarmthRules, due, failed, is_in_the_way, loaded, looked, wishes_of
 from tests.server.scripted_nodes import node_of, report_of
 
 A, B, C = ModelKey("a:1b"), ModelKey("b:1b"), ModelKey("c:1b")
@@ -197,6 +197,12 @@ def test_where_there_is_room_for_one_the_first_wish_wins_and_no_two_drive_each_o
     looks.warmth = loaded(looks.warmth, A)
     for _ in range(100):
         assert looks.at(phone(A, **both), after=600.0) is None
+
+
+def test_a_loading_is_in_the_way_of_requests_for_other_models_only() -> None:
+    assert not is_in_the_way(Load(), A)
+    assert not is_in_the_way(Load(in_flight=1, in_flight_by_model={A: 1, B: 0}), A)
+    assert is_in_the_way(Load(in_flight=1, in_flight_by_model={B: 1}), A)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
