@@ -9,6 +9,7 @@
 # To be read from the top: `main` is the story, and the sections after it come in the order in which it needs them.
 # Saying and failing, arguments, checks, the model, what was brought, packages, Debian, the scripts that stay, server
 # and model, the better of two ways, starting by itself, joining, the end; uninstalling; JSON and HTTP.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: This wants bash, not sh: start it with bash in front." >&2 && exit 1; }
 set -euo pipefail
 
 readonly FOLDER="${HOME:?HOME is not set}/mobile-llm"
@@ -22,6 +23,8 @@ readonly MEMINFO=${POTLUCK_MEMINFO:-/proc/meminfo}
 readonly OLLAMA_DOWNLOAD=${POTLUCK_OLLAMA_DOWNLOAD:-https://ollama.com/download}
 readonly RETRY_SECONDS=${POTLUCK_RETRY_SECONDS:-5}
 export POTLUCK_START_SECONDS=${POTLUCK_START_SECONDS:-60} # start_ollama.sh reads it too
+# A proxy is for downloads; this phone itself is not reached by one.
+export no_proxy="127.0.0.1,${no_proxy:-${NO_PROXY:-}}"
 
 # The phones' RAM that a model fits, smallest first: RAM as sold in GB, MemTotal below which the line applies (phones
 # report less than is printed on the box), the model that is taken when none is named, its download, the largest size
@@ -400,6 +403,9 @@ download_mb() {
     }
     case ${1,,} in
         *fp16* | *[:-]f16* | *bf16* | smollm2:135m | smollm2:360m) printf '%s' "$((millions * 2))" ;;
+        gemma3 | gemma3:latest | gemma3:4b) printf '3340' ;; # with what it sees by
+        gemma3n:e2b*) printf '5600' ;;                       # both hold more than they think with
+        gemma3n*) printf '7500' ;;
         *q8_0* | llama3.2:1b | smollm2 | smollm2:latest | smollm2:1.7b | gemma3:270m) printf '%s' "$((millions * 11 / 10))" ;;
         *) printf '%s' "$((millions * 66 / 100 + 60))" ;;
     esac
@@ -830,7 +836,7 @@ fail() {
 }
 
 is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; }
-answers() { is_taken && [[ $(curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/version" 2>/dev/null) == *'"version"'* ]]; }
+answers() { is_taken && [[ $(curl -fsS --noproxy '*' --max-time 3 "http://127.0.0.1:$PORT/api/version" 2>/dev/null) == *'"version"'* ]]; }
 last_words() { tail -n 1 "$HERE/ollama.log" 2>/dev/null | grep . || echo "none (is the phone's storage full?)"; }
 
 shorten_log() {
@@ -945,10 +951,10 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 names() { grep -o '"name":"[^"]*"' | cut -d '"' -f 4 | tr '\n' ' '; }
 
-if version=$(curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/version" 2>/dev/null); then
+if version=$(curl -fsS --noproxy '*' --max-time 3 "http://127.0.0.1:$PORT/api/version" 2>/dev/null); then
     echo "Ollama $(printf '%s' "$version" | cut -d '"' -f 4) answers on $HOST:$PORT (set up: $MODE)."
-    echo "Models: $(curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/tags" 2>/dev/null | names)"
-    echo "In memory: $(curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/ps" 2>/dev/null | names)"
+    echo "Models: $(curl -fsS --noproxy '*' --max-time 3 "http://127.0.0.1:$PORT/api/tags" 2>/dev/null | names)"
+    echo "In memory: $(curl -fsS --noproxy '*' --max-time 3 "http://127.0.0.1:$PORT/api/ps" 2>/dev/null | names)"
 else
     echo "Ollama does not answer on port $PORT; $HERE/start_ollama.sh starts it."
     tail -n 3 "$HERE/ollama.log" 2>/dev/null || true
@@ -984,7 +990,7 @@ quote() {
 post() {
     printf 'header = "Content-Type: application/json"\nheader = %s\ndata = %s\n' \
         "$(quote "Authorization: Bearer $TOKEN")" "$(quote "$2")" |
-        curl -s -o /dev/null --config - --connect-timeout 5 --max-time 15 --write-out '%{http_code}' \
+        curl -s -o /dev/null --noproxy '*' --config - --connect-timeout 5 --max-time 15 --write-out '%{http_code}' \
             "$GATEWAY/api/phones/$1" || true
 }
 
@@ -1680,7 +1686,7 @@ post_json() {
         printf 'header = "Content-Type: application/json"\n'
         [ -z "$3" ] || printf 'header = %s\n' "$(curl_quote "Authorization: Bearer $3")"
         printf 'data = %s\n' "$(curl_quote "$2")"
-    } | curl -sS --config - --connect-timeout 10 --max-time "$4" --write-out '\n%{http_code}' "$1" 2>/dev/null ||
+    } | curl -sS --noproxy '*' --config - --connect-timeout 10 --max-time "$4" --write-out '\n%{http_code}' "$1" 2>/dev/null ||
         printf '\n000'
 }
 

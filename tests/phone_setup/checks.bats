@@ -16,6 +16,12 @@ refused() {
     refused "This is not Termux"
 }
 
+@test "by another shell" {
+    sh=$(command -v dash) || skip "dash is not installed"
+    run "$sh" "$SCRIPT" qwen2.5:0.5b
+    fails_with "This wants bash"
+}
+
 @test "unknown flags, values that are missing and such that cannot be" {
     touch "$FAKE/calls"
     set_up --fast
@@ -190,6 +196,7 @@ refused() {
     done
     [ "$(download_mb qwen2.5:1.5b)" -gt 900 ] && [ "$(download_mb qwen2.5:1.5b)" -lt 1200 ]
     [ "$(download_mb llama3.2:1b-instruct-fp16)" -ge 2000 ]
+    [ "$(download_mb gemma3:4b)" -ge 3300 ] && [ "$(download_mb gemma3n:e4b)" -ge 7000 ]
     # These two come with 8 bits unless asked otherwise.
     [ "$(download_mb llama3.2:1b)" -ge 1100 ] && [ "$(download_mb smollm2:1.7b)" -ge 1700 ]
 }

@@ -31,6 +31,7 @@ PYTHON
 
 @test "as the gateway serves it: two lines in front" {
     gateway
+    export http_proxy=http://127.0.0.1:1 # for downloads; the phone itself and its gateway are not reached by one
     run bash -c '{ printf "POTLUCK_GATEWAY=%s\nPOTLUCK_TOKEN=%s\n" "$2" invite-2; cat "$1"; } |
         bash -s -- qwen2.5:0.5b --port "$3" 3>&-' - "$SCRIPT" "$GATEWAY" "$PORT"
     went_well
