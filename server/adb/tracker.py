@@ -40,6 +40,7 @@ AdbMode = Literal["auto", "on", "off"]
 SETTLE_SECONDS = 0.1  # a plug that makes contact lists and unlists its phone several times
 LOOK_SECONDS = 2.0  # older servers do not tell of every change, and nobody tells of a forward that was removed
 RETURN_SECONDS = 1.0  # between looks for a server that is gone
+START_SECONDS = 9.0  # more after a start that failed: each makes a process
 BLOCKED_SECONDS = 30.0  # until a port that another program had is tried again
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class AdbTracker:
         self._adopted: dict[str, Forward] = {}
         self._blocked: dict[int, float] = {}
         self._places: Mapping[str, Place] = {}
+        self._completed: dict[NodeId, Details] = {}  # what entries were given
         self._told: dict[str, str] = {}
         self.server_problem: str | None = "not looked for yet"
         self.phones: tuple[AdbPhone, ...] = ()
@@ -150,6 +152,8 @@ class AdbTracker:
         try:
             await self._start(self._options.port)
         except AdbError as problem:
+            self.server_problem = problem.message
+            await self._clock.sleep(START_SECONDS)
             raise AdbServerGone(problem.message) from problem
 
     async def _listen(self) -> None:
@@ -261,12 +265,15 @@ class AdbTracker:
         if phone.advice:
             return phone.advice
         if not phone.known:
-            return "it is being asked who it is"
+            return "it is being asked who it is; if that stays so, plug it in again"
         if phone.id in plan.conflicts:
             return IN_USE.format(port=plan.conflicts[phone.id])
         place = plan.places.get(phone.id)
-        if place is None:
+        here = place is None or place.port is not None
+        if here and phone.transport.key not in self._acquaintances.serving:
             return NOT_ANSWERING.format(port=DEFAULT_OLLAMA_PORT)
+        if place is None:
+            return ""
         node = self._registry.node(place.node)
         return SILENT if place.port is not None and node is not None and node.status is NodeStatus.SILENT else ""
 
@@ -301,11 +308,14 @@ class AdbTracker:
         """Entries without a port of their own whose usual one was taken, and what their phones tell of themselves."""
         for phone, place in self._places.items():
             node = self._registry.node(place.node)
-            if place.listed and place.port is not None and node is not None:
-                details = {**self._details(phones[phone], node.id), **node.spec.details}
-                spec = replace(node.spec, port=place.port, details=details)
-                if spec != node.spec:
-                    self._registry.emit(NodeListed(spec, now))
+            if not place.listed or place.port is None or node is None:
+                continue
+            before, told = self._completed.get(node.id, {}), self._details(phones[phone], node.id)
+            written = {name: word for name, word in node.spec.details.items() if before.get(name) != word}
+            self._completed[node.id] = told
+            spec = replace(node.spec, port=place.port, details={**told, **written})
+            if spec != node.spec:
+                self._registry.emit(NodeListed(spec, now))
 
     def _details(self, phone: AdbPhone, node_id: NodeId) -> Details:
         """With the version that its Ollama tells now, else the one that it had when it was plugged in."""
@@ -314,11 +324,15 @@ class AdbTracker:
         return details_of(phone, plain_word(version) or self._acquaintances.serving.get(phone.transport.key, ""))
 
     def _distinct(self, names: Mapping[str, str], phone: str) -> str:
-        """A lab's phones are often of one model; then the end of the serial tells them apart."""
+        """A lab's phones are often of one model; then the end of the serial tells them apart. A name stays."""
         name = names[phone]
-        others = [node.name for node in self._registry.fleet.nodes.values() if node.id != phone]
-        same = sum(other == name for other in names.values()) > 1 or name in others
-        return f"{name} {phone[-4:]}" if same else name
+        choices = [name, f"{name} {phone[-4:]}", f"{name} {phone}"]
+        others = {node.name for node in self._registry.fleet.nodes.values() if node.id != phone}
+        known = self._registry.node(NodeId(phone))
+        if known is not None and known.name in choices and known.name not in others:
+            return known.name
+        shared = sum(other == name for other in names.values()) > 1
+        return next((choice for choice in choices[shared:] if choice not in others), choices[-1])
 
     def _entries(self) -> list[NodeSpec]:
         nodes = self._registry.fleet.nodes.values()
@@ -349,10 +363,9 @@ class AdbTracker:
 
     async def _clear(self) -> None:
         await self._acquaintances.part()
-        adopted = set(self._adopted.values())
-        for forward in self._made - adopted:
-            with suppress(AdbError):
-                await self._link.remove(forward)
+        ours = self._made - set(self._adopted.values())
+        # All at once: a server that hangs keeps nobody from ending.
+        await asyncio.gather(*map(self._link.remove, ours), return_exceptions=True)
 
 
 def _spec(node: NodeId, name: str, place: Place, details: Details) -> NodeSpec:

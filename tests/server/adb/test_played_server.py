@@ -10,8 +10,9 @@ import pytest
 
 from server.adb.ports import preferred_port
 from server.adb.states import QUESTION
-from server.adb.tracker import AdbOptions, AdbTracker
+from server.adb.tracker import START_SECONDS, AdbOptions, AdbTracker
 from server.clock import Clock
+from server.errors import AdbError
 from server.nodes import NodeId, NodeStatus
 from server.registry import Registry
 from tests.server.adb.lab import until
@@ -126,3 +127,28 @@ async def test_a_forward_that_cannot_be_made_is_tried_at_the_next_port() -> None
         async with tracking(server) as (_, registry):
             await until(lambda: listed(registry) == ["S1"])
             assert [*server.forwards] == [f"tcp:{preferred_port('S1', 1)}"]
+
+
+async def test_a_server_that_hangs_at_the_end_keeps_nobody_from_ending() -> None:
+    async with playing() as server, tracking(server) as (_, registry):
+        await until(lambda: listed(registry) == ["S1"])
+        server.said["host-serial:S1:killforward"] = HANG
+    assert server.count("host-serial:S1:killforward") == 1
+
+
+async def test_a_server_that_cannot_be_started_is_told_and_tried_again_with_pauses(unused_tcp_port: int) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await asyncio.sleep(0.001)
+
+    async def start(_: int) -> None:
+        raise AdbError("there is no adb program here")
+
+    tracker = AdbTracker(Registry(), AdbOptions("on", port=unused_tcp_port), Clock(sleep=sleep), start)
+    task = asyncio.create_task(tracker.run())
+    await until(lambda: slept.count(START_SECONDS) >= 2)
+    assert tracker.status()["problem"] == "there is no adb program here"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -227,6 +227,33 @@ async def test_what_phones_tell_of_themselves_is_with_their_nodes_and_what_the_o
         assert the_lab.node(SERIAL).spec.details == told
         await until(lambda: the_lab.node("shelf").spec.details == {**told, **written})
 
+        other.services.properties["ro.build.version.release"] = "15"  # updated, and back after its restart
+        await other.unplug()
+        await until(lambda: the_lab.node("shelf").spec.details == {**told, **written, "android": "15"})
+
+
+async def test_phones_of_one_model_have_names_that_differ_and_stay(the_lab: Lab, ollama: FakePhone) -> None:
+    ports = {11434: ollama.port}
+    async with FakeAdbd("AAAA1234", ports=ports) as one, FakeAdbd("BBBB1234", ports=ports) as two:
+        await the_lab.plug(one)
+        await until(lambda: the_lab.is_ready("AAAA1234"))
+        await the_lab.plug(two)
+        await until(lambda: the_lab.is_ready("BBBB1234"))
+        assert (the_lab.node("AAAA1234").name, the_lab.node("BBBB1234").name) == ("Pixel 7", "Pixel 7 1234")
+        await one.die()
+        await until(lambda: the_lab.node("AAAA1234") is None)
+        the_lab.enter(NodeSpec(NodeId("x"), "x", "ollama", "10.9.9.9", 11434, enabled=False))
+        await asyncio.sleep(0.3)
+        assert the_lab.node("BBBB1234").name == "Pixel 7 1234"
+
+
+async def test_an_entry_whose_phone_has_no_ollama_is_told_so(the_lab: Lab, unused_tcp_port: int) -> None:
+    the_lab.enter(NodeSpec(NodeId("shelf"), "shelf", "ollama", "127.0.0.1", unused_tcp_port, serial="S2"))
+    async with FakeAdbd("S2") as other:
+        await the_lab.plug(other)
+        await until(lambda: "nothing answers at its port" in the_lab.tracker.problems.get("S2", ""))
+        assert the_lab.tracker.status()["phones"][0]["node"] == "shelf"
+
 
 async def test_a_silent_phone_that_stays_listed_is_found_by_probes_and_returns(the_lab: Lab, phone: FakeAdbd) -> None:
     """Within how many seconds is told by an injected clock, in test_health."""
