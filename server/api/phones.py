@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import segno
 
 from server.api import fields
@@ -146,7 +147,8 @@ class PhonesApi:
             names = tuple(one.id for one in self._services.registry.fleet.nodes.values() if one.name == phone)
             raise NodeUnknown(phone, names)
         if node.spec.origin != "file":
-            raise RequestInvalid(f"'{node.name}' does not stand in the fleet file: it comes and goes by itself")
+            words = f"'{node.name}' does not stand in the fleet file: it comes and goes by itself"
+            raise RequestInvalid(words, hint=_to_list(node))
         return node
 
     async def _answer(self, incoming: Incoming, phone: NodeId) -> None:
@@ -199,6 +201,14 @@ async def addresses_of(host: str) -> tuple[str, ...]:
             f"the gateway listens at '{host}', a name that has no address any more", hint="give --host an address"
         ) from problem
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _to_list(node: Node) -> str | None:
+    """What makes a phone on a cable one that can be drained, renamed and kept warm."""
+    if node.spec.serial is None:
+        return None
+    entry = orjson.dumps({"name": node.name, "serial": node.spec.serial}).decode()
+    return f"list it there, and it is yours to change: {entry}"
 
 
 def qr_svg(text: str) -> str:

@@ -11,8 +11,9 @@ import pytest
 from server.api.phones import addresses_of, qr_svg
 from server.care import Condition
 from server.errors import LoopbackOnly
-from server.nodes import NodeId, ProbeReport
-from server.registry import NodeProbed
+from server.nodes import NodeId, NodeSpec, ProbeReport
+from server.phones_file import parse
+from server.registry import NodeListed, NodeProbed
 from tests.server.api.gateway import ask, gateway, get, post
 from tests.server.phones.stand import ID, Stand
 
@@ -45,6 +46,16 @@ async def test_on_loopback_it_says_how_to_start(stand: Stand) -> None:
     error = answer.json()["error"]
     assert (answer.status, error["code"]) == (409, "loopback_only")
     assert "potluck serve --host 0.0.0.0" in error["hint"]
+
+
+async def test_a_phone_on_a_cable_is_the_owners_to_change_once_it_is_listed(stand: Stand) -> None:
+    found = NodeSpec(NodeId("CABLE7"), "Pixel 7", "ollama", "127.0.0.1", 22143, serial="CABLE7", origin="adb")
+    stand.registry.emit(NodeListed(found, 0.0))
+    answer = await post(app_of(stand), "/api/phones/CABLE7/drain", {})
+    error = answer.json()["error"]
+    assert answer.status == 422 and "does not stand in the fleet file" in error["message"]
+    (entry,) = parse(f"[{error['hint'][error['hint'].index('{') :]}]")
+    assert (entry.serial, entry.name) == ("CABLE7", "Pixel 7")
 
 
 async def test_a_host_name_is_the_addresses_that_it_has() -> None:
