@@ -597,6 +597,17 @@ check_gguf() {
     local magic
     magic=$(head -c 4 "$model_file")
     [ "$magic" = GGUF ] || fail "$model_file is not a GGUF file; it may have been cut off while it was copied."
+    [[ ! $model_file =~ -[0-9]{5}-of-[0-9]{5}\.gguf$ ]] ||
+        fail "$model_file is one part of several; make one file of them on a computer (llama-gguf-split --merge) and copy that."
+}
+
+# Large models are several files, which their index names.
+check_safetensors() {
+    local index="$model_file/model.safetensors.index.json" file
+    [ -f "$index" ] || return 0
+    while IFS= read -r file; do
+        [ -s "$model_file/$file" ] || fail "$model_file lacks $file; copy the folder again, whole."
+    done < <(grep -o '[^"/]*\.safetensors"' "$index" | tr -d '"' | sort -u)
 }
 
 # Space and RAM for what is to be brought. `ollama create` copies a GGUF, and writes safetensors twice.
@@ -608,7 +619,10 @@ check_room() {
         *) size=$(size_mb "$model_file") ;;
     esac
     if [ "$source_kind" = gguf ]; then check_gguf; fi
-    if [ "$source_kind" = safetensors ]; then copies=2; fi
+    if [ "$source_kind" = safetensors ]; then
+        check_safetensors
+        copies=2
+    fi
     if [ "$source_kind" = pull ]; then
         if [ "$size" -gt 0 ]; then check_ram "$model" "$(pulled_ram_mb "$size")"; fi
     else
@@ -1454,6 +1468,9 @@ refusal_words() {
     local why
     why=$(json_string message "$1" || json_string error "$1" || json_string detail "$1" || printf 'status %s' "${1##*$'\n'}")
     if [[ $why == *[.?!] ]]; then printf '%s' "$why"; else printf '%s.' "$why"; fi
+    if [[ $1 == *$'\n'401 ]] && [ -z "$token" ]; then
+        printf " A new invitation lets it in again: 'potluck phones invite' at the gateway."
+    fi
 }
 
 join_fleet() {

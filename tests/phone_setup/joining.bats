@@ -102,7 +102,7 @@ PYTHON
     "$HOME/mobile-llm/stop_ollama.sh"
     echo yes >"$FAKE/forgotten"
     set_up
-    fails_with "let this phone in: Who are you? Ollama itself"
+    fails_with "let this phone in: Who are you? A new invitation lets it in again"
     set_up --gateway "$GATEWAY" --token invite-2
     went_well
     joins | grep -q invite-2
