@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
-from potluck.cli.reports import FAILED, reporting, sentence
+from potluck.cli.reports import FAILED, STOPPED, reporting, sentence
 from potluck.cli.safe_text import one_line
 from potluck.errors import Misuse
 
@@ -106,10 +106,13 @@ def setup(
         typer.echo(_called(one))
         transport = Transport(one.serial, one.state)
         try:
-            with_server(server, lambda link, transport=transport: set_up(link, transport, wish), SETUP_SECONDS)  # type: ignore[misc]
+            with_server(server, lambda link, way=transport: set_up(link, way, wish), SETUP_SECONDS)  # type: ignore[misc]
         except Misuse as problem:
             failed += 1
             typer.echo(f"error: {sentence(problem.message)}", err=True)
+        except KeyboardInterrupt:
+            typer.echo("stopped; to run it again does no harm", err=True)
+            raise typer.Exit(STOPPED) from None
     if failed:
         raise typer.Exit(FAILED)
 
@@ -178,7 +181,9 @@ def with_server(
         return await work(link)
 
     try:
-        return asyncio.run(run())
+        # Not asyncio.run: it would keep the first Ctrl-C from whoever is being asked something.
+        with asyncio.Runner() as runner:
+            return runner.get_loop().run_until_complete(run())
     except AdbError as problem:
         fail(problem.message)
 

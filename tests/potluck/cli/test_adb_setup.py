@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from potluck.cli import app
 from potluck.cli.adb_setup import Wish, changes_for, checked_model, free_bytes, set_up
+from potluck.cli.reports import STOPPED
 from potluck.errors import Misuse
 from server.adb.server_link import ServerLink
 from server.adb.states import Transport
@@ -78,6 +81,22 @@ async def test_nobody_there_to_answer_changes_nothing(server: RealAdbServer, pho
     result = await run(server, files)
     assert result.exit_code == 1
     assert phone.services.settings == {} and phone.services.whitelist == phone.services.granted == set()
+
+
+async def test_ctrl_c_at_a_question_ends_it_at_once(server: RealAdbServer, phone: FakeAdbd, files: list[str]) -> None:
+    pipe = asyncio.subprocess.PIPE
+    words = [*files, "--server", f"127.0.0.1:{server.port}"]
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "potluck", "adb", "setup", *words, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    assert program.stdout is not None
+    await program.stdout.readuntil(b"[y/N]")
+    program.send_signal(signal.SIGINT)
+    async with asyncio.timeout(20):
+        await program.wait()  # while nothing is typed and stdin stays open
+    _, said = await program.communicate()
+    assert program.returncode in (1, STOPPED) and b"Traceback" not in said, said
+    assert phone.services.settings == {} and phone.services.whitelist == set()
 
 
 async def test_several_phones_are_asked_about_once_more_and_those_that_are_named_are_not(
