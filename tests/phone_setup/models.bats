@@ -138,6 +138,23 @@ ollama_store() {
     called "ollama create pocket -f"
 }
 
+@test "a folder of safetensors that lacks a file, and one part of a GGUF file" {
+    mkdir "$HOME/hf"
+    touch "$HOME/hf/config.json"
+    echo weights >"$HOME/hf/model-00001-of-00002.safetensors"
+    printf '{"weight_map": {"a": "model-00001-of-00002.safetensors",\n"b": "model-00002-of-00002.safetensors"}}' \
+        >"$HOME/hf/model.safetensors.index.json"
+    set_up --model-file "$HOME/hf"
+    fails_with "lacks model-00002-of-00002.safetensors"
+    cp "$HOME/hf/model-00001-of-00002.safetensors" "$HOME/hf/model-00002-of-00002.safetensors"
+    set_up --model-file "$HOME/hf" --dry-run
+    went_well
+    gguf "$HOME/big-00001-of-00003.gguf"
+    set_up --model-file "$HOME/big-00001-of-00003.gguf"
+    fails_with "is one part of several"
+    [ ! -e "$HOME/mobile-llm" ]
+}
+
 @test "a file that Ollama does not take" {
     gguf "$HOME/odd.gguf"
     touch "$FAKE/create_fails"
