@@ -184,8 +184,13 @@ async def _pour(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
 
 
 def _environ(program: Path) -> dict[str, str]:
-    libraries = program.parents[2] / f"{os.uname().machine}-linux-gnu"
-    found = os.pathsep.join([str(libraries), str(libraries / "android")])
+    triplet = f"{os.uname().machine}-linux-gnu"
+    libraries = [
+        program.parents[2] / triplet,
+        program.parents[2] / triplet / "android",
+        program.parents[4] / "lib" / triplet,
+    ]
+    found = os.pathsep.join(map(str, libraries))
     return {"PATH": os.environ["PATH"], "LD_LIBRARY_PATH": found, "HOME": "/"}
 
 

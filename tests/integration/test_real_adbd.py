@@ -52,7 +52,7 @@ async def test_a_phone_joins_tells_what_it_is_and_leaves(the_lab: Lab, phone: Re
     assert await until(lambda: the_lab.is_ready("REAL1")) < 3.0
     node = the_lab.node("REAL1")
     assert (node.name, node.spec.port, node.spec.details["android"]) == ("Pixel 6", preferred_port("REAL1"), "13")
-    assert node.spec.details["ram_bytes"] > 1 << 28  # of /proc/meminfo, as on a phone
+    assert int(node.spec.details["ram_bytes"]) > 1 << 28  # of /proc/meminfo, as on a phone
     await until(lambda: the_lab.node("REAL1").condition is not None)
     condition = the_lab.node("REAL1").condition
     assert (condition.level, condition.temperature_c, condition.charging) == (61.0, 30.5, True)

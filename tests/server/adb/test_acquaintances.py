@@ -20,7 +20,7 @@ class PlayedLink(ServerLink):
     def __init__(self) -> None:
         super().__init__()
         self.said: dict[str, str | AdbError] = {}
-        self.version: dict[str, str | AdbError] = {}
+        self.versions: dict[str, str | AdbError] = {}
         self.asked: list[str] = []
 
     async def shell(self, transport: Transport, command: str) -> str:
@@ -29,7 +29,7 @@ class PlayedLink(ServerLink):
 
     async def serves(self, transport: Transport, port: int) -> str | None:
         self.asked.append(f"serves {transport.serial}")
-        return _told(self.version[transport.serial]) if transport.serial in self.version else None
+        return _told(self.versions[transport.serial]) if transport.serial in self.versions else None
 
 
 def _told(answer: str | AdbError) -> str:
@@ -58,7 +58,7 @@ async def world() -> AsyncIterator[World]:
 
 async def test_who_is_met_is_asked_once_and_known_until_it_leaves() -> None:
     async with world() as played:
-        played.link.version["S1"] = "0.31.1"
+        played.link.versions["S1"] = "0.31.1"
         played.known.meet((ONE, Transport("S3", "offline", number=3)))
         await played.clock.settle()
         assert played.known.facts == {ONE.key: Facts("S1", "Pixel", "14", "chip")}
@@ -80,10 +80,10 @@ async def test_a_phone_that_cannot_be_asked_is_asked_each_second_whatever_the_re
         await played.clock.advance(3 * ASK_SECONDS)
         assert len(played.link.asked) >= 3 and not played.known.facts
         played.link.said.clear()
-        played.link.version["S1"] = AdbServerGone("and another")
+        played.link.versions["S1"] = AdbServerGone("and another")
         await played.clock.advance(2 * ASK_SECONDS)
         assert played.known.facts and not played.known.serving
-        played.link.version["S1"] = ""
+        played.link.versions["S1"] = ""
         await played.clock.advance(ASK_SECONDS)
         assert played.known.serving == {ONE.key: ""}
 
