@@ -170,5 +170,7 @@ class Cable:
 
 def missing_tools() -> str:
     """What a story needs and this machine lacks, in words; empty where all is there."""
+    if not sys.platform.startswith("linux"):
+        return "phones are Linux machines, and their scripts read /proc"
     missing = [name for name in NEEDED if shutil.which(name, path="/usr/bin:/bin") is None]
     return f"{' and '.join(missing)} is not installed" if missing else ""
