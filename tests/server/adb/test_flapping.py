@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from server.adb.ports import CHOICES, preferred_port
+from tests.fakes.adb_server import real_adb_server
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
-from tests.server.adb.lab import Lab, lab, until
+from tests.server.adb.lab import Lab, following_server, until
 
 PHONES, ROUNDS, AT_ONCE = 50, 4, 20
 
@@ -50,30 +51,47 @@ def descriptors() -> int:
 @pytest.mark.parametrize("seed", [7])
 async def test_fifty_phones_that_come_and_go_leave_nothing_behind(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
-    async with lab(tmp_path) as the_lab, contextlib.AsyncExitStack() as stack:
+    async with real_adb_server(tmp_path) as server, FakePhone() as ollama, following_server(server) as the_lab:
         await until(lambda: the_lab.tracker.server_problem is None)
         tasks, opened = len(asyncio.all_tasks()), descriptors()
-        ollama = await stack.enter_async_context(FakePhone())
-        ports = {11434: ollama.port}
-        phones = [await stack.enter_async_context(FakeAdbd(f"LAB{n:03}", ports=ports)) for n in range(PHONES)]
-        await the_lab.plug(*phones)
-        await until(lambda: len(the_lab.ready()) == PHONES)
-
-        for number in range(ROUNDS):
-            await asyncio.gather(*(flap(phone, draw) for phone in draw.sample(phones, AT_ONCE)))
-            await asyncio.sleep(draw.random() * 0.3)
-            if number == ROUNDS // 2:
-                await the_lab.server.kill()
-                await the_lab.server.start()
-        await the_lab.plug(*phones)  # those that the new server does not know, and those that it has given up
-        await until(lambda: len(the_lab.ready()) == PHONES, 40.0)
-        own = {phone.address: {preferred_port(phone.serialno, n) for n in range(CHOICES)} for phone in phones}
-        # One each, and one of its own: a phone's port does not wander off while it comes and goes.
-        await until_forwards(the_lab, lambda now: now.keys() == own.keys() and all(len(now[way]) == 1 for way in now))
-        assert all(set(ports) <= own[way] for way, ports in (await the_lab.local_ports()).items())
-
-        await stack.aclose()
+        phones = [FakeAdbd(f"LAB{number:03}", ports={11434: ollama.port}) for number in range(PHONES)]
+        async with contextlib.AsyncExitStack() as plugged:
+            for phone in phones:
+                await plugged.enter_async_context(phone)
+            await the_lab.plug(*phones)
+            await until(lambda: len(the_lab.ready()) == PHONES)
+            await come_and_go(the_lab, phones, draw)
+            await the_lab.plug(*phones)  # those that the new server does not know, those that it has given up
+            await until(lambda: len(the_lab.ready()) == PHONES, 40.0)
+            await until_one_forward_each(the_lab, phones)
         await until(lambda: not the_lab.registry.fleet.nodes, 40.0)
         await until_forwards(the_lab, lambda now: now == {})
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
         await until(lambda: descriptors() <= opened)
+
+
+async def test_a_gateway_that_ends_before_its_phones_takes_its_forwards_away(tmp_path: Path) -> None:
+    async with real_adb_server(tmp_path) as server, FakePhone() as ollama, contextlib.AsyncExitStack() as plugged:
+        ports = {11434: ollama.port}
+        phones = [await plugged.enter_async_context(FakeAdbd(f"LAB{n:03}", ports=ports)) for n in range(10)]
+        async with following_server(server) as the_lab:
+            await the_lab.plug(*phones)
+            await until(lambda: len(the_lab.ready()) == len(phones))
+            await until_one_forward_each(the_lab, phones)
+        assert await server.link.forwards() == ()
+
+
+async def come_and_go(the_lab: Lab, phones: list[FakeAdbd], draw: random.Random) -> None:
+    for number in range(ROUNDS):
+        await asyncio.gather(*(flap(phone, draw) for phone in draw.sample(phones, AT_ONCE)))
+        await asyncio.sleep(draw.random() * 0.3)
+        if number == ROUNDS // 2:
+            await the_lab.server.kill()
+            await the_lab.server.start()
+
+
+async def until_one_forward_each(the_lab: Lab, phones: list[FakeAdbd]) -> None:
+    """And one of its own: a phone's port does not wander off while it comes and goes."""
+    own = {phone.address: {preferred_port(phone.serialno, n) for n in range(CHOICES)} for phone in phones}
+    await until_forwards(the_lab, lambda now: now.keys() == own.keys() and all(len(now[way]) == 1 for way in now))
+    assert all(set(ports) <= own[way] for way, ports in (await the_lab.local_ports()).items())
