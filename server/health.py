@@ -33,6 +33,7 @@ FIRST_JITTER = 0.8  # nodes that were listed together are soon asked one after t
 log = logging.getLogger(__name__)
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # where forwards end
 CABLE_INTERVAL_SECONDS = 3.0  # a dead cable or wireless link stays listed, and nobody but probes tells of its end
 
 
@@ -44,7 +45,7 @@ class ProbePace:
 
     def of(self, spec: NodeSpec) -> ProbePace:
         """Phones that are reached through adb are asked oftener: to ask costs nothing on a cable."""
-        if spec.origin != "adb" and spec.serial is None:
+        if spec.origin != "adb" and (spec.serial is None or spec.host not in LOOPBACK):
             return self
         return replace(self, interval_seconds=min(self.interval_seconds, CABLE_INTERVAL_SECONDS))
 

@@ -121,7 +121,7 @@ async def test_a_node_that_starts_to_hang_is_silent_within_ten_seconds_whenever_
         assert world.backend.times("a")[:4] == [0.0, 5.0, 7.0, 8.0]
 
 
-@pytest.mark.parametrize("way", [{"origin": "adb"}, {"serial": "28161FDH2000QX"}])
+@pytest.mark.parametrize("way", [{"origin": "adb"}, {"serial": "S1", "host": "127.0.0.1"}])
 async def test_a_phone_behind_adb_whose_link_is_dead_is_silent_well_within_ten_seconds(way: dict[str, Any]):
     """It stays listed and its forward takes connections; the rest of the ten seconds is for busy machines."""
     async with probing() as world:
@@ -133,6 +133,13 @@ async def test_a_phone_behind_adb_whose_link_is_dead_is_silent_well_within_ten_s
         await world.clock.advance(0.2)
         assert world.status("a") is NodeStatus.SILENT
         assert world.backend.times("a")[:4] == [0.0, 3.0, 5.0, 6.0]
+
+
+async def test_a_phone_with_a_serial_that_is_reached_by_wifi_is_not_asked_oftener():
+    async with probing() as world:
+        world.list("a", serial="S1", host="192.168.1.7")
+        await world.clock.advance(10.5)
+        assert world.backend.times("a") == [0.0, 5.0, 10.0]
 
 
 async def test_a_thousand_nodes_that_hang_together_are_silent_within_ten_seconds():
