@@ -26,6 +26,7 @@ PIN = re.compile(r"^[a-z0-9-]+==[0-9][0-9a-z.]*(; sys_platform != \"win32\")?$")
 # Used by a library on our behalf, so that no import of ours names them.
 UNSEEN = {
     "accelerate": "transformers",
+    "adbutils": "server/adb/binary.py",
     "gguf": "transformers",
     "numpy": "transformers",
     "safetensors": "transformers",
