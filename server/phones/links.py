@@ -21,6 +21,8 @@ _VIRTUAL = re.compile(
     re.IGNORECASE,
 )
 _NO_WAY = "the gateway listens on this machine only, so no phone can reach it"
+_NOT_PRIVATE = "the gateway listens at no address of a private network, where phones could be called back"
+_CONNECT = "connect this machine to the phones' Wi-Fi or router, or start the gateway for that network: --host 0.0.0.0"
 _START = "start it for the network: potluck serve --host 0.0.0.0 (or scripts/run --host 0.0.0.0)"
 
 
@@ -61,13 +63,20 @@ def links_of(
         named.setdefault(one, Interface("", one, 32))
     addresses = [one for one in named.values() if _is_for_phones(one.address) and _listens(listening, one)]
     if not addresses:
-        raise LoopbackOnly("the gateway has no address in a private network that phones could reach", hint=_START)
+        raise LoopbackOnly(_NOT_PRIVATE + _has(named.values()), hint=_CONNECT)
     addresses.sort(key=lambda one: _rank(one, host, towards))
     return tuple(Link(_url(scheme, one.address, port), one.address, one.name) for one in addresses[:MOST_LINKS])
 
 
 def _listens(listening: Collection[str], one: Interface) -> bool:
     return ANY in listening or one.address in listening or (ANY_V6 if one.is_v6 else ANY_V4) in listening
+
+
+def _has(found: Iterable[Interface]) -> str:
+    """The addresses of this machine, none of which will do, in words."""
+    own = sorted({one.address for one in found} - {ANY, ANY_V4, ANY_V6})
+    told = [address for address in own if not is_loopback(address)][:MOST_LINKS]
+    return f" (this machine has {', '.join(told)})" if told else ""
 
 
 def _rank(one: Interface, asked_at: str, towards: str | None) -> tuple[bool, ...]:

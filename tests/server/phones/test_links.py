@@ -95,8 +95,14 @@ def test_a_name_stands_for_all_its_addresses() -> None:
 
 @pytest.mark.parametrize(("listening", "found"), [("0.0.0.0", (LO, LOCAL6)), ("8.8.8.8", ALL), ("0.0.0.0", (OWN6,))])
 def test_without_an_address_for_phones_there_is_no_invitation(listening: str, found) -> None:
-    with pytest.raises(LoopbackOnly, match="no address in a private network"):
+    with pytest.raises(LoopbackOnly, match="no address of a private network"):
         addresses(listening, found=found)
+
+
+def test_who_listens_for_the_network_and_has_no_address_there_is_told_which_he_has() -> None:
+    with pytest.raises(LoopbackOnly, match=r"\(this machine has 192\.0\.2\.2\)") as refused:
+        addresses("0.0.0.0", found=(LO, Interface("eth0", "192.0.2.2", 24)))
+    assert "connect this machine" in (refused.value.hint or "")
 
 
 def test_links_are_written_as_they_are_typed() -> None:
