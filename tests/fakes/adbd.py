@@ -46,6 +46,7 @@ class FakeAdbd:
         self.connections = 0  # made so far
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()  # not to be cancelled a second time
         self._heard = asyncio.Event()
         self._heard.set()
 
@@ -78,10 +79,9 @@ class FakeAdbd:
 
     async def unplug(self) -> None:
         """Every connection is cut; a new one is taken."""
-        sessions = list(self._sessions)
-        for session in sessions:
+        for session in self._sessions:
             session.cancel()
-        await asyncio.gather(*sessions, return_exceptions=True)
+        await asyncio.gather(*self._sessions, *self._ending, return_exceptions=True)
 
     def silence(self) -> None:
         """Nothing is read or said any more, and nothing closed."""
@@ -97,7 +97,7 @@ class FakeAdbd:
             writer.transport.abort()
             return
         self._sessions.add(task)
-        task.add_done_callback(self._sessions.discard)
+        task.add_done_callback(self._ending.discard)
         self.connections += 1
         session = _Session(self, writer, self._heard)
         try:
@@ -110,7 +110,9 @@ class FakeAdbd:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the server left, or `unplug` was called: either way nothing is owed to anybody
         finally:
-            writer.transport.abort()  # before anything is waited for: the wait may be cancelled, too
+            self._sessions.discard(task)
+            self._ending.add(task)
+            writer.transport.abort()
             await session.end()
 
 
