@@ -28,6 +28,8 @@ Handler = Callable[[int, FrameType | None], Any]
 class Requests(Protocol):
     draining: bool
 
+    def cut_resumable(self, error: GatewayDraining) -> None: ...
+
     def cut(self, error: GatewayDraining) -> None: ...
 
 
@@ -58,6 +60,7 @@ class Draining:
             self.cut()
             return
         self._requests.draining = True
+        self._requests.cut_resumable(GatewayDraining("the gateway was stopped; ask again, and it goes on from there"))
         log.info("stopping: no new requests, running answers have %g s", self._drain_seconds)
         self._timers.append(asyncio.get_running_loop().call_later(self._drain_seconds, self.cut))
 

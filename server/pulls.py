@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.errors import NodeError, NodeRefused, NodeUnreachable
-from server.nodes import Node, NodeStatus, model_key
+from server.errors import NodeBroken, NodeError, NodeRefused, NodeUnreachable
+from server.nodes import ModelKey, Node, NodeStatus, model_key
 from server.placement import may_load
 
 SUCCESS = "success"
+OURS = (SUCCESS, "error", "waiting", "trying again", "done")  # what the gateway says of a node, and no node for itself
 LONGEST_STATUS = 200
+LONGEST_DIGEST = 200
+MOST_STEPS = 1024  # distinct ones of one node: a model has a few parts, with a step or two for each
 LONGEST_WORDS = 400
 _SIGNATURE = re.compile(r"(?<=[^\s])\?[^\s\"']+=[^\s\"']*")  # the library's addresses carry half a page of it
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # half a minute: a phone that changes its Wi-Fi is back by then
@@ -40,7 +43,8 @@ class Progress:
     """How far one node is, over all parts of the model and all tries."""
 
     parts: Mapping[str, int] = field(default_factory=dict)  # bytes that are there, by digest
-    status: str = ""
+    steps: frozenset[tuple[str, str]] = frozenset()  # status and digest, all that were told
+    advanced_at: float = 0.0  # when a step or a byte was new
     failures: int = 0  # in a row, without a byte more
     furthest: int = 0  # bytes, at the last failure
 
@@ -48,13 +52,17 @@ class Progress:
     def completed(self) -> int:
         return sum(self.parts.values())
 
-    def told(self, record: Mapping[str, Any]) -> Progress:
-        """After one record of the node."""
-        digest, completed = record.get("digest"), record.get("completed")
-        parts = self.parts
-        if isinstance(digest, str) and type(completed) is int and completed > parts.get(digest, 0):
-            parts = {**parts, digest: completed}
-        return replace(self, parts=parts, status=str(record.get("status") or ""))
+    def told(self, record: Mapping[str, Any], now: float = 0.0) -> Progress:
+        """After one record of the node, as `shown` has it. Raises NodeBroken for one that tells without end."""
+        digest, completed = record.get("digest", ""), record.get("completed", 0)
+        step = (record["status"], digest)
+        is_new, is_more = step not in self.steps, bool(digest) and completed > self.parts.get(digest, 0)
+        if not is_new and not is_more:
+            return self
+        if is_new and len(self.steps) >= MOST_STEPS:
+            raise NodeBroken(f"it told of more than {MOST_STEPS} steps, and none was the last")
+        parts = {**self.parts, digest: completed} if is_more else self.parts
+        return replace(self, parts=parts, steps=self.steps | {step} if is_new else self.steps, advanced_at=now)
 
     def failed(self) -> Progress:
         """After a failure that another try may mend: bytes that came since the last one renew the hope."""
@@ -69,10 +77,12 @@ class Progress:
 
 def shown(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is passed on of a node's record: these fields, where they are what they should be."""
-    told: dict[str, Any] = {"status": str(record.get("status") or "")[:LONGEST_STATUS]}
-    digest = record.get("digest")
-    if isinstance(digest, str):
-        told["digest"] = digest[:LONGEST_STATUS]
+    status, digest = record.get("status"), record.get("digest")
+    told: dict[str, Any] = {"status": status[:LONGEST_STATUS] if isinstance(status, str) else ""}
+    if told["status"] in OURS:
+        told["status"] = f"it says: {told['status']}"
+    if isinstance(digest, str) and digest:
+        told["digest"] = digest[:LONGEST_DIGEST]
     for name in ("total", "completed"):
         if type(record.get(name)) is int and record[name] >= 0:
             told[name] = record[name]
@@ -91,12 +101,19 @@ def words_of(error: NodeError) -> str:
         meaning = "it is not reached"
     elif meaning is None and any(words in told.lower() for words in NO_NETWORK):
         meaning = "it does not reach the library"
-    return told if meaning is None else f"{meaning} ({told})"
+    if meaning is None:
+        return told or "it failed without a word"
+    return f"{meaning} ({told})"
 
 
 def _meaning(message: str) -> str | None:
     text = message.lower()
     return next((meaning for words, meaning in FINAL if words in text), None)
+
+
+def listed_key(model: str) -> ModelKey:
+    """How the model is listed once it is there: Ollama leaves out its own library's name."""
+    return ModelKey(model_key(model).removeprefix("registry.ollama.ai/").removeprefix("library/"))
 
 
 def pulls_for_itself(node: Node) -> bool:
@@ -110,7 +127,7 @@ def hindrance(node: Node, model: str, *, tried: bool = False) -> str | None:
         return "it is a server that keeps its models as it likes"
     if not pulls_for_itself(node):
         return "it is a GPU node, which fetches a model when it loads it (POST /api/models/load)"
-    if not may_load(node, model_key(model)):
+    if not may_load(node, listed_key(model)):
         return "the fleet file lets it serve other models only"
     match node.status:
         case NodeStatus.DISABLED:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.api.fields import Check, checked, flag, integer, short_name, texts
@@ -23,14 +24,15 @@ from server.backends.faults import text_of
 from server.errors import NodeBroken, NodeError, NodeStalled, NoNodes, RequestInvalid
 from server.nodes import Node, NodeId, NodeStatus, model_key
 from server.placement import node_named
-from server.pulls import SUCCESS, Progress, hindrance, is_final, pulls_for_itself, shown, words_of
+from server.pulls import SUCCESS, Progress, hindrance, is_final, listed_key, pulls_for_itself, shown, words_of
 
 PULL_PATH = "/api/pull"
 AT_ONCE, MOST_AT_ONCE = 3, 64
 MOST_NODES = 4096
-# Ollama tells of a download many times a second; nothing comes while it checks gigabytes on a slow phone.
+# Ollama tells of a download many times a second, also of one that stands still; nothing comes while it checks gigabytes
+# on a slow phone.
 SILENT_SECONDS = 300.0
-ALL_SECONDS = 86_400.0
+ALL_SECONDS = 86_400.0  # of one node, over all its tries
 PROGRESS_SECONDS = 0.25  # of one node: a bar cannot show more
 MOST_WAITING = 1024  # records that a slow reader has not taken yet; further progress is left out
 
@@ -75,14 +77,14 @@ def read_pull(body: Mapping[str, Any]) -> PullWish:
 class _Telling:
     """The records of all nodes on their way to the caller, and how each ended."""
 
-    records: asyncio.Queue[Record] = field(default_factory=lambda: asyncio.Queue(MOST_WAITING))
+    records: asyncio.Queue[tuple[Record, bool]] = field(default_factory=lambda: asyncio.Queue(MOST_WAITING))  # its end?
     pulled: list[str] = field(default_factory=list)
     had: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def progress(self, record: Record) -> None:
         if not self.records.full():
-            self.records.put_nowait(record)
+            self.records.put_nowait((record, False))
 
     def summary(self, model: str) -> Record:
         return {"status": "done", "model": model, "pulled": self.pulled, "had": self.had, "failed": self.failed}
@@ -111,8 +113,8 @@ class Pulling:
         try:
             left = len(tasks)
             while left:
-                record = await telling.records.get()
-                left -= record["status"] in (SUCCESS, "error")
+                record, is_end = await telling.records.get()
+                left -= is_end
                 yield record, False
         finally:
             for task in tasks:
@@ -123,7 +125,8 @@ class Pulling:
     def _targets(self, wish: PullWish) -> list[Node]:
         nodes = list(self._registry.fleet.nodes.values())
         if wish.nodes is not None:
-            return list({node.id: node for name in wish.nodes for node in [node_named(name, nodes)]}.values())
+            names = dict.fromkeys(name.strip().lower() for name in wish.nodes)
+            return list({node.id: node for name in names for node in [node_named(name, nodes)]}.values())
         away = (NodeStatus.DISABLED, NodeStatus.DRAINING)
         phones = [node for node in nodes if pulls_for_itself(node) and node.status not in away]
         if not phones:
@@ -150,10 +153,10 @@ class Pulling:
     def now(self) -> float:
         return self._now()
 
-    async def told_by(self, node: Node, model: str) -> AsyncGenerator[Record, None]:
+    async def told_by(self, node: Node, model: str, seconds: float) -> AsyncGenerator[Record, None]:
         """The node's records up to its success. Raises NodeError for any other end."""
         spec = node.spec
-        patience = Patience(self._connect_seconds, SILENT_SECONDS, SILENT_SECONDS, ALL_SECONDS)
+        patience = Patience(self._connect_seconds, SILENT_SECONDS, SILENT_SECONDS, seconds)
         body = {"model": model, "stream": True}
         async with aclosing(self._operations.lines(spec, PULL_PATH, body, patience)) as lines:
             async for record in lines:
@@ -172,8 +175,9 @@ class _Pull:
         self.label = label
         self._pulling, self._id, self._model, self._telling = pulling, node_id, model, telling
         self._progress = Progress()
+        self._until = pulling.now() + ALL_SECONDS
         self._told_at = 0.0
-        self._told = ("", "")  # status and digest
+        self._told: set[object] = set()  # by this try: steps, and digests that are whole
 
     async def run(self) -> None:
         node = self._pulling.node(self._id)
@@ -187,22 +191,39 @@ class _Pull:
                 return
             try:
                 await self._once(node)
-                await self._pulling.look_again(node)
+                if not self._has_left():
+                    await self._pulling.look_again(node)
                 break
             except NodeError as error:
                 # one that fell silent in the middle and is silent to probes too is not waited for so long again
                 tried = not (isinstance(error, NodeStalled) and error.phase != "connect")
                 if not await self._again(error):
                     return
+        if self._has_left():
+            await self.end("it left the fleet")
+            return
         after = self._digest(self._pulling.node(self._id))
         await self.end(None, had=before is not None and before == after)
 
     async def _once(self, node: Node) -> None:
-        async with aclosing(self._pulling.told_by(node, self._model)) as records:
+        """One try. It ends early where the node leaves the fleet. Raises NodeError."""
+        pulling = self._pulling
+        self._told.clear()
+        self._progress = replace(self._progress, advanced_at=pulling.now())
+        left = max(1.0, self._until - pulling.now())
+        async with aclosing(pulling.told_by(node, self._model, left)) as records:
             async for record in records:
-                self._progress = self._progress.told(record)
-                if record.get("status") != SUCCESS:
-                    self._tell(shown(record))
+                if record.get("status") == SUCCESS or self._has_left():
+                    return
+                told, now = shown(record), pulling.now()
+                self._progress = self._progress.told(told, now)
+                if now - self._progress.advanced_at > SILENT_SECONDS:
+                    raise NodeStalled(f"it brought nothing more for {SILENT_SECONDS:g} s", "load")
+                self._tell(told, now)
+
+    def _has_left(self) -> bool:
+        node = self._pulling.node(self._id)
+        return node is None or node.status is NodeStatus.DRAINING
 
     async def _again(self, error: NodeError) -> bool:
         """Wait for the next try; False where there is none, which is told."""
@@ -212,38 +233,41 @@ class _Pull:
             return False
         self._progress = self._progress.failed()
         pause = self._progress.pause_seconds
-        if pause is None:
+        if pause is None or self._pulling.now() + pause >= self._until:
             await self.end(words)
             return False
         self._telling.progress({"node": self.label, "status": "trying again", "reason": words, "in_seconds": pause})
         await self._pulling.pause(pause)
         return True
 
-    def _tell(self, record: Record) -> None:
-        """Changes at once, mere progress a few times a second."""
-        now, told = self._pulling.now(), (record["status"], record.get("digest", ""))
-        whole = "total" in record and record.get("completed") == record["total"]
-        if told != self._told or whole or now - self._told_at >= PROGRESS_SECONDS:
-            self._told, self._told_at = told, now
+    def _tell(self, record: Record, now: float) -> None:
+        """What is new at once, mere progress a few times a second."""
+        digest = record.get("digest", "")
+        news: set[object] = {(record["status"], digest)}
+        if "total" in record and record.get("completed") == record["total"]:
+            news.add(digest)
+        if not news <= self._told or now - self._told_at >= PROGRESS_SECONDS:
+            self._told |= news
+            self._told_at = now
             self._telling.progress({"node": self.label, **record})
 
     async def end(self, error: str | None, *, had: bool = False) -> None:
         telling = self._telling
         if error is not None:
             telling.failed[self.label] = error
-            await telling.records.put({"node": self.label, "status": "error", "error": error})
+            await telling.records.put(({"node": self.label, "status": "error", "error": error}, True))
             return
         (telling.had if had else telling.pulled).append(self.label)
-        await telling.records.put({"node": self.label, "status": SUCCESS})
+        await telling.records.put(({"node": self.label, "status": SUCCESS}, True))
 
     def _digest(self, node: Node | None) -> str | None:
         """Of the model as the node has it; None where it has none. Its owner may let it serve fewer than it has."""
-        key = model_key(self._model)
+        key = listed_key(self._model)
         copies = node.report.models if node is not None and node.report is not None else ()
         return next((copy.digest for copy in copies if model_key(copy.name) == key), None)
 
 
 def _labels(nodes: Sequence[Node]) -> dict[NodeId, str]:
     """What each is called: its name, or its id where several have the name."""
-    names = [node.name for node in nodes]
-    return {node.id: node.name if names.count(node.name) == 1 else str(node.id) for node in nodes}
+    names = Counter(node.name for node in nodes)
+    return {node.id: node.name if names[node.name] == 1 else str(node.id) for node in nodes}

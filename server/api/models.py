@@ -69,6 +69,7 @@ class ModelsApi:
         self._loading = Loading(services)
         self._unloading = Unloading(services)
         self._pulling = Pulling(services)
+        self._resumable = services.open_requests.resumable
 
     async def listed(self, incoming: Incoming) -> None:
         models: dict[ModelKey, tuple[str, list[Record]]] = {}
@@ -114,7 +115,11 @@ class ModelsApi:
     async def pull(self, incoming: Incoming) -> None:
         wish = read_pull(await incoming.json())
         incoming.watch()
-        await _answer(incoming, self._pulling.steps(wish), wish.stream)
+        self._resumable.add(incoming)  # a gateway that ends does not wait for hours of downloads
+        try:
+            await _answer(incoming, self._pulling.steps(wish), wish.stream)
+        finally:
+            self._resumable.discard(incoming)
 
 
 async def _answer(incoming: Incoming, steps: AsyncGenerator[Step, None], stream: bool) -> None:

@@ -83,7 +83,12 @@ class OpenRequests:
     """The requests that are being answered now. Once draining, no further one is begun."""
 
     requests: set[Incoming] = field(default_factory=set)
+    resumable: set[Incoming] = field(default_factory=set)  # of these, what may be cut and asked again at no loss
     draining: bool = False
+
+    def cut_resumable(self, error: GatewayError) -> None:
+        for incoming in list(self.resumable):
+            incoming.cut(error)
 
     def cut(self, error: GatewayError) -> None:
         """End all of them: streams with this error as their last event. Those at dispatch are cancelled there."""

@@ -9,7 +9,17 @@ import pytest
 
 from server.errors import NodeBroken, NodeIncapable, NodeRefused, NodeStalled, NodeUnreachable
 from server.nodes import NodeStatus
-from server.pulls import PAUSES_SECONDS, Progress, hindrance, is_final, pulls_for_itself, shown, words_of
+from server.pulls import (
+    MOST_STEPS,
+    PAUSES_SECONDS,
+    Progress,
+    hindrance,
+    is_final,
+    listed_key,
+    pulls_for_itself,
+    shown,
+    words_of,
+)
 from tests.server.scripted_nodes import node_of, report_of
 
 
@@ -21,8 +31,25 @@ def line(digest: str, completed: int | None = None, total: int = 100) -> dict[st
 def test_bytes_of_all_parts_count_and_never_shrink() -> None:
     progress = Progress()
     for record in (line("a"), line("a", 40), line("b", 7), line("a", 20), line("a", True), {"status": "verifying"}):
-        progress = progress.told(record)
-    assert (progress.completed, progress.status) == (47, "verifying")
+        progress = progress.told(shown(record))
+    assert progress.completed == 47
+
+
+def test_only_a_new_step_or_a_further_byte_is_progress() -> None:
+    progress = Progress()
+    for moment, record in enumerate((line("a", 5), line("a", 5), {"status": "x"}, line("a", 4), {"status": "x"}), 1):
+        progress = progress.told(record, float(moment))
+    assert progress.advanced_at == 3.0
+    assert progress.told(line("a", 6), 9.0).advanced_at == 9.0
+
+
+def test_who_tells_of_new_steps_without_end_is_stopped() -> None:
+    progress = Progress()
+    for number in range(MOST_STEPS):
+        progress = progress.told(line(f"sha256:{number}", 1))
+    assert progress.told(line("sha256:0", 2)).completed == MOST_STEPS + 1
+    with pytest.raises(NodeBroken, match="steps"):
+        progress.told(line("sha256:more", 1))
 
 
 def test_without_a_further_byte_the_pauses_grow_and_end() -> None:
@@ -83,6 +110,27 @@ def test_only_what_is_meant_for_the_caller_is_passed_on() -> None:
     assert shown(record) == {"status": "pulling x", "digest": "sha256:1", "total": 5, "completed": 2}
     odd = {"status": "y" * 1000, "digest": 5, "total": "5", "completed": -1}
     assert shown(odd) == {"status": "y" * 200}
+    assert shown({"status": {"x": ["\ud800"]}, "digest": "", "total": True, "completed": 1.5}) == {"status": ""}
+
+
+@pytest.mark.parametrize("word", ["error", "success", "waiting", "trying again", "done"])
+def test_no_node_says_what_the_gateway_says_of_it(word: str) -> None:
+    assert shown({"status": word}) == {"status": f"it says: {word}"}
+
+
+def test_an_error_without_words_has_some() -> None:
+    assert words_of(NodeBroken("")) == "it failed without a word"
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed"),
+    [("Qwen:1b", "qwen:1b"), ("qwen:latest", "qwen"), ("library/qwen:1b", "qwen:1b"), ("me/qwen", "me/qwen"),
+     ("registry.ollama.ai/library/qwen:1b", "qwen:1b"), ("registry.ollama.ai/me/qwen", "me/qwen"),
+     ("hf.co/Me/Qwen-GGUF:Q4_K_M", "hf.co/me/qwen-gguf:q4_k_m")],
+)  # fmt: skip
+def test_how_a_model_is_listed_once_it_is_there(asked: str, listed: str) -> None:
+    assert listed_key(asked) == listed
+    assert hindrance(node_of("x", report_of((listed,)), models=(listed,)), asked) is None
 
 
 def test_who_is_not_asked_and_why() -> None:

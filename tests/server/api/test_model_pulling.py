@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from server.api.model_pulling import MOST_WAITING, Pulling, PullWish, Step, read_pull
 from server.backends import Backends
-from server.errors import NodeStalled, RequestInvalid
+from server.draining import Draining
+from server.errors import NodeBroken, NodeStalled, RequestInvalid
 from server.nodes import NodeId
 from server.pulls import PAUSES_SECONDS
 from server.registry import NodeListed, NodeProbed, NodeUnlisted, ProbeFailed, Registry
@@ -267,8 +270,10 @@ async def test_what_only_says_how_far_it_is_comes_a_few_times_a_second() -> None
 
 
 async def test_a_caller_who_does_not_read_is_told_the_end_and_costs_little() -> None:
-    lines = [{"status": f"step {count}"} for count in range(3 * MOST_WAITING)]
-    here = Scripted(*lines, {"status": "success"})
+    total = 3 * MOST_WAITING
+    lines = [{"status": "pulling x", "digest": "d", "total": total, "completed": count} for count in range(total)]
+    here, moments = Scripted(*lines, {"status": "success"}), itertools.count(1.0)
+    here.made.services = replace(here.made.services, loop_time=lambda: next(moments))
     steps = here.steps()
     await anext(steps)
     reading = asyncio.ensure_future(anext(steps))
@@ -291,6 +296,93 @@ async def test_a_node_that_ends_without_a_word_and_one_that_we_break_on() -> Non
 
     here.made = gateway(registry=here.registry, operations=Broken())
     assert (await here.told())[-1]["failed"] == {"kitchen": "the gateway failed; its log says why"}
+
+
+async def test_a_phone_that_says_error_as_a_step_ends_nobodys_pull() -> None:
+    held = asyncio.Event()
+    here = Scripted({"status": "error"}, {"status": "success?"}, {"status": "error"}, {"status": "success"})
+    here.registry.emit(NodeListed(spec("attic"), 0.0))
+    here.registry.emit(NodeProbed(NodeId("attic"), report("m:1b"), 0.0))
+    here.operations.said[("attic", "/api/pull")] = [{"status": "pulling manifest"}, held, {"status": "success"}]
+    steps = here.steps()
+    told: list[dict[str, Any]] = []
+    while [one["status"] for one in of(told, "kitchen")][-1:] != ["success"]:
+        told.append((await anext(steps))[0])
+    held.set()
+    told += [record async for record, _ in steps]
+    assert {"status": "it says: error"} in of(told, "kitchen")
+    assert told[-1]["pulled"] == ["kitchen", "attic"] and told[-1]["failed"] == {}
+
+
+async def test_a_download_that_stands_still_while_its_phone_talks_on_is_broken_off() -> None:
+    line = {"status": "pulling x", "digest": "d", "total": 50, "completed": 10}
+    here = Scripted(*[line] * 1000, {"status": "success"})
+    moments = itertools.count(1.0)
+    here.made.services = replace(here.made.services, loop_time=lambda: next(moments))
+    last = (await here.told())[-1]
+    assert last["failed"] == {"kitchen": "it brought nothing more for 300 s"}
+    assert here.pauses == PAUSES
+
+
+async def test_who_brings_a_byte_at_a_time_has_a_day_and_no_more() -> None:
+    here, moments = Scripted(), itertools.count(1.0, 100.0)
+    here.made.services = replace(here.made.services, loop_time=lambda: next(moments))
+
+    class OneByteMore(ScriptedOperations):
+        async def lines(self, *call: Any) -> Any:
+            self.bodies.append(call[:3])
+            yield {"status": "pulling x", "digest": "d", "total": 1_000_000, "completed": len(self.bodies)}
+            raise NodeBroken("unexpected EOF")
+
+    here.made = replace(here.made, services=replace(here.made.services, operations=OneByteMore()))
+    last = (await here.told())[-1]
+    assert last["failed"] == {"kitchen": "unexpected EOF"}
+    assert 100 < len(here.pauses) < 864
+
+
+async def test_what_is_whole_is_told_once() -> None:
+    whole = {"status": "pulling x", "digest": "d", "total": 5, "completed": 5}
+    here = Scripted(*[whole, {"status": "x"}] * 500, {"status": "success"})
+    assert [one["status"] for one in await here.told()] == ["waiting", "pulling x", "x", "success", "done"]
+
+
+async def test_a_phone_that_is_removed_in_the_middle_is_let_go() -> None:
+    held = asyncio.Event()
+    here = Scripted({"status": "pulling manifest"}, held, {"status": "pulling x"}, {"status": "success"})
+    steps = here.steps()
+    assert [(await anext(steps))[0]["status"] for _ in range(2)] == ["waiting", "pulling manifest"]
+    here.registry.emit(NodeUnlisted(NodeId("kitchen"), 1.0))
+    held.set()
+    rest = [record async for record, _ in steps]
+    assert rest[-1]["failed"] == {"kitchen": "it left the fleet"} and here.operations.open == 0
+    assert [record["status"] for record in rest] == ["error", "done"]
+
+
+class NoAnswers:
+    def cut_off(self) -> None:
+        raise AssertionError("answers have their time")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_gateway_that_ends_waits_for_no_pull(stream: bool) -> None:
+    here = Scripted({"status": "pulling manifest"}, asyncio.Event())
+    call = Call("POST", PATH, {"model": "qwen:1b", "all": True, "stream": stream})
+    task = asyncio.create_task(call.run(here.made.app))
+    await until(lambda: here.operations.open)
+    draining = Draining(here.made.services.open_requests, NoAnswers(), 3600.0)
+    draining.start()
+    answer = await task
+    draining.stop()
+    told = answer.lines()[-1]
+    assert "the gateway was stopped" in told["error"] and here.operations.open == 0
+    assert answer.status == (200 if stream else 503) and not here.made.services.open_requests.resumable
+
+
+async def test_the_full_name_of_a_model_is_known_again() -> None:
+    here = Scripted({"status": "success"})
+    steps = here.steps("registry.ollama.ai/library/M:1b")
+    assert [record async for record, _ in steps][-1]["had"] == ["kitchen"]
+    assert here.operations.bodies[0][2]["model"] == "registry.ollama.ai/library/M:1b"
 
 
 async def test_an_alias_stands_for_its_model() -> None:
@@ -363,6 +455,8 @@ async def test_it_is_a_call_like_others() -> None:
     assert (await post(made.app, PATH, {"model": "a", "all": True})).status == 401
     outside = {"client": ("203.0.113.7", 1)}
     assert (await post(gateway().app, PATH, {"model": "a", "all": True}, **outside)).status == 403
+    page = {"headers": {"origin": "http://evil.example", "content-type": "text/plain"}}
+    assert (await post(gateway().app, PATH, {"model": "a", "all": True}, **page)).status == 403
 
 
 async def test_ollamas_own_pull_names_the_new_way() -> None:
