@@ -51,6 +51,15 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert load(path) == SPECS and os.listdir(tmp_path) == ["phones.json"]
 
 
+def test_who_reads_while_it_is_written_has_the_old_file_whole(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    path.write_text('[{"host": "10.0.0.1"}]')
+    with path.open() as reader:
+        save(path, SPECS)
+        assert reader.read() == '[{"host": "10.0.0.1"}]'
+    assert load(path) == SPECS
+
+
 def test_what_an_editor_saves_in_the_middle_of_a_change_is_kept(tmp_path: Path):
     path = tmp_path / "phones.json"
     path.write_text('[{"host": "10.0.0.1"}]')

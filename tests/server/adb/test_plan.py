@@ -116,7 +116,8 @@ def test_our_forward_moves_to_the_way_that_is_used_now() -> None:
 
 
 def test_ports_are_stable_and_run_out_with_a_word() -> None:
-    assert preferred_port("S1") == OURS and FIRST_PORT <= OURS < FIRST_PORT + PORTS
+    assert OURS == 24588  # the same in every process: a later run knows its forwards by it
+    assert FIRST_PORT <= OURS < FIRST_PORT + PORTS
     choices = [preferred_port("S1", attempt) for attempt in range(CHOICES)]
     assert free_port("S1", choices[:2]) == choices[2] and free_port("S1", choices) is None
     assert planned(memory=Memory(blocked=frozenset(choices))).conflicts == {"S1": OURS}
