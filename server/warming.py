@@ -15,11 +15,22 @@ from dataclasses import dataclass, field
 
 from server.backends.base import Backend, Call
 from server.clock import Clock
-from server.errors import NodeError
+from server.errors import NodeError, NodeRefused
 from server.nodes import Load, ModelKey, Node, NodeId, NodeKind, NodeSpec
 from server.patience import Patience
 from server.registry import NodeProbed, Registry
-from server.warmth import Warmth, WarmthRules, due, failed, is_in_service, is_in_the_way, loaded, looked
+from server.warmth import (
+    Warmth,
+    WarmthRules,
+    due,
+    failed,
+    is_in_service,
+    is_in_the_way,
+    is_lost,
+    loaded,
+    looked,
+    refused,
+)
 
 LOOK_SECONDS = 2.0
 LOADINGS_AT_ONCE = 32  # each is one quiet connection
@@ -81,8 +92,8 @@ class Warming:
     def _look_at(self, node: Node) -> None:
         """Remember what became of it, and begin what is due."""
         now, rules = self._clock.monotonic(), self._options.rules
-        if not is_in_service(node):
-            self._give_up(node.id)
+        if not is_in_service(node) and self._give_up(node.id) and is_lost(node):
+            self._judge(node, self._failed)
         load = self._registry.loads.get(node.id) or Load()
         warmth = self._known[node.id] = looked(self._known.get(node.id, Warmth()), node, load, rules, now)
         if warmth.pending and is_in_the_way(load, warmth.pending[0]):
@@ -91,10 +102,10 @@ class Warming:
         if model is not None and node.id not in self._loadings and len(self._loadings) < LOADINGS_AT_ONCE:
             self._begin(node, model)
 
-    def _give_up(self, node_id: NodeId) -> None:
+    def _give_up(self, node_id: NodeId) -> bool:
+        """Was there a loading to be ended? One that is ending already is none."""
         loading = self._loadings.get(node_id)
-        if loading is not None:
-            loading.cancel()
+        return loading is not None and not loading.cancelling() and loading.cancel()
 
     def _begin(self, node: Node, model: ModelKey) -> None:
         loading = self._loadings[node.id] = asyncio.create_task(self._load(node, model))
@@ -103,12 +114,15 @@ class Warming:
     async def _load(self, node: Node, model: ModelKey) -> None:
         try:
             await self._touch(node, model)
+        except NodeRefused as error:
+            log.info("%s refuses to be warmed with %s: %s", node.name, model, error.message)
+            self._judge(node, lambda warmth: refused(warmth, model))
         except NodeError as error:
             log.info("%s was not warmed with %s: %s", node.name, model, error.message)
-            self._judge(node, lambda warmth: failed(warmth, self._options.rules, self._clock.monotonic()))
+            self._judge(node, self._failed)
         except Exception:
             log.exception("warming %s broke", node.name)
-            self._judge(node, lambda warmth: failed(warmth, self._options.rules, self._clock.monotonic()))
+            self._judge(node, self._failed)
         else:
             self._judge(node, lambda warmth: loaded(warmth, model))
 
@@ -131,6 +145,9 @@ class Warming:
         known = self._registry.node(spec.id)
         if known is not None and known.spec == spec:
             self._registry.emit(NodeProbed(spec.id, report, self._clock.wall()))
+
+    def _failed(self, warmth: Warmth) -> Warmth:
+        return failed(warmth, self._options.rules, self._clock.monotonic())
 
     def _judge(self, node: Node, outcome: Callable[[Warmth], Warmth]) -> None:
         warmth = self._known.get(node.id)

@@ -20,7 +20,9 @@ class WarmthRules:
     """`auto`: phones that joined or hang on a cable, and of which the fleet file says nothing, are warmed too."""
 
     auto: bool = True
-    idle_seconds: float = 60.0  # before another model is perhaps displaced; doubles while that keeps coming back
+    # Before another model is perhaps displaced, with what is remembered of conversations with it: as long as Ollama keeps
+    # a model by default. Doubles while that one keeps coming back.
+    idle_seconds: float = 300.0
     first_pause_seconds: float = 30.0  # after a failure; doubles with each further one
     longest_pause_seconds: float = 1800.0
 
@@ -30,6 +32,7 @@ class Warmth:
     """What is remembered of one node from look to look. Times are of the loop's clock."""
 
     in_service: bool = False
+    answers: bool = False  # its last probe
     wishes: tuple[ModelKey, ...] = ()  # what it should hold
     pending: tuple[ModelKey, ...] = ()  # what of it is to be loaded
     held: frozenset[ModelKey] = frozenset()  # what was in its memory
@@ -63,7 +66,13 @@ def is_own_phone(spec: NodeSpec) -> bool:
 
 
 def is_in_service(node: Node) -> bool:
-    return node.status is NodeStatus.READY and node.failed_probes == 0 and node.resting is None
+    """Does it work, as far as is known? A single probe without an answer says little: a phone that loads is slow."""
+    return node.status is NodeStatus.READY and not node.refused_probe and node.resting is None
+
+
+def is_lost(node: Node) -> bool:
+    """Has it died or fallen silent? Under a loading, that is likely its fault."""
+    return node.status is NodeStatus.SILENT or node.refused_probe
 
 
 def looked(warmth: Warmth, node: Node, load: Load, rules: WarmthRules, now: float) -> Warmth:
@@ -73,7 +82,7 @@ def looked(warmth: Warmth, node: Node, load: Load, rules: WarmthRules, now: floa
     worked = load.in_flight > 0 or ended != warmth.ended or not held <= warmth.held
     idle_since = now if worked or not warmth.in_service else warmth.idle_since
     if not is_in_service(node):
-        return replace(warmth, in_service=False, ended=ended, idle_since=now)
+        return replace(warmth, in_service=False, answers=False, ended=ended, idle_since=now)
     wishes = wishes_of(node, rules)
     if wishes != warmth.wishes:
         warmth = replace(warmth, room=None)
@@ -85,7 +94,14 @@ def looked(warmth: Warmth, node: Node, load: Load, rules: WarmthRules, now: floa
         wanted |= pushed_out
     pending = tuple(key for key in wishes[: warmth.room] if key in wanted and key not in held)
     return replace(
-        warmth, in_service=True, wishes=wishes, pending=pending, held=held, ended=ended, idle_since=idle_since
+        warmth,
+        in_service=True,
+        answers=node.failed_probes == 0,
+        wishes=wishes,
+        pending=pending,
+        held=held,
+        ended=ended,
+        idle_since=idle_since,
     )
 
 
@@ -105,7 +121,7 @@ def _pushed_out(
 
 def due(warmth: Warmth, load: Load, rules: WarmthRules, now: float) -> ModelKey | None:
     """What is to be loaded at this moment, if anything is."""
-    if not warmth.in_service or not warmth.pending or now < warmth.not_before:
+    if not warmth.in_service or not warmth.answers or not warmth.pending or now < warmth.not_before:
         return None
     shunned = now < max(load.busy_until, load.shunned_until)
     if load.in_flight or shunned or load.breaker.state is not BreakerState.CLOSED:
@@ -124,6 +140,11 @@ def loaded(warmth: Warmth, model: ModelKey) -> Warmth:
     """A loading has succeeded. What else the node holds now, the next look tells."""
     pending = tuple(key for key in warmth.pending if key != model)
     return replace(warmth, pending=pending, held=warmth.held | {model}, failures=0, not_before=0.0)
+
+
+def refused(warmth: Warmth, model: ModelKey) -> Warmth:
+    """The node says that this cannot be: a model that only embeds, or one that is gone. It is not asked again."""
+    return replace(warmth, pending=tuple(key for key in warmth.pending if key != model))
 
 
 def failed(warmth: Warmth, rules: WarmthRules, now: float) -> Warmth:

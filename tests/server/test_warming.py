@@ -9,7 +9,14 @@ from typing import Any
 
 from server.backends import Backends
 from server.nodes import ModelKey, Node, NodeId, NodeSpec
-from server.registry import NodeListed, NodeProbed, NodeUnlisted, Registry
+from server.registry import (
+    FAILED_PROBES_TO_SILENT,
+    NodeListed,
+    NodeProbed,
+    NodeUnlisted,
+    ProbeFailed,
+    Registry,
+)
 from server.warming import LOOK_SECONDS, Warming, WarmingOptions
 from server.warmth import WarmthRules
 from tests.fakes.manual_clock import ManualClock
@@ -103,7 +110,7 @@ async def test_after_another_model_it_is_loaded_again_when_the_phone_is_idle() -
         await here.probe()
         await here.look()
         assert here.phone.resident() == ["b:1b"] and len(here.asked) == 1
-        await here.look(60.0 + LOOK_SECONDS)
+        await here.look(300.0 + LOOK_SECONDS)
         await until(lambda: here.resident == {"a:1b"})
 
 
@@ -123,6 +130,44 @@ async def test_a_phone_that_cannot_load_is_left_in_peace_for_longer_and_longer()
         await until(lambda: here.resident)
         load = here.registry.loads[here.id]
         assert (load.failed, load.breaker.failures) == (0, 0)  # no request was lost by it
+
+
+async def test_a_phone_that_is_too_busy_loading_to_answer_a_probe_goes_on_loading() -> None:
+    async with world(load_seconds=30.0) as here:
+        await here.list()
+        await here.phone.until(lambda counters: counters.requests["generate"] == 1)
+        for _ in range(FAILED_PROBES_TO_SILENT - 1):
+            here.registry.emit(ProbeFailed(here.id, "silent for 2 s", 1.0))
+            await here.look()
+        assert (here.phone.counters.in_flight, here.phone.counters.cancelled) == (1, 0)
+        await here.probe()
+        await here.look()
+        assert here.phone.counters.requests["generate"] == 1
+
+
+async def test_a_phone_that_falls_silent_under_a_loading_is_left_in_peace_for_a_while() -> None:
+    async with world(load_seconds=30.0) as here:
+        await here.list()
+        await here.phone.until(lambda counters: counters.requests["generate"] == 1)
+        for _ in range(FAILED_PROBES_TO_SILENT + 1):
+            here.registry.emit(ProbeFailed(here.id, "silent for 2 s", 1.0))
+        await here.phone.idle()
+        await here.probe()
+        await here.look(30.0 - LOOK_SECONDS)
+        assert here.phone.counters.requests["generate"] == 1
+        await here.look()
+        await here.phone.until(lambda counters: counters.requests["generate"] == 2)
+
+
+async def test_a_model_that_cannot_be_loaded_that_way_is_asked_for_once() -> None:
+    async with world() as here:
+        here.phone.fail(Fault.error(400, '"a:1b" does not support generate'), paths="generate")
+        await here.list()
+        await until(lambda: len(here.asked) == 1 and here.phone.counters.in_flight == 0)
+        await here.clock.settle()
+        for _ in range(10):
+            await here.look(1800.0)
+        assert len(here.asked) == 1
 
 
 async def test_a_phone_that_leaves_is_not_waited_for() -> None:

@@ -10,7 +10,7 @@ import pytest
 from server.breaker import Breaker, BreakerState
 from server.care import Care
 from server.nodes import Load, ModelKey, Node, NodeStatus
-from server.warmth import Warmth, WarmthRules, due, failed, is_in_the_way, loaded, looked, wishes_of
+from server.warmth import Warmth, WarmthRules, due, failed, is_in_the_way, loaded, looked, refused, wishes_of
 from tests.server.scripted_nodes import node_of, report_of
 
 A, B, C = ModelKey("a:1b"), ModelKey("b:1b"), ModelKey("c:1b")
@@ -88,7 +88,21 @@ def test_what_ran_out_or_was_unloaded_is_left_alone_until_the_phone_comes_anew()
 def test_a_phone_that_fails_its_probes_and_answers_again_is_warmed_again() -> None:
     looks = Looks()
     looks.at(phone(A))
-    assert looks.at(replace(phone(A), failed_probes=1)) is None  # Ollama may be starting anew
+    assert looks.at(replace(phone(A), failed_probes=1, refused_probe=True)) is None  # nobody listened: it starts anew
+    assert looks.at(phone()) == A
+
+
+def test_a_probe_that_was_lost_is_no_reason_to_bring_back_what_was_let_go() -> None:
+    looks = Looks()
+    looks.at(phone(A))
+    assert looks.at(phone()) is None  # somebody unloaded it
+    assert looks.at(replace(phone(), failed_probes=1, last_error="silent for 2 s")) is None
+    assert looks.at(phone()) is None
+
+
+def test_nothing_is_begun_while_a_phone_does_not_answer() -> None:
+    looks = Looks()
+    assert looks.at(replace(phone(), failed_probes=1)) is None
     assert looks.at(phone()) == A
 
 
@@ -164,11 +178,11 @@ def test_a_model_that_keeps_coming_back_is_given_more_time() -> None:
             pass
         waits.append(looks.now - began)
         looks.at(phone(A))
-    assert waits == [60.0, 120.0, 240.0, 480.0]
+    assert waits == [300.0, 600.0, 1200.0, 1800.0]
     looks.at(phone(A), after=3 * 3600)
     looks.load.answered += 1
     looks.at(phone(B))
-    assert looks.at(phone(B), after=60.0) == A  # long ago
+    assert looks.at(phone(B), after=300.0) == A  # long ago
 
 
 def test_other_models_in_memory_when_the_phone_comes_are_given_their_time_too() -> None:
@@ -221,6 +235,16 @@ def test_failures_are_given_longer_and_longer_pauses() -> None:
     assert pauses == [30.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1800.0, 1800.0]
     looks.warmth = loaded(looks.warmth, A)
     assert (looks.warmth.failures, looks.warmth.pending) == (0, ())
+
+
+def test_what_a_phone_refuses_is_not_asked_for_again_until_it_comes_anew() -> None:
+    looks = Looks()
+    assert looks.at(phone(warm_up=(A, B))) == A
+    looks.warmth = refused(looks.warmth, A)
+    assert looks.at(phone(warm_up=(A, B))) == B
+    assert looks.at(phone(B, warm_up=(A, B)), after=3600.0) is None
+    looks.at(replace(phone(), status=NodeStatus.SILENT))
+    assert looks.at(phone(warm_up=(A, B))) == A
 
 
 def test_a_phone_that_flaps_is_not_tried_each_time() -> None:
