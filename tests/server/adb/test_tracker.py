@@ -11,6 +11,7 @@ import pytest
 from server.adb.plan import Forward
 from server.adb.ports import preferred_port
 from server.adb.states import SILENT
+from server.adb.tracker import AdbOptions, AdbTracker
 from server.health import CABLE_INTERVAL_SECONDS, ProbePace
 from server.nodes import Node, NodeId, NodeSpec, NodeStatus
 from server.registry import NodeListed, Registry
@@ -202,6 +203,8 @@ async def test_another_programs_restart_of_the_server_brings_every_forward_back_
         await until(lambda: the_lab.ready() == {SERIAL, "shelf"})
         await until_forwards(the_lab, wanted)
 
+        # What a phone tells of itself comes to its entry a moment after its forward.
+        await until(lambda: "ollama" in the_lab.node("shelf").spec.details)
         specs = {node_id: the_lab.node(node_id).spec for node_id in (SERIAL, "shelf")}
         changed: list[Node | None] = []
         the_lab.registry.listen(lambda _, after: changed.append(after))
@@ -276,6 +279,14 @@ async def test_battery_and_heat_are_read(the_lab: Lab, phone: FakeAdbd) -> None:
     condition = the_lab.node(SERIAL).condition
     assert (condition.level, condition.temperature_c, condition.charging) == (55.0, 44.5, False)
     assert the_lab.node(SERIAL).resting is not None
+
+
+async def test_off_follows_nobody(tmp_path: Path) -> None:
+    async with real_adb_server(tmp_path) as server:
+        tracker = AdbTracker(Registry(), AdbOptions("off", port=server.port))
+        await asyncio.wait_for(tracker.run(), 5.0)
+        told = {"mode": "off", "server": f"127.0.0.1:{server.port}", "problem": None, "phones": []}
+        assert tracker.status() == told
 
 
 async def test_auto_starts_no_server_and_on_does(tmp_path: Path) -> None:
