@@ -99,6 +99,19 @@ def test_the_table_by_ram_is_the_one_in_the_documents() -> None:
     assert [line for line in lines if line not in page] == []
 
 
+def test_the_documents_quote_what_the_script_says() -> None:
+    said = SCRIPT.read_text()
+    table = (
+        (ROOT / "docs" / "phones.md")
+        .read_text()
+        .partition("In Termux, while the script runs:\n\n")[2]
+        .partition("\n\n")[0]
+    )
+    quoted = [words for row in table.splitlines()[2:] for words in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(quoted) > 15
+    assert [words for words in quoted if any(part.strip() not in said for part in words.split("…"))] == []
+
+
 def test_every_option_is_in_the_documents() -> None:
     page = (ROOT / "docs" / "phones.md").read_text()
     options = set(re.findall(r"^\s+(?:-h \| )?(--[a-z-]+)\)", SCRIPT.read_text(), re.M))
