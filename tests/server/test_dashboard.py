@@ -199,7 +199,7 @@ async def test_it_fits_a_phones_screen_and_the_dark():
 
 async def test_a_broken_fleet_file_and_an_empty_fleet_are_told(tmp_path: Path):
     async with live_gateway(tmp_path) as live, opened(live.address) as browser:
-        await browser.shows("#no-nodes", "phones.json")
+        await browser.shows("#no-nodes", "potluck phones invite")
         (tmp_path / "phones.json").write_text("[{]")
         await browser.shows("#notice", "line 1, column")
 
