@@ -7,11 +7,13 @@ Must not know the gateway or the terminal.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from statistics import median
 
 READABLE_TOKENS_PER_SECOND = 5.0  # about as fast as people read; a slower model is passed over for a smaller one
 BITS = 4  # of a weight, in what the table names
+_BETWEEN_WORDS = re.compile(r"[^0-9A-Za-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,20 @@ RAM_LINES = (
     RamLine(8, 10500, "llama3.2:3b", 3210, 2019, 4000, ("qwen2.5:3b", "gemma3:4b")),
     RamLine(12, 999999, "qwen2.5:7b", 7620, 4683, 8000, ("llama3.1:8b", "qwen3:8b")),
 )
+
+
+# What the others are to download, in MB, by Ollama's library.
+OTHER_DOWNLOADS_MB = {
+    "smollm2:360m": 726,
+    "qwen3:0.6b": 523,
+    "tinyllama": 638,
+    "llama3.2:1b": 1321,
+    "smollm2:1.7b": 1820,
+    "qwen2.5:3b": 1930,
+    "gemma3:4b": 3338,
+    "llama3.1:8b": 4921,
+    "qwen3:8b": 5226,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,7 @@ class Advice:
     taken: RamLine  # whose model is advised: smaller where the chip would be too slow
     chip: Chip | None
     expected: tuple[float, float] | None
+    others: tuple[str, ...]  # of the line that is taken, those that fit half of the memory
 
     @property
     def model(self) -> str:
@@ -125,13 +142,13 @@ def line_for(ram_gb: float) -> RamLine:
 
 
 def chip_named(words: str) -> Chip | None:
-    """By its code or its name, in any spelling: `SM8550`, `Snapdragon 8 Gen 2`, `Google Tensor G2`, `SM8550-AB`."""
-    wanted = _plain(words)
+    """By its code or its name, in any spelling: `Qualcomm SM8550-AB`, `Snapdragon 8 Gen 2 for Galaxy`, `tensor g2`."""
+    single = [_plain(word) for word in _BETWEEN_WORDS.split(words)]
     for chip in CHIPS:
-        if any(wanted.startswith(code) for code in chip.codes):
+        if any(word.startswith(code) for word in single for code in chip.codes):
             return chip
-    named = [chip for chip in CHIPS if wanted.endswith(_plain(chip.name))]
-    return max(named, key=lambda chip: len(chip.name), default=None)
+    wanted = _plain(words)
+    return next((chip for chip in CHIPS if re.search(rf"{_plain(chip.name)}(?!\d)", wanted)), None)
 
 
 def recommend(ram_gb: float, chip: Chip | None = None) -> Advice:
@@ -142,7 +159,8 @@ def recommend(ram_gb: float, chip: Chip | None = None) -> Advice:
     if chip is not None:
         fast = [one for one in fitting if _likely(chip, one) >= READABLE_TOKENS_PER_SECOND]
         taken = fast[-1] if fast else fitting[0]
-    return Advice(line, taken, chip, None if chip is None else _range(chip, taken))
+    others = tuple(other for other in taken.others if OTHER_DOWNLOADS_MB[other] <= ram_gb * 1000 / 2)
+    return Advice(line, taken, chip, None if chip is None else _range(chip, taken), others)
 
 
 def _likely(chip: Chip, line: RamLine) -> float:

@@ -20,7 +20,7 @@ class WarmthRules:
     """`auto`: phones that joined or hang on a cable, and of which the fleet file says nothing, are warmed too."""
 
     auto: bool = True
-    # Before another model is perhaps displaced, with what is remembered of conversations with it: as long as Ollama keeps
+    # Before another model is perhaps displaced, and what it remembers of conversations with it: as long as Ollama keeps
     # a model by default. Doubles while that one keeps coming back.
     idle_seconds: float = 300.0
     first_pause_seconds: float = 30.0  # after a failure; doubles with each further one

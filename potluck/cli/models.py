@@ -168,7 +168,7 @@ def model_remarks(
     """Which copies differ under one name, and who did not answer."""
     lines = []
     for name, copies in models:
-        digests = {copy["digest"] for copy in copies.values() if copy.get("digest")}
+        digests = {str(copy["digest"]) for copy in copies.values() if copy.get("digest")}
         if len(digests) > 1:
             lines.append(f"! {name} is not the same everywhere; potluck models pull {name} --all brings the newest")
     silent = records(answer.get("silent"))
@@ -197,7 +197,8 @@ def advice_lines(advice: Advice) -> list[str]:
         ]
     if advice.taken != advice.line:
         lines.append(f"{advice.line.model} would fit the memory too, and be slower than people read.")
-    lines.append(f"Also fit: {', '.join(line.others)}.  Set up with: bash phone_setup.sh {advice.model}")
+    others = f"Also fit: {', '.join(advice.others)}.  " if advice.others else ""
+    lines.append(f"{others}Set up with: bash phone_setup.sh {advice.model}")
     return lines
 
 
@@ -237,7 +238,7 @@ def _record(advice: Advice | None) -> dict[str, Any]:
     return {
         "model": advice.model,
         "download_mb": advice.taken.download_mb,
-        "others": list(advice.taken.others),
+        "others": list(advice.others),
         "largest_that_fits": advice.line.model,
         "chip": None if advice.chip is None else asdict(advice.chip),
         "expected_tokens_per_second": None if advice.expected is None else [round(one, 1) for one in advice.expected],

@@ -7,6 +7,7 @@ fits several is refused, since a wrong phone removed is worse than a word more.
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
 from potluck.errors import Misuse
 
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?", re.ASCII)  # what JSON knows too: not nan, inf or 1_000
 SHORTEST_ID = 4  # fewer characters of an id name a phone by accident
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's own answer, as JSON.")]
@@ -146,10 +148,7 @@ def kept_wish(warm_up: Sequence[str] | None, no_warm_up: bool, keep_alive: str |
     if warm_up:
         wish["warm_up"] = warm_up[0] if len(warm_up) == 1 else list(warm_up)
     if keep_alive is not None:
-        try:
-            wish["keep_alive"] = float(keep_alive)
-        except ValueError:
-            wish["keep_alive"] = keep_alive
+        wish["keep_alive"] = float(keep_alive) if _NUMBER.fullmatch(keep_alive) else keep_alive
     if not wish:
         raise Misuse("say what it is to keep: --warm-up MODEL, --no-warm-up or --keep-alive TIME")
     return wish

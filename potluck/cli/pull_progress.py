@@ -14,9 +14,10 @@ from potluck.cli.safe_text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
 
 SUCCESS, FAILED, WAITING, AGAIN, DONE = "success", "error", "waiting", "trying again", "done"
+WIDE = 90  # columns of a terminal
 STEP_PERCENT = 10  # without a terminal: a line for each of these
 
 
@@ -113,19 +114,10 @@ class Bars:
     """At a terminal: a bar for each phone that is at it."""
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as SpeedColumn
+        from rich.progress import Progress
 
         self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            SpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[words]}", markup=False),
-            console=console,
-        )
+        self._progress = Progress(*_columns(console.width), console=console)
         self._bars: dict[str, TaskID] = {}
         self._reasons: dict[str, str] = {}  # why each was tried again, as told last
 
@@ -157,14 +149,33 @@ class Bars:
 
     def _tell(self, line: str) -> None:
         """A line above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """One row for each phone, however long its name and its words: a narrow terminal shows neither speed nor time."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.table import Column
+
+    def text(template: str) -> TextColumn:
+        column = Column(no_wrap=True, overflow="ellipsis", max_width=max(width // 4, 1))
+        return TextColumn(template, markup=False, table_column=column)
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
+
+    name, words = text("{task.description}"), text("{task.fields[words]}")
+    if width < WIDE:
+        return [name, BarColumn(bar_width=None), DownloadColumn(table_column=whole()), words]
+    speed, rest = TransferSpeedColumn(table_column=whole()), TimeRemainingColumn(compact=True, table_column=whole())
+    return [name, BarColumn(bar_width=24), DownloadColumn(table_column=whole()), speed, rest, words]
 
 
 def ending(phone: PhonePull) -> str | None:
     """How it ended, in words; None while it has not."""
     if phone.status == SUCCESS:
         return f"done ({size_text(phone.total)})" if phone.total else "done"
-    return f"failed: {phone.reason}" if phone.status == FAILED else None
+    return f"failed: {phone.reason or 'it did not say why'}" if phone.status == FAILED else None
 
 
 def _way(phone: PhonePull) -> str:

@@ -11,6 +11,7 @@ import pytest
 from potluck.model_advice import (
     BITS,
     CHIPS,
+    OTHER_DOWNLOADS_MB,
     RAM_LINES,
     READABLE_TOKENS_PER_SECOND,
     Chip,
@@ -90,6 +91,14 @@ def test_memory_decides_where_the_chip_is_not_known(ram: float, model: str) -> N
     assert advice.expected is None
 
 
+def test_no_model_is_named_that_is_larger_than_half_of_the_memory() -> None:
+    downloads = {line.model: line.download_mb for line in RAM_LINES} | OTHER_DOWNLOADS_MB
+    for tenths in range(10, 650):
+        advice = recommend(tenths / 10)
+        assert all(downloads[name] <= tenths * 50 for name in (advice.model, *advice.others)), tenths
+    assert recommend(1).others == () and recommend(2).others == ("smollm2:360m",)
+
+
 def test_the_tables_lines_fit_what_they_promise() -> None:
     assert all(line.millions <= line.largest_millions for line in RAM_LINES)
     assert [line.ram_gb for line in RAM_LINES] == sorted({line.ram_gb for line in RAM_LINES})
@@ -100,6 +109,7 @@ def test_the_tables_lines_fit_what_they_promise() -> None:
     ("words", "name"),
     [("SM8550", "Snapdragon 8 Gen 2"), ("sm8550-ab", "Snapdragon 8 Gen 2"), ("kalama", "Snapdragon 8 Gen 2"),
      ("Qualcomm Snapdragon 8 Gen 3", "Snapdragon 8 Gen 3"), ("google tensor g2", "Tensor G2"), ("GS101", "Tensor G1"),
+     ("Qualcomm SM8650", "Snapdragon 8 Gen 3"), ("Snapdragon 8 Gen 2 for Galaxy", "Snapdragon 8 Gen 2"),
      ("Snapdragon 8 Elite Gen 5", "Snapdragon 8 Elite Gen 5"), ("S5E9945", "Exynos 2400")],
 )  # fmt: skip
 def test_a_chip_is_known_by_code_and_by_name(words: str, name: str) -> None:
@@ -107,7 +117,9 @@ def test_a_chip_is_known_by_code_and_by_name(words: str, name: str) -> None:
     assert chip is not None and chip.name == name
 
 
-@pytest.mark.parametrize("words", ["", "SM6375", "Snapdragon", "Gen 2", "Tensor"])
+@pytest.mark.parametrize(
+    "words", ["", "SM6375", "Snapdragon", "Gen 2", "Tensor", "Tensor G20", "Snapdragon 8s Gen 3", "xsm8550", "-"]
+)
 def test_a_chip_that_nobody_measured_is_none(words: str) -> None:
     assert chip_named(words) is None
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from potluck.cli import app
-from potluck.cli.models import model_table
+from potluck.cli.models import held_models, model_remarks, model_table
 from tests.potluck.cli.terminal import CTRL_C, Terminal
 from tests.potluck.loopback import Exchange, Loopback
 
@@ -100,6 +100,13 @@ def test_a_fleet_too_wide_for_the_screen_is_names_in_a_row() -> None:
     assert model_table([("m", copies)], max(map(len, wide))) == wide
     narrow = model_table([("m", copies)], max(map(len, wide)) - 1)
     assert narrow == ["MODEL  SIZE  IN MEMORY OF  ALSO ON", "m      1 kB  phone 1       phone 0, phone 2"]
+
+
+def test_odd_words_of_a_node_are_no_fault() -> None:
+    copies = [{"node": "a", "digest": ["x"], "size_bytes": "5"}, {"node": ["b"], "digest": {"y": 1}}, "c", None]
+    models = held_models({"models": [{"name": {"n": 1}, "nodes": copies}, {"nodes": 5}, 7]})
+    assert len(model_table(models, 80)) == 2
+    assert "not the same everywhere" in model_remarks(models, {"silent": "x"})[0]
 
 
 def test_no_models_at_all() -> None:

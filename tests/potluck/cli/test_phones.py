@@ -128,6 +128,7 @@ def test_a_phone_must_be_meant_clearly(wanted: str) -> None:
          "warmed with a, b; keeps a model for 1h after a request"),
         (["--no-warm-up", "--keep-alive", "-1"], {"warm_up": False, "keep_alive": -1.0},
          "given no model before somebody asks; keeps a model for ever after a request"),
+        (["-k", "nan"], {"keep_alive": "nan"}, "warmed as POTLUCK_WARM_UP says; keeps a model for nan after a request"),
         (["-k", "300"], {"keep_alive": 300.0},
          "warmed as POTLUCK_WARM_UP says; keeps a model for 300 s after a request"),
     ],
