@@ -175,6 +175,47 @@ async def test_storage_that_fills_up_in_mid_file_is_the_phones_own_words_and_lea
     assert "bash /sdcard" not in result.output
 
 
+async def test_a_file_has_its_name_only_when_it_is_whole(
+    server: RealAdbServer, phone: FakeAdbd, files: list[str]
+) -> None:
+    named: list[str] = []
+
+    class Noted(dict[str, bytes]):
+        def __setitem__(self, path: str, content: bytes) -> None:
+            named.append(path)
+            super().__setitem__(path, content)
+
+    phone.services.files = Noted()
+    assert (await run(server, ["--yes", *files])).exit_code == 0
+    assert named == [f"{SCRIPT}.part", SCRIPT, f"{MODEL}.part", MODEL]
+
+
+async def test_a_phone_that_keeps_less_than_it_was_sent_is_not_believed(
+    server: RealAdbServer, phone: FakeAdbd, files: list[str]
+) -> None:
+    class Short(dict[str, bytes]):
+        def __setitem__(self, path: str, content: bytes) -> None:
+            super().__setitem__(path, content[:4096])
+
+    phone.services.files = Short()
+    result = await run(server, ["--yes", *files])
+    assert result.exit_code == 1 and f"has 4096 bytes on the phone instead of {len(CONTENT)}" in result.output
+    assert MODEL not in phone.services.files and f"{MODEL}.part" not in phone.services.files
+
+
+async def test_a_setting_that_the_phone_does_not_take_is_told(
+    server: RealAdbServer, phone: FakeAdbd, files: list[str]
+) -> None:
+    class Locked(dict[str, str]):
+        def __setitem__(self, name: str, value: str) -> None:
+            """As on phones whose maker has the last word."""
+
+    phone.services.settings = Locked()
+    result = await run(server, ["--yes", *files])
+    assert result.exit_code == 0 and result.output.count("the phone did not take it") == 1
+    assert "adb shell settings put global settings_enable_monitor_phantom_procs false" in result.output
+
+
 async def test_a_push_that_breaks_off_is_a_sentence_and_the_next_one_goes_through(
     server: RealAdbServer, phone: FakeAdbd, files: list[str]
 ) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from server.adb.ports import preferred_port
 from server.adb.states import QUESTION
-from server.adb.tracker import START_SECONDS, AdbOptions, AdbTracker
+from server.adb.tracker import SETTLE_SECONDS, START_SECONDS, AdbOptions, AdbTracker
 from server.clock import Clock
 from server.errors import AdbError
 from server.nodes import NodeId, NodeStatus
 from server.registry import Registry
 from tests.server.adb.lab import until
-from tests.server.adb.played_server import CUT, HANG, PlayedServer, playing
+from tests.server.adb.played_server import CUT, HANG, PlayedServer, framed, playing
 
 HALF = b"OKAY00ff29"
 REFUSED = b"FAIL0009not today"
@@ -28,10 +28,12 @@ async def hurry(seconds: float) -> None:
 
 
 @asynccontextmanager
-async def tracking(server: PlayedServer) -> AsyncIterator[tuple[AdbTracker, Registry]]:
+async def tracking(
+    server: PlayedServer, sleep: Callable[[float], Awaitable[None]] = hurry
+) -> AsyncIterator[tuple[AdbTracker, Registry]]:
     registry = Registry()
     options = AdbOptions(port=server.port, look_seconds=0.05, patience_seconds=0.3)
-    tracker = AdbTracker(registry, options, Clock(sleep=hurry))
+    tracker = AdbTracker(registry, options, Clock(sleep=sleep))
     task = asyncio.create_task(tracker.run())
     try:
         yield tracker, registry
@@ -60,6 +62,29 @@ async def test_a_question_that_goes_wrong_unlists_nobody_and_its_trouble_is_told
         await until(lambda: tracker.server_problem is None)
         assert listed(registry) == ["S1"] and not changes
         assert [*server.forwards] == [f"tcp:{preferred_port('S1')}"]
+
+
+async def test_a_plug_that_loses_contact_for_a_moment_unlists_nobody() -> None:
+    pausing, over = asyncio.Event(), asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        if seconds == SETTLE_SECONDS and listed(registry):
+            pausing.set()
+            await over.wait()
+        await hurry(seconds)
+
+    async with playing() as server, tracking(server, sleep) as (_, registry):
+        changes: list[object] = []
+        async with asyncio.timeout(20):
+            await pausing.wait()
+        registry.listen(lambda before, after: changes.append((before, after)))
+        before = server.count("host:devices-l")
+        server.said["host:devices-l"] = framed("")
+        await asyncio.sleep(0.2)  # four looks, were there no pause
+        server.said.clear()
+        over.set()
+        await until(lambda: server.count("host:devices-l") > before + 1)
+        assert listed(registry) == ["S1"] and not changes
 
 
 @pytest.mark.parametrize("said", [REFUSED, BABBLE, HALF, CUT, b""])
