@@ -81,7 +81,7 @@ function showWhy(why, node) {
   const since = restSince(node);
   const old = oldSince(node, now());
   const parts = care ? [care.title] : [];
-  if (since !== null) parts.push(` since ${clock(since)} (${length(now() - since)})`);
+  if (since !== null) parts.push(` since ${clock(since)}${length(now() - since)}`);
   if (care) parts.push(`: ${care.detail}`);
   if (old) parts.push(`${care ? ". " : ""}Told at ${clock(old)}, nothing since.`);
   write(why, parts.join(""));

@@ -8,11 +8,11 @@ export const seconds = (ms) => (ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : `${
 /** A time of day, in the words of whoever looks. */
 export const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
-/** How long, in one unit or two: seconds would change too often to be read. */
+/** How long, behind a moment, in minutes and hours: seconds would change too often to be read. */
 export function length(ms) {
-  const minutes = Math.floor(Math.max(0, ms) / 60_000);
-  if (minutes < 1) return "less than a minute";
-  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  const minutes = Math.floor(ms / 60_000);
+  if (minutes < 1) return "";
+  return minutes < 60 ? ` (${minutes} min)` : ` (${Math.floor(minutes / 60)} h ${minutes % 60} min)`;
 }
 
 /** What is left, to be watched: 14:05. */

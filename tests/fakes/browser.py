@@ -18,7 +18,7 @@ if CHROMIUM is None:
     pytest.skip("Chromium is not installed here: the page is not tested", allow_module_level=True)
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: the page is not tested")
 # A browser beside other tests on two cores is slow at times; who waits in vain has waited long enough by then.
-playwright.expect.set_options(timeout=15_000)
+playwright.expect.set_options(timeout=40_000)
 
 
 class Browser:

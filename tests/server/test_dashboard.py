@@ -44,6 +44,10 @@ async def test_the_fleet_is_shown_live():
         await browser.shows("[data-node=attic] .error", "no route to the attic")
         await browser.shows("#figure-nodes", "1/2")
         await browser.shows("#summary", "Some nodes are missing or resting")
+        await browser.page.route("**/health", lambda route: route.abort())
+        await browser.shows("#summary", "The gateway does not answer.")
+        await browser.shows("#fleet-summary", "As it was at")
+        await browser.page.unroute_all(behavior="wait")
 
 
 def split_node(**changes: Any) -> dict[str, Any]:
