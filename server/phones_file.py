@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 from server.nodes import NodeSpec
 from server.phones_entry import EntryError, entry_of, nearest, spec_of
 from server.phones_places import Place, line_and_column, places, repeats
+from server.whole_file import write_whole
 
 MAX_FILE_BYTES = 4 * 1024 * 1024  # thousands of entries; more is another file by mistake
 NEW_MODE = 0o644
@@ -88,28 +88,11 @@ def save(path: Path, specs: Iterable[NodeSpec], wanted: Callable[[], bool] = lam
 
     `wanted` is asked at the last moment; False: it was not, and nothing is written.
     """
-    target = Path(os.path.realpath(path))
     entries = [entry_of(spec) for spec in specs]
-    schema = _schema_of(target)
+    schema = _schema_of(path)
     value: Any = entries if schema is None else {"$schema": schema, "phones": entries}
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            _dress(file.fileno(), target)
-            os.fsync(file.fileno())
-        replaces = wanted()
-        if replaces:
-            os.replace(temporary, target)
-        else:
-            os.unlink(temporary)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_directory(target.parent)
-    return replaces
+    return write_whole(path, text, partial(_dress, path=path), wanted)
 
 
 def signature_of(path: Path) -> Signature | None:
@@ -244,13 +227,3 @@ def _dress(descriptor: int, path: Path) -> None:
     with contextlib.suppress(PermissionError):  # only root may give a file away
         os.fchown(descriptor, found.st_uid, found.st_gid)
     os.fchmod(descriptor, found.st_mode & 0o7777)
-
-
-def _sync_directory(path: Path) -> None:
-    """So that the new name outlasts the power, too. Some network file systems cannot; written it is all the same."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from server.phones.invitations import MOST_REMEMBERED, Invitation
+from server.whole_file import for_owner_only, write_whole
 
 LARGEST_BYTES = 1024 * 1024
-MODE = 0o600
 DIGEST_BYTES = 32
 
 log = logging.getLogger(__name__)
@@ -50,15 +48,7 @@ class InvitationsFile:
         """Not waited for to reach the disk: after a power cut an invitation is asked for anew."""
         records = [asdict(one) | {"digest": one.digest.hex()} for one in invitations]
         try:
-            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    os.fchmod(file.fileno(), MODE)
-                    json.dump({"invitations": records}, file, indent=2)
-                os.replace(temporary, self.path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_whole(self.path, json.dumps({"invitations": records}, indent=2), for_owner_only, durable=False)
         except OSError as problem:
             if not self._told:
                 log.warning("%s cannot be written (%s); a restart voids invitations", self.path, problem.strerror)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +15,8 @@ from server.errors import FleetFileUnusable
 from server.nodes import NodeId
 from server.phones.invitations import digest_of
 from server.phones_file import Signature, signature_of
+from server.whole_file import for_owner_only, write_whole
 
-MODE = 0o600
 LARGEST_BYTES = 4 * 1024 * 1024
 
 
@@ -94,15 +92,4 @@ def _read(path: Path) -> dict[NodeId, bytes]:
 
 def _save(path: Path, hashes: Mapping[NodeId, bytes]) -> None:
     text = json.dumps({"phones": {phone: digest.hex() for phone, digest in hashes.items()}}, indent=2) + "\n"
-    target = Path(os.path.realpath(path))
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # for its owner only
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), MODE)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text, for_owner_only)
