@@ -37,6 +37,8 @@ FIELDS = (
 MAX_TEXT_CHARS = 200
 MAX_CONCURRENCY = 10_000
 MAX_DETAILS = 32
+MAX_WARM_UP, MAX_MODEL_CHARS = 32, 256
+LEAST_KEEP_SECONDS = 1.0  # with less, every answer would drop the model; older Ollamas leave out the fraction besides
 MAX_KEEP_SECONDS = 10 * 365 * 86_400.0  # what is meant for longer is meant for ever, and Ollama counts nanoseconds
 AUTO = "auto"
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # weights are added up; far beyond each other, the smaller ones would be lost
@@ -243,9 +245,12 @@ def warm_up_of(value: Any) -> tuple[str, ...] | None:
     if value == AUTO:
         return None
     try:
-        return _models(value)
+        found = _models(value)
     except ValueError:
         raise ValueError("a model's name, a list of names, false for none, or 'auto'") from None
+    if len(found) > MAX_WARM_UP or max(map(len, found)) > MAX_MODEL_CHARS:
+        raise ValueError(f"at most {MAX_WARM_UP} names of at most {MAX_MODEL_CHARS} characters")
+    return found
 
 
 def warm_up_word(warm_up: tuple[str, ...] | None) -> str | list[str] | bool:
@@ -263,8 +268,8 @@ def keep_alive_of(value: Any) -> str | float | None:
         return None
     known = isinstance(value, str) and len(value) <= MAX_TEXT_CHARS
     seconds = duration_seconds(value) if known else value if type(value) in (int, float) else None
-    if not seconds or abs(seconds) > MAX_KEEP_SECONDS:
-        raise ValueError("seconds or a duration such as '1h30m', below zero for ever, not 0; or 'auto'")
+    if seconds is None or not (-MAX_KEEP_SECONDS <= seconds < 0 or LEAST_KEEP_SECONDS <= seconds <= MAX_KEEP_SECONDS):
+        raise ValueError("seconds, 1 or more, or a duration such as '1h30m', below zero for ever; or 'auto'")
     return value  # type: ignore[no-any-return]
 
 

@@ -100,8 +100,10 @@ class PhonesApi:
     async def patch(self, incoming: Incoming) -> None:
         """PATCH /api/phones/ID: its name, and what it keeps in memory."""
         wish = fields.checked(await incoming.json(), _PATCH_FIELDS)
+        if not wish:
+            raise RequestInvalid(f"nothing is to be changed: {', '.join(_PATCH_FIELDS)} can be")
         name = wish.get("name", "").strip()
-        if ("name" in wish or not wish) and not (name and name.isprintable() and len(name) <= LONGEST_NAME):
+        if "name" in wish and not (name and name.isprintable() and len(name) <= LONGEST_NAME):
             raise RequestInvalid(f"'name' must be a printable text of 1 to {LONGEST_NAME} characters", field="name")
         phone = self._known(incoming.path.removeprefix(PHONES_PREFIX))
         kept = {field: wish[field][0] for field in wish if field != "name"}

@@ -37,7 +37,7 @@ def test_what_a_node_is_to_hold(value: Any, meant: tuple[str, ...] | None, writt
     assert spec_of(entry_of(spec)) == spec
 
 
-@pytest.mark.parametrize("value", ["1h30m", "-1s", -1, 3600, 0.5, "5m"])
+@pytest.mark.parametrize("value", ["1h30m", "-1s", -1, -0.5, 3600, 1, 1.5, "5m"])
 def test_how_long_it_keeps_a_model(value: Any) -> None:
     entry = {"host": "a", "keep_alive": value}
     spec = spec_of(entry)
@@ -59,7 +59,10 @@ def test_neither_is_said_by_default() -> None:
         ("warm_up", [1], True), ("warm_up", " ", True), ("keep_alive", 0, True), ("keep_alive", "0s", False),
         ("keep_alive", "0", True), ("keep_alive", "soon", True), ("keep_alive", True, True), ("keep_alive", "", True),
         ("keep_alive", [5], True), ("keep_alive", 1e300, False), ("keep_alive", "9" * 300 + "h", False),
-        ("keep_alive", "5", True),
+        ("keep_alive", "5", True), ("keep_alive", "-1", True), ("keep_alive", 0.5, True), ("keep_alive", "1ns", False),
+        ("keep_alive", "-0s", False), ("keep_alive", "1d", True), ("keep_alive", "1h 30m", True),
+        ("keep_alive", float("nan"), False), ("warm_up", ["a" * 257], True),
+        ("warm_up", [f"m:{number}" for number in range(33)], True), ("warm_up", "a" * 257, True),
     ],
 )  # fmt: skip
 def test_what_nobody_can_mean(field: str, value: Any, by_schema_too: bool) -> None:

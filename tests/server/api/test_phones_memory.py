@@ -49,6 +49,12 @@ async def test_what_nobody_can_mean_changes_nothing(stand: Stand, body: Any) -> 
     assert stand.path.read_text() == before
 
 
+async def test_a_change_of_nothing_says_what_can_be_changed(stand: Stand) -> None:
+    await stand.joined()
+    refused = await patch(stand, keep_alive=None)
+    assert refused.status == 422 and "keep_alive" in refused.json()["error"]["message"]
+
+
 async def test_a_model_that_it_may_not_serve(stand: Stand) -> None:
     stand.path.write_text(f'[{{"host": "192.168.1.20", "id": "{ID}", "model": "a:1b"}}]')
     stand.fleet_file.reload()
