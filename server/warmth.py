@@ -36,6 +36,7 @@ class Warmth:
     wishes: tuple[ModelKey, ...] = ()  # what it should hold
     pending: tuple[ModelKey, ...] = ()  # what of it is to be loaded
     held: frozenset[ModelKey] = frozenset()  # what was in its memory
+    expiries: frozenset[tuple[ModelKey, str | None]] = frozenset()  # and until when: later after each use
     ended: int = 0  # requests, well or not
     idle_since: float = 0.0
     failures: int = 0
@@ -79,10 +80,12 @@ def looked(warmth: Warmth, node: Node, load: Load, rules: WarmthRules, now: floa
     """What is to be remembered after a look at the node."""
     ended = load.answered + load.failed
     held = frozenset(node.resident)
-    worked = load.in_flight > 0 or ended != warmth.ended or not held <= warmth.held
+    expiries = frozenset((key, model.expires_at) for key, model in node.resident.items())
+    # others may ask the phone too, past the gateway
+    worked = load.in_flight > 0 or ended != warmth.ended or not expiries <= warmth.expiries
     idle_since = now if worked or not warmth.in_service else warmth.idle_since
     if not is_in_service(node):
-        return replace(warmth, in_service=False, answers=False, ended=ended, idle_since=now)
+        return replace(warmth, in_service=False, answers=False, ended=ended, expiries=expiries, idle_since=now)
     wishes = wishes_of(node, rules)
     if wishes != warmth.wishes:
         warmth = replace(warmth, room=None)
@@ -100,6 +103,7 @@ def looked(warmth: Warmth, node: Node, load: Load, rules: WarmthRules, now: floa
         wishes=wishes,
         pending=pending,
         held=held,
+        expiries=expiries,
         ended=ended,
         idle_since=idle_since,
     )

@@ -160,7 +160,7 @@ class Pulling:
         body = {"model": model, "stream": True}
         async with aclosing(self._operations.lines(spec, PULL_PATH, body, patience)) as lines:
             async for record in lines:
-                if "error" in record:
+                if record.get("error") is not None:
                     raise NodeBroken(text_of(record["error"]))  # which node it is, its record says
                 yield record
                 if record.get("status") == SUCCESS:

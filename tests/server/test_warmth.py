@@ -166,6 +166,18 @@ def test_a_model_that_others_use_is_displaced_only_when_the_phone_is_idle() -> N
     assert looks.at(phone(B), after=1.0) == A
 
 
+def test_a_phone_that_others_ask_past_the_gateway_is_not_idle() -> None:
+    def asked_at(moment: str) -> Node:
+        found = report_of((A, B), resident=(B,))
+        return replace(phone(B), resident={B: replace(found.resident[0], expires_at=moment)})
+
+    looks = Looks()
+    looks.at(phone(A))
+    for moment in range(10):
+        assert looks.at(asked_at(f"10:0{moment}"), after=RULES.idle_seconds - 1) is None
+    assert looks.at(asked_at("10:09"), after=RULES.idle_seconds) == A
+
+
 def test_a_model_that_keeps_coming_back_is_given_more_time() -> None:
     looks = Looks()
     looks.at(phone(A))

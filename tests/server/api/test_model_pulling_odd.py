@@ -124,6 +124,13 @@ async def test_who_brings_a_byte_at_a_time_has_a_day_and_no_more() -> None:
     assert 100 < len(here.pauses) < 864
 
 
+async def test_no_error_is_no_error_and_one_without_words_has_some() -> None:
+    here = Scripted({"status": "pulling manifest", "error": None}, {"status": "success", "error": None})
+    assert (await here.told())[-1]["pulled"] == ["kitchen"]
+    here = Scripted({"error": ""})
+    assert (await here.told())[-1]["failed"] == {"kitchen": "it failed without a word"}
+
+
 async def test_what_is_whole_is_told_once() -> None:
     whole = {"status": "pulling x", "digest": "d", "total": 5, "completed": 5}
     here = Scripted(*[whole, {"status": "x"}] * 500, {"status": "success"})
