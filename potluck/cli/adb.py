@@ -17,6 +17,7 @@ import typer
 
 from potluck.cli.reports import FAILED, STOPPED, reporting, sentence
 from potluck.cli.safe_text import one_line
+from potluck.cli.text_table import lines_of
 from potluck.errors import Misuse
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def setup(
 @app.command()
 def pair(
     place: Annotated[
-        str | None, typer.Argument(help="HOST:PORT that 'Pair device with pairing code' shows. None: by QR code.")
+        str | None, typer.Argument(help="HOST:PORT that 'Pair device with pairing code' shows. Without it: by QR code.")
     ] = None,
     code: Annotated[str | None, typer.Argument(help="The six figures; asked for when left out.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", "-s", min=1, max=600, help="How long to wait.")] = 120.0,
@@ -191,13 +192,17 @@ def with_server(
 def table(listed: Sequence[Listed]) -> list[str]:
     """As wide as it has to be."""
     rows = [("SERIAL", "PHONE", "STATE", "ANDROID", "OLLAMA", "LOCAL PORTS"), *map(_row, listed)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines_of(rows)
 
 
 def fail(message: str) -> NoReturn:
     typer.echo(f"error: {sentence(message)}", err=True)
     raise typer.Exit(FAILED)
+
+
+def misused(message: str) -> NoReturn:
+    with reporting():
+        raise Misuse(message)
 
 
 async def _nothing(_: ServerLink) -> None:
@@ -236,7 +241,7 @@ def _chosen(listed: Sequence[Listed], serials: Sequence[str]) -> list[Listed]:
     known = {name: one for one in listed for name in (one.id, one.serial)}
     for serial in serials:
         if serial not in known:
-            fail(f"no phone {serial!r} is listed; potluck adb devices shows those that are")
+            misused(f"no phone {serial!r} is listed; potluck adb devices shows those that are")
         if not known[serial].usable:
             fail(f"{serial}: {one_line(known[serial].problem)}")
     named = {known[serial].serial: known[serial] for serial in serials}
@@ -258,7 +263,7 @@ def _agreed(_: str) -> bool:
 def _port_of(server: str) -> int:
     host, _, port = server.rpartition(":")
     if host not in ("127.0.0.1", "localhost") or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        fail(f"--server is 127.0.0.1 and a port, not {server!r}: forwards end on the machine of the adb server")
+        misused(f"--server is 127.0.0.1 and a port, not {server!r}: forwards end on the machine of the adb server")
     return int(port)
 
 

@@ -7,7 +7,6 @@ code: Android's AdbQrCode.
 
 from __future__ import annotations
 
-import io
 import queue
 import re
 import secrets
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import typer
 
+from potluck.cli.qr_code import drawn
 from potluck.errors import Misuse
 
 PAIRING = "_adb-tls-pairing._tcp.local."
@@ -66,20 +66,6 @@ def pair_by_qr(port: int, seconds: float, find: Find | None = None, program: Pat
 def code_text(name: str, password: str) -> str:
     """What the QR code says."""
     return f"WIFI:T:ADB;S:{name};P:{password};;"
-
-
-def drawn(text: str, encoding: str | None) -> str:
-    """The QR code in characters: half blocks where the terminal has them."""
-    import segno
-
-    try:
-        "█▀▄".encode(encoding or "ascii")
-        compact = True
-    except (UnicodeEncodeError, LookupError):
-        compact = False
-    out = io.StringIO()
-    segno.make(text, error="l", micro=False).terminal(out, border=2, compact=compact)
-    return out.getvalue().rstrip("\n")
 
 
 def find_service(name: str, seconds: float) -> str | None:

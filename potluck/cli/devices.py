@@ -19,6 +19,7 @@ import typer
 from potluck.cli.connection import KeyFile, chosen_key
 from potluck.cli.reports import FAILED, reporting, sentence
 from potluck.cli.safe_text import one_line
+from potluck.cli.text_table import lines_of
 from potluck.errors import Misuse
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def remove(
 def table(devices: Sequence[Mapping[str, Any]]) -> list[str]:
     """As wide as it has to be."""
     rows = [("DEVICE", "STATE", "BUDGET", "FREE", "SPEED", "HELD", "MODELS"), *map(_row, devices)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines_of(rows)
 
 
 def remarks(devices: Sequence[Mapping[str, Any]]) -> list[str]:

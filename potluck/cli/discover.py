@@ -14,6 +14,7 @@ import typer
 
 from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
+from potluck.cli.text_table import lines_of
 from potluck.errors import Misuse
 from transport.tokens import shared_token
 
@@ -97,8 +98,7 @@ def table(found: Sequence[Found]) -> list[str]:
     if not found:
         return []
     rows = [("NODE", "ADDRESS", "FREE", "LOAD", "ANSWER", "MODELS"), *map(_row, found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines_of(rows)
 
 
 def _row(found: Found) -> tuple[str, ...]:

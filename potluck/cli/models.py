@@ -21,10 +21,11 @@ from potluck.cli.gateway_calls import ask, print_json, records, text, told
 from potluck.cli.pull_progress import Bars, Lines, Phones, size_text
 from potluck.cli.reports import FAILED, STOPPED, reporting
 from potluck.cli.safe_text import one_line
+from potluck.cli.text_table import lines_of
 from potluck.errors import Misuse, UnexpectedAnswer
 
 if TYPE_CHECKING:
-    from potluck.model_advice import Advice
+    from potluck.model_advice import Advice, Chip
 
 PULL_PATH = "/api/models/pull"
 SILENT_SECONDS = 660.0  # twice as long as the gateway bears the silence of a phone, and some more
@@ -47,7 +48,7 @@ def recommend(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which model suits a phone with so much memory; without --ram, show the tables."""
+    """Say which model suits a phone with so much memory; without --ram, show the tables by memory and by chip."""
     from potluck.model_advice import CHIPS, chip_named
     from potluck.model_advice import recommend as advice_for
 
@@ -59,7 +60,7 @@ def recommend(
     lines = [] if advice is None else [*advice_lines(advice), ""]
     lines += ram_table(advice)
     if advice is None or (chip and known is None):
-        lines += ["", *chip_table()]
+        lines += ["", *chip_table(known)]
     if chip and known is None:
         names = ", ".join(one.name for one in CHIPS)
         lines += ["", f"! no measurement of '{one_line(chip)}' is known; there are some of {names}"]
@@ -151,7 +152,7 @@ def model_table(models: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], w
     rows = [("MODEL", "SIZE", *nodes)]
     for name, copies in models:
         rows.append((name, _size(copies), *(_held(copies.get(node)) for node in nodes)))
-    lines = columns(rows)
+    lines = lines_of(rows)
     if width is None or max(map(len, lines)) <= width:
         return lines
     rows = [("MODEL", "SIZE", "IN MEMORY OF", "ALSO ON")]
@@ -159,7 +160,7 @@ def model_table(models: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], w
         loaded = [node for node, copy in copies.items() if copy.get("loaded")]
         others = [node for node in copies if node not in loaded]
         rows.append((name, _size(copies), ", ".join(loaded) or "-", ", ".join(others) or "-"))
-    return columns(rows)
+    return lines_of(rows)
 
 
 def model_remarks(
@@ -210,24 +211,19 @@ def ram_table(advice: Advice | None) -> list[str]:
         for line in RAM_LINES
         if advice is None or line.ram_gb <= advice.line.ram_gb
     ]
-    return columns([("RAM", "MODEL", "DOWNLOAD", "OTHERS THAT FIT"), *rows])
+    return lines_of([("RAM", "MODEL", "DOWNLOAD", "OTHERS THAT FIT"), *rows])
 
 
-def chip_table() -> list[str]:
+def chip_table(chip: Chip | None) -> list[str]:
+    """What was measured on this chip, else on all."""
     from potluck.model_advice import CHIPS
 
     rows = [
-        (chip.name, one.model, f"{one.tokens_per_second:g}", one.engine, one.source)
-        for chip in CHIPS
-        for one in chip.measured
+        (each.name, one.model, f"{one.tokens_per_second:g}", one.engine, one.source)
+        for each in ([chip] if chip is not None else CHIPS)
+        for one in each.measured
     ]
-    return columns([("CHIP", "MODEL", "TOK/S", "PROGRAM", "SOURCE"), *rows])
-
-
-def columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """As wide as each has to be."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines_of([("CHIP", "MODEL", "TOK/S", "PROGRAM", "SOURCE"), *rows])
 
 
 def _record(advice: Advice | None) -> dict[str, Any]:

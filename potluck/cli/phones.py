@@ -6,7 +6,6 @@ fits several is refused, since a wrong phone removed is worse than a word more.
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,15 +17,19 @@ import typer
 
 from potluck.cli.connection import KeyFile, Url
 from potluck.cli.gateway_calls import ask, print_json, records, text
+from potluck.cli.qr_code import drawn
 from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
+from potluck.cli.text_table import lines_of
 from potluck.errors import Misuse
 
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?", re.ASCII)  # what JSON knows too: not nan, inf or 1_000
+_JOINED_ID = re.compile(r"[0-9a-f]{32}")
+SHOWN_OF_ID = 8  # figures: no two phones of a fleet have the same
 SHORTEST_ID = 4  # fewer characters of an id name a phone by accident
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's own answer, as JSON.")]
-Phone = Annotated[str, typer.Argument(help="Its name, its id, or the beginning of the id.")]
+Phone = Annotated[str, typer.Argument(help="Its name, its id, or the first four or more figures of the id.")]
 
 app = typer.Typer(
     help="Invite phones into the fleet, list, drain, rename and remove them.",
@@ -55,7 +58,7 @@ def invite(
         return
     command = one_line(str(told.get("command", "")))
     if qr or (qr is None and sys.stdout.isatty()):
-        typer.echo(code_of(command, sys.stdout.encoding))
+        typer.echo(drawn(command, sys.stdout.encoding))
     for line in invitation_lines(told, minutes):
         typer.echo(line)
 
@@ -182,21 +185,11 @@ def invitation_lines(told: Mapping[str, Any], minutes: float) -> list[str]:
     return lines
 
 
-def code_of(command: str, encoding: str | None) -> str:
-    """The QR code as text; two rows a line where the terminal knows such characters."""
-    import segno
-
-    out = io.StringIO()
-    segno.make(command, error="l", micro=False).terminal(out, border=2, compact=_has_blocks(encoding))
-    return out.getvalue().rstrip("\n")
-
-
 def table(phones: Sequence[Mapping[str, Any]]) -> list[str]:
     """As wide as it has to be."""
     head = ("PHONE", "ID", "STATE", "BATTERY", "HEAT", "SIGNAL", "TOK/S", "MODELS", "ADDRESS")
     rows = [head, *map(_row, phones)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines_of(rows)
 
 
 def remarks(phones: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -214,7 +207,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     models = one.get("models")
     return (
         text(one.get("name")),
-        text(one.get("id"))[:8],
+        _short_id(one),
         _state(one),
         "-" if not _is_number(level) else f"{level:.0f}%{charging}",
         "-" if not _is_number(heat) else f"{heat:.0f} C",
@@ -223,6 +216,14 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
         ", ".join(one_line(str(model)) for model in models) if isinstance(models, list) and models else "-",
         text(one.get("address")),
     )
+
+
+def _short_id(one: Mapping[str, Any]) -> str:
+    """What names it in a command: the beginning of a joined phone's id, or a serial. Addresses have a column."""
+    phone_id = text(one.get("id"))
+    if phone_id == text(one.get("address")):
+        return "-"
+    return phone_id[:SHOWN_OF_ID] if _JOINED_ID.fullmatch(phone_id) else phone_id
 
 
 def _state(one: Mapping[str, Any]) -> str:
@@ -259,14 +260,6 @@ def _named(url: str | None, key_file: Path | None, wanted: str) -> Mapping[str, 
 
 def _path(phone: Mapping[str, Any]) -> str:
     return f"/api/phones/{quote(str(phone.get('id', '')), safe=':')}"
-
-
-def _has_blocks(encoding: str | None) -> bool:
-    try:
-        "█▀▄".encode(encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def _is_number(value: object) -> bool:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from potluck.cli import app
 from potluck.cli.adb import Listed, table
-from potluck.cli.adb_pairing import code_text, drawn, pair_by_code, pair_by_qr
+from potluck.cli.adb_pairing import code_text, pair_by_code, pair_by_qr
 from potluck.errors import Misuse
 from server.adb.plan import Forward
 from tests.fakes.adb_server import RealAdbServer, real_adb_server
@@ -106,6 +106,11 @@ def test_pairing_by_qr_asks_for_the_service_that_the_code_names(adb: Path, capsy
         pair_by_qr(5037, 1.0, lambda _name, _seconds: None, adb)
 
 
+@pytest.mark.parametrize("server", ["192.168.1.2:5037", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:adb"])
+def test_a_server_that_cannot_be_meant(server: str) -> None:
+    result = CliRunner().invoke(app, ["adb", "devices", "--server", server])
+    assert result.exit_code == 2 and result.output.startswith("error: --server is 127.0.0.1 and a port")
+
+
 def test_the_code_is_androids() -> None:
     assert code_text("potluck-a", "secret") == "WIFI:T:ADB;S:potluck-a;P:secret;;"
-    assert "█" in drawn("x", "utf-8") and "█" not in drawn("x", "ascii")

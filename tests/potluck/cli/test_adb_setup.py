@@ -137,7 +137,7 @@ async def test_no_phone_an_unknown_one_and_missing_files_are_sentences(
     none = await run(server, ["--yes", *files])
     assert none.exit_code == 1 and "USB debugging" in none.output
     unknown = await run(server, ["NOBODY", *files])
-    assert unknown.exit_code == 1 and "no phone 'NOBODY'" in unknown.output
+    assert unknown.exit_code == 2 and "no phone 'NOBODY'" in unknown.output
     missing = await run(server, ["--model-file", "nowhere.gguf", *files])
     assert missing.exit_code == 2 and "there is no file nowhere.gguf" in missing.output
     (tmp_path / "model.safetensors").touch()

@@ -52,6 +52,11 @@ def test_without_a_memory_the_tables() -> None:
     assert told["by_chip"][0]["measured"][0]["source"]
 
 
+def test_without_a_memory_a_chip_shows_what_was_measured_on_it() -> None:
+    done = models("recommend", "--chip", "GS101")
+    assert "12 GB  qwen2.5:7b" in done.stdout and "Tensor G1" in done.stdout and "Snapdragon" not in done.stdout
+
+
 def test_advice_as_json() -> None:
     told = json.loads(models("recommend", "--ram", "8", "--chip", "GS101", "--json").stdout)
     assert (told["model"], told["largest_that_fits"]) == ("qwen2.5:1.5b", "llama3.2:3b")
