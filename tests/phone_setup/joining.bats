@@ -251,7 +251,7 @@ STUB
     printf '#!/usr/bin/env bash\necho "$1" >>"$FAKE/log"\n' >"$FAKE/bin/sleep"
     chmod +x "$FAKE/bin/curl" "$FAKE/bin/sleep"
     printf '%s\n' 000 503 403 000 200 401 401 401 >"$FAKE/say"
-    run env POTLUCK_REPORT_SECONDS=30 ./report.sh "$BASHPID"
+    run env POTLUCK_REPORT_SECONDS=30 timeout 60 ./report.sh "$BASHPID" # one that does not end would never sleep
     went_well
     says "does not know this phone any more (401)"
     # Renewed at once, then after 2, 4, 8 and again 8 pauses; the next of its own accord ten rounds later.
