@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from server.adb.server_link import ServerLink
-from server.adb.states import QUESTION, READY, Facts, Transport, is_whole, parse_facts
+from server.adb.states import ADDRESSES, QUESTION, READY, Facts, Transport, is_whole, parse_addresses, parse_facts
 from server.clock import Clock
 from server.errors import AdbError
 from server.nodes import DEFAULT_OLLAMA_PORT
@@ -19,6 +20,7 @@ from server.nodes import DEFAULT_OLLAMA_PORT
 ASK_SECONDS = 1.0  # between looks whether a phone serves
 PATIENT_ASK_SECONDS = 3.0  # of one that did not for a while: somebody's own phone on the cable
 ASKS_IN_A_HURRY = 30
+ADDRESS_SECONDS = 15.0  # between questions for its addresses: a network is joined and left
 MOST_HALVES = 3  # answers to who it is that lack something; then it has nothing more to say
 
 Connection = tuple[str, int]  # a transport's key
@@ -63,6 +65,9 @@ class Acquaintances:
         self._news()
         self.serving[transport.key] = await self._await_service(transport)
         self._news()
+        while True:
+            await self._clock.sleep(ADDRESS_SECONDS)
+            await self._ask_addresses(transport)
 
     async def _ask_facts(self, transport: Transport) -> Facts:
         halves = 0
@@ -74,6 +79,15 @@ class Acquaintances:
             if is_whole(said) or halves == MOST_HALVES:
                 return parse_facts(said)
             await self._clock.sleep(ASK_SECONDS)
+
+    async def _ask_addresses(self, transport: Transport) -> None:
+        said = ""
+        with suppress(AdbError):
+            said = await self._link.shell(transport, ADDRESSES)
+        known = self.facts[transport.key]
+        if said and known.addresses != parse_addresses(said):
+            self.facts[transport.key] = replace(known, addresses=parse_addresses(said))
+            self._news()
 
     async def _await_service(self, transport: Transport) -> str:
         """Its Ollama's version, once there is one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from server.adb.ports import CHOICES, free_port, preferred_port
+from server.adb.ports import free_port, is_choice, preferred_port
 from server.adb.states import AdbPhone
 from server.nodes import DEFAULT_OLLAMA_PORT, NodeId, NodeSpec
 
@@ -42,12 +42,15 @@ class Memory:
     adopted: Mapping[str, Forward] = field(default_factory=dict)
     blocked: frozenset[int] = frozenset()
     ports: Mapping[str, int] = field(default_factory=dict)  # where each phone is listed by us
+    left: frozenset[Forward] = frozenset()  # there when we came, and not removed since
+    silent: frozenset[NodeId] = frozenset()  # nodes that have stopped answering
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     create: tuple[Forward, ...] = ()
     remove: tuple[Forward, ...] = ()
+    kept: frozenset[Forward] = frozenset()  # of those that exist: ours and in use, whichever run made them
     places: Mapping[str, Place] = field(default_factory=dict)  # by phone
     adopted: Mapping[str, Forward] = field(default_factory=dict)
     conflicts: Mapping[str, int] = field(default_factory=dict)  # the phone's port is somebody else's
@@ -92,27 +95,41 @@ def plan_forwards(
         elif phone.id in serving:
             _place_found(draft, phone, named)
     remove = [forward for phone in usable for forward in _stale(draft, phone)]
-    return Plan(tuple(draft.create), tuple(remove), draft.places, draft.adopted, draft.conflicts)
+    ours = {forward for phone in usable for forward in _ours_of(draft, phone)}
+    used = {
+        (serial, place.port) for phone in usable if (place := draft.places.get(phone.id)) for serial in phone.serials
+    }
+    kept = frozenset(forward for forward in ours if (forward.serial, forward.local_port) in used).difference(remove)
+    return Plan(tuple(draft.create), tuple(remove), kept, draft.places, draft.adopted, draft.conflicts)
 
 
 def entry_for(
     phone: AdbPhone, forwards: Iterable[Forward], entries: Iterable[NodeSpec], memory: Memory
 ) -> NodeSpec | None:
-    """The entry that means this phone: by its serial, else by a forward that leads from the entry's address to it."""
+    """The entry that means this phone: by its serial, by a forward that leads from the entry's address to it, or, while
+    it answers there, by an address of the phone's own: it has joined over the network and hangs on a cable as well."""
     known = list(entries)
     for entry in known:
         if entry.serial is not None and entry.serial in {phone.id, *phone.serials}:
             return entry
     kept = memory.adopted.get(phone.id)
     ports = {forward.local_port for forward in (*forwards, *([kept] if kept else []))}
-    fitting = (entry for entry in known if entry.host in LOOPBACK and entry.port in ports and entry.serial is None)
-    return next(fitting, None)
+    unnamed = [entry for entry in known if entry.serial is None]
+    led = [entry for entry in unnamed if entry.host in LOOPBACK and entry.port in ports]
+    joined = [entry for entry in unnamed if entry.id not in memory.silent and _is_at_home(phone, entry)]
+    return next(iter(led + joined), None)
+
+
+def _is_at_home(phone: AdbPhone, entry: NodeSpec) -> bool:
+    """Is its address the phone's? Addresses of separate networks may be equal; then other things differ."""
+    told = {"chip": phone.told.chip, "android": phone.told.android}
+    differ = any(word and entry.details.get(name, word) != word for name, word in told.items())
+    return entry.kind == "ollama" and entry.host in phone.told.addresses and not differ
 
 
 def is_movable(entry: NodeSpec) -> bool:
     """An entry with a serial and no port of the owner's choosing has the serial's own, or one of the next."""
-    ports = [preferred_port(entry.serial or "", attempt) for attempt in range(CHOICES)]
-    return entry.serial is not None and entry.host in LOOPBACK and entry.port in ports
+    return entry.serial is not None and entry.host in LOOPBACK and is_choice(entry.serial, entry.port)
 
 
 def _place_entry(draft: _Draft, phone: AdbPhone, entry: NodeSpec) -> None:
@@ -164,7 +181,7 @@ def _place_found(draft: _Draft, phone: AdbPhone, named: set[int]) -> None:
 def _made_again(draft: _Draft, phone: AdbPhone, named: set[int]) -> Forward | None:
     """A person's forward that went with its phone, else one of ours."""
     kept = draft.memory.adopted.get(phone.id)
-    own = {forward.local_port for forward in draft.of(phone) if _is_ours(draft.memory, phone, forward)}
+    own = {forward.local_port for forward in _ours_of(draft, phone)}
     taken = (draft.taken() - own) | named
     if kept is not None and kept.local_port not in taken:
         forward = draft.adopted[phone.id] = Forward(phone.transport.serial, kept.local_port)
@@ -178,25 +195,29 @@ def _made_again(draft: _Draft, phone: AdbPhone, named: set[int]) -> Forward | No
 
 
 def _stale(draft: _Draft, phone: AdbPhone) -> list[Forward]:
-    """Ours that nothing uses, and those that are to lead the other way to the same phone."""
+    """Ours that nothing uses, and those that are to lead the other way to the same phone. What looks like ours and
+    came after us is another gateway's, which would make it again each time."""
     place = draft.places.get(phone.id)
     used = None if place is None else place.port
     moved = {forward.local_port for forward in draft.create}
     adopted = draft.adopted.get(phone.id)
     return [
         forward
-        for forward in draft.of(phone)
-        if _is_ours(draft.memory, phone, forward)
+        for forward in _ours_of(draft, phone)
+        if forward in draft.memory.made | draft.memory.left
         and forward != adopted
         and (forward.local_port in moved or forward.local_port != used)
     ]
 
 
+def _ours_of(draft: _Draft, phone: AdbPhone) -> list[Forward]:
+    return [forward for forward in draft.of(phone) if _is_ours(draft.memory, phone, forward)]
+
+
 def _is_ours(memory: Memory, phone: AdbPhone, forward: Forward) -> bool:
-    """We made it in this run, or it is what an earlier run would have made."""
+    """We made it in this run, or it is what an earlier run, or another gateway, would have made."""
     kept = memory.adopted.get(phone.id)
     if kept is not None and kept.local_port == forward.local_port:
         return False
-    return forward in memory.made or (
-        forward.local_port == preferred_port(phone.id) and forward.remote_port == DEFAULT_OLLAMA_PORT
-    )
+    looks_so = forward.remote_port == DEFAULT_OLLAMA_PORT and is_choice(phone.id, forward.local_port)
+    return forward in memory.made or looks_so

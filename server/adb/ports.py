@@ -19,6 +19,11 @@ def preferred_port(serial: str, attempt: int = 0) -> int:
     return FIRST_PORT + (zlib.crc32(serial.encode()) + attempt) % PORTS
 
 
+def is_choice(serial: str, port: int) -> bool:
+    """Is it one of the ports that this serial gets?"""
+    return (port - preferred_port(serial)) % PORTS < CHOICES and FIRST_PORT <= port < FIRST_PORT + PORTS
+
+
 def free_port(serial: str, taken: Collection[int]) -> int | None:
     """The first of the serial's choices that nobody has; None when all are taken."""
     choices = (preferred_port(serial, attempt) for attempt in range(CHOICES))

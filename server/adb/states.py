@@ -7,9 +7,11 @@ adb's SERVICES.TXT and `adb devices -l` of 29.0.6 to 36.0.0.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 Details = dict[str, str | int | float]  # of `NodeSpec`
@@ -47,15 +49,20 @@ WORDS: Mapping[str, str] = {
     "sideload": "it waits for an update to be side-loaded: start Android",
     "host": "it is a computer, not a phone",
 }
-# The chip's names are those that the set-up script asks for. The last command may print anything.
+ADDRESSES = "ip -o addr"
+# The chip's names are those that the set-up script asks for. The last commands may print anything.
 QUESTION = (
     "getprop ro.serialno; getprop ro.product.model; getprop ro.build.version.release;"
     " getprop ro.soc.model; getprop ro.board.platform; getprop ro.hardware;"
-    " cat /proc/sys/kernel/random/boot_id /proc/meminfo"
+    f" cat /proc/sys/kernel/random/boot_id /proc/meminfo; {ADDRESSES}"
 )
+MOST_ADDRESSES = 32
+# Of these a phone is not reached, and several phones may have the same: mobile data, Wi-Fi Direct, itself.
+UNREACHED = ("lo", "dummy", "rmnet", "ccmni", "pdp", "v4-", "p2p")
 LONGEST_WORD = 100  # of what a phone tells: more is no product name
 _SERIAL = re.compile(r"[!-~]+")
 _BOOT = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*$", re.MULTILINE)
+_ADDRESS = re.compile(r"^\d+: (\S+)\s+inet6? ([0-9A-Fa-f.:]{2,45})/", re.MULTILINE)
 _MEMORY = re.compile(r"^MemTotal:\s*(\d{1,15})\s*kB", re.MULTILINE)
 # A second phone of one mDNS name has a number behind it, with a space between.
 _LINE = re.compile(r"(\S+(?: \(\d+\)\S*)?)\s+(\S.*)")
@@ -91,6 +98,7 @@ class Facts:
     chip: str = ""
     ram_bytes: int = 0
     boot: str = ""  # the same by every way to a phone, another one on every phone
+    addresses: tuple[str, ...] = ()  # in the networks that it is in now
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,19 @@ def parse_facts(text: str) -> Facts:
     ram_bytes = int(memory[1]) * 1024 if memory else 0
     boot = _BOOT.search(text)
     chip = next(filter(None, chips), "")
-    return Facts(_serial_of(serialno), model, android, chip, ram_bytes, boot[0].strip() if boot else "")
+    told_boot = boot[0].strip() if boot else ""
+    return Facts(_serial_of(serialno), model, android, chip, ram_bytes, told_boot, parse_addresses(text))
+
+
+def parse_addresses(text: str) -> tuple[str, ...]:
+    """Of what `ADDRESSES` prints: those by which others may reach the phone, in their usual spelling."""
+    found = []
+    for interface, word in _ADDRESS.findall(text)[:MOST_ADDRESSES]:
+        with suppress(ValueError):
+            address = ipaddress.ip_address(word)
+            if not interface.startswith(UNREACHED) and not address.is_loopback and not address.is_link_local:
+                found.append(str(address))
+    return tuple(sorted(found))
 
 
 def is_whole(answer: str) -> bool:

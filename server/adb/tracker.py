@@ -11,29 +11,20 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from server.adb.acquaintances import Acquaintance, Acquaintances
 from server.adb.binary import start_server
 from server.adb.care_reader import READ_SECONDS, CareReader
+from server.adb.listing import Listing
 from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
 from server.adb.server_link import ANSWER_SECONDS, ServerLink
-from server.adb.states import (
-    IN_USE,
-    NOT_ANSWERING,
-    SILENT,
-    AdbPhone,
-    Details,
-    Transport,
-    details_of,
-    phones_of,
-    plain_word,
-)
+from server.adb.states import IN_USE, NOT_ANSWERING, SILENT, AdbPhone, Transport, phones_of
 from server.clock import Clock
 from server.errors import AdbError, AdbRefused, AdbServerGone
-from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeSpec, NodeStatus
-from server.registry import NodeListed, NodeUnlisted, Registry
+from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeStatus
+from server.registry import Registry
 
 AdbMode = Literal["auto", "on", "off"]
 
@@ -74,15 +65,16 @@ class AdbTracker:
         self._link = ServerLink(options.host, options.port, options.patience_seconds)
         self._care = CareReader(self._link, self._watched, registry.emit, self._clock, options.read_seconds)
         self._news = asyncio.Event()
+        self._listing = Listing(registry)
         self._acquaintances = Acquaintances(self._link, self._clock, self._news.set)
         self._transports: tuple[Transport, ...] = ()
         self._current: dict[str, str] = {}  # the way that is used to each phone
         self._seen: dict[str, Acquaintance | None] = {}  # with the connection that it was planned for
         self._made: set[Forward] = set()
+        self._left: set[Forward] | None = None  # what was there when we came
         self._adopted: dict[str, Forward] = {}
         self._blocked: dict[int, float] = {}
         self._places: Mapping[str, Place] = {}
-        self._completed: dict[NodeId, Details] = {}  # what entries were given
         self._told: dict[str, str] = {}
         self.server_problem: str | None = "not looked for yet"
         self.phones: tuple[AdbPhone, ...] = ()
@@ -200,17 +192,25 @@ class AdbTracker:
         phones = phones_of(self._transports, self._acquaintances.facts, self._current, self._dead_ways())
         self._forget_removed(phones, forwards)
         self._made &= set(forwards)
+        self._left = set(forwards) & (set(forwards) if self._left is None else self._left)
         serving = {phone.id for phone in phones if phone.transport.key in self._acquaintances.serving}
-        plan = plan_forwards(phones, serving, forwards, self._entries(), self._memory())
+        plan = plan_forwards(phones, serving, forwards, self._listing.entries(), self._memory())
         await self._carry_out(plan)
         self._remember(phones, plan)
-        self._tell(phones, plan)
+        self._tell(phones)
 
     def _memory(self) -> Memory:
         now = self._clock.monotonic()
         self._blocked = {port: until for port, until in self._blocked.items() if until > now}
         ports = {phone: place.port for phone, place in self._places.items() if place.port is not None}
-        return Memory(frozenset(self._made), self._adopted, frozenset(self._blocked), ports)
+        return Memory(
+            made=frozenset(self._made),
+            adopted=self._adopted,
+            blocked=frozenset(self._blocked),
+            ports=ports,
+            left=frozenset(self._left or ()),
+            silent=self._listing.silent(),
+        )
 
     def _dead_ways(self) -> set[str]:
         """Serials that are listed while their node is silent: another way to the same phone may be alive."""
@@ -230,21 +230,32 @@ class AdbTracker:
                 del self._adopted[phone.id]
 
     async def _carry_out(self, plan: Plan) -> None:
-        for forward in plan.remove:
-            with suppress(AdbError):
-                await self._link.remove(forward)
-            self._made.discard(forward)
-        for forward in plan.create:
-            try:
-                await self._link.create(forward)
-                self._made.add(forward)
-            except AdbServerGone:
-                raise
-            except AdbError as problem:  # the phone went meanwhile, or another program has the port
-                log.info("no forward from port %s to %s: %s", forward.local_port, forward.serial, problem.message)
-                if "bind" in problem.message or "in use" in problem.message:
-                    self._blocked[forward.local_port] = self._clock.monotonic() + BLOCKED_SECONDS
-                self._news.set()
+        """All at once: a lab's forwards must not wait for each other where the server is slow."""
+        self._made.update(plan.kept)
+        await asyncio.gather(*map(self._remove, plan.remove))
+        problems = await asyncio.gather(*map(self._create, plan.create))
+        for problem in problems:
+            if isinstance(problem, AdbServerGone):
+                raise problem
+
+    async def _remove(self, forward: Forward) -> None:
+        with suppress(AdbError):
+            await self._link.remove(forward)
+            if self._left is not None:
+                self._left.discard(forward)
+        self._made.discard(forward)
+
+    async def _create(self, forward: Forward) -> AdbError | None:
+        try:
+            await self._link.create(forward)
+        except AdbError as problem:  # the phone went meanwhile, or another program has the port
+            log.info("no forward from port %s to %s: %s", forward.local_port, forward.serial, problem.message)
+            if "bind" in problem.message or "in use" in problem.message:
+                self._blocked[forward.local_port] = self._clock.monotonic() + BLOCKED_SECONDS
+            self._news.set()
+            return problem
+        self._made.add(forward)
+        return None
 
     def _remember(self, phones: tuple[AdbPhone, ...], plan: Plan) -> None:
         usable = [phone for phone in phones if phone.usable]
@@ -277,67 +288,17 @@ class AdbTracker:
         node = self._registry.node(place.node)
         return SILENT if place.port is not None and node is not None and node.status is NodeStatus.SILENT else ""
 
-    def _tell(self, phones: tuple[AdbPhone, ...], plan: Plan) -> None:
+    def _tell(self, phones: tuple[AdbPhone, ...]) -> None:
         """The registry, what changed for it; the log, each phone's trouble once."""
-        now = self._clock.wall()
-        names = {phone.id: phone.name for phone in phones}
-        wanted = {place.node: (phone, place) for phone, place in self._places.items() if not place.listed}
-        for node in list(self._registry.fleet.nodes.values()):
-            if node.spec.origin == "adb" and node.id not in wanted and node.status is not NodeStatus.DRAINING:
-                log.info("the phone %s left", node.name)
-                self._registry.emit(NodeUnlisted(node.id, now))
         known = {phone.id: phone for phone in phones}
-        for node_id, (phone, place) in wanted.items():
-            details = self._details(known[phone], node_id)
-            self._list(_spec(node_id, self._distinct(names, phone), place, details), now)
-        self._complete_entries(known, now)
-        if set(self._told.items()) != set(self.problems.items()):
-            for phone, words in self.problems.items():
-                if self._told.get(phone) != words:
-                    log.info("the phone %s (%s): %s", names[phone], phone, words)
-            self._told = dict(self.problems)
+        serving = self._acquaintances.serving
+        versions = {phone.id: serving.get(phone.transport.key, "") for phone in phones}
+        self._listing.tell(known, self._places, versions, self._clock.wall())
+        for phone, words in self.problems.items():
+            if self._told.get(phone) != words:
+                log.info("the phone %s (%s): %s", known[phone].name, phone, words)
+        self._told = dict(self.problems)
         self._care.soon()
-
-    def _list(self, spec: NodeSpec, now: float) -> None:
-        known = self._registry.node(spec.id)
-        if known is None or known.spec != spec or known.status is NodeStatus.DRAINING:
-            log.info("the phone %s is reached through adb at port %s", spec.name, spec.port)
-            self._registry.emit(NodeListed(spec, now))
-
-    def _complete_entries(self, phones: Mapping[str, AdbPhone], now: float) -> None:
-        """Entries without a port of their own whose usual one was taken, and what their phones tell of themselves."""
-        for phone, place in self._places.items():
-            node = self._registry.node(place.node)
-            if not place.listed or place.port is None or node is None:
-                continue
-            before, told = self._completed.get(node.id, {}), self._details(phones[phone], node.id)
-            written = {name: word for name, word in node.spec.details.items() if before.get(name) != word}
-            self._completed[node.id] = told
-            spec = replace(node.spec, port=place.port, details={**told, **written})
-            if spec != node.spec:
-                self._registry.emit(NodeListed(spec, now))
-
-    def _details(self, phone: AdbPhone, node_id: NodeId) -> Details:
-        """With the version that its Ollama tells now, else the one that it had when it was plugged in."""
-        node = self._registry.node(node_id)
-        version = node.report.version if node is not None and node.report is not None else ""
-        return details_of(phone, plain_word(version) or self._acquaintances.serving.get(phone.transport.key, ""))
-
-    def _distinct(self, names: Mapping[str, str], phone: str) -> str:
-        """A lab's phones are often of one model; then the end of the serial tells them apart. A name stays."""
-        name = names[phone]
-        choices = [name, f"{name} {phone[-4:]}", f"{name} {phone}"]
-        others = {node.name for node in self._registry.fleet.nodes.values() if node.id != phone}
-        known = self._registry.node(NodeId(phone))
-        if known is not None and known.name in choices and known.name not in others:
-            return known.name
-        shared = sum(other == name for other in names.values()) > 1
-        return next((choice for choice in choices[shared:] if choice not in others), choices[-1])
-
-    def _entries(self) -> list[NodeSpec]:
-        nodes = self._registry.fleet.nodes.values()
-        gone = NodeStatus.DRAINING
-        return [node.spec for node in nodes if node.spec.origin != "adb" and node.status is not gone]
 
     def _watched(self) -> dict[NodeId, Transport]:
         ways = {phone.id: phone.transport for phone in self.phones if phone.usable}
@@ -357,19 +318,10 @@ class AdbTracker:
         self._transports, self.phones, self._places = (), (), {}
         self._made.clear()
         self.problems = {}
-        for node in list(self._registry.fleet.nodes.values()):
-            if node.spec.origin == "adb" and node.status is not NodeStatus.DRAINING:
-                self._registry.emit(NodeUnlisted(node.id, self._clock.wall()))
+        self._listing.clear(self._clock.wall())
 
     async def _clear(self) -> None:
         await self._acquaintances.part()
         ours = self._made - set(self._adopted.values())
         # All at once: a server that hangs keeps nobody from ending.
         await asyncio.gather(*map(self._link.remove, ours), return_exceptions=True)
-
-
-def _spec(node: NodeId, name: str, place: Place, details: Details) -> NodeSpec:
-    return NodeSpec(
-        node, name, "ollama", "127.0.0.1", place.port or 0,
-        weight=None, serial=str(node), origin="adb", details=details,
-    )  # fmt: skip

@@ -80,6 +80,7 @@ class Services:
         self.full = False  # the storage, though `df` says otherwise
         self.sync_faults = SyncFaults()
         self.boot = str(uuid.uuid5(uuid.NAMESPACE_OID, serialno))  # the same by both ways to a phone
+        self.addresses: list[str] = []  # in Wi-Fi
         self.whitelist: set[str] = set()
         self.granted: set[str] = set()
         self.am_error = ""
@@ -140,6 +141,9 @@ class Services:
                 return self.properties.get(name, "") + "\n", 0
             case ["cat", "/proc/sys/kernel/random/boot_id", "/proc/meminfo"]:
                 return f"{self.boot}\nMemTotal:        {self.ram_bytes // 1024} kB\nMemFree:          204800 kB\n", 0
+            case ["ip", "-o", "addr"]:
+                lines = [f"{n}: wlan0    inet {one}/24 brd + scope global\n" for n, one in enumerate(self.addresses, 2)]
+                return "".join(["1: lo    inet 127.0.0.1/8 scope host lo\n", *lines]), 0
             case ["dumpsys", "deviceidle", "whitelist", change]:
                 self.whitelist.add(change.lstrip("+"))
                 return f"Added: {change.lstrip('+')}\n", 0

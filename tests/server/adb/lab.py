@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from server.registry import NodeListed, Registry
 from tests.fakes.adb_server import RealAdbServer, real_adb_server
 from tests.fakes.adbd import FakeAdbd
 
+OWN = f"{os.getpid():X}"  # part of serials: phones of tests that run side by side shall not want one local port
 PATIENCE = 20.0  # of a test on a busy machine; what is promised in seconds is measured
 
 
@@ -61,12 +63,15 @@ async def until(true: Callable[[], bool], seconds: float = PATIENCE) -> float:
 
 
 @asynccontextmanager
-async def following(registry: Registry, port: int, mode: AdbMode = "auto", **more: object) -> AsyncIterator[AdbTracker]:
+async def following(
+    registry: Registry, port: int, mode: AdbMode = "auto", *, probes: bool = True, **more: object
+) -> AsyncIterator[AdbTracker]:
     """Tracker and probes over the registry."""
     tracker = AdbTracker(registry, AdbOptions(mode, port=port), **more)
     backends = Backends({})
     health = Health(registry, backends, ProbePace())
-    tasks = [asyncio.create_task(tracker.run()), asyncio.create_task(health.run())]
+    loops = [tracker.run, health.run] if probes else [tracker.run]
+    tasks = [asyncio.create_task(loop()) for loop in loops]
     try:
         yield tracker
     finally:

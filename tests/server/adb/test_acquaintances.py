@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.adb.acquaintances import ASK_SECONDS, ASKS_IN_A_HURRY, PATIENT_ASK_SECONDS, Acquaintances
+from server.adb.acquaintances import ADDRESS_SECONDS, ASK_SECONDS, ASKS_IN_A_HURRY, PATIENT_ASK_SECONDS, Acquaintances
 from server.adb.server_link import ServerLink
-from server.adb.states import Facts, Transport
+from server.adb.states import ADDRESSES, Facts, Transport
 from server.errors import AdbError, AdbServerGone
 from tests.fakes.manual_clock import ManualClock
 
@@ -22,8 +22,11 @@ class PlayedLink(ServerLink):
         self.said: dict[str, str | AdbError] = {}
         self.versions: dict[str, str | AdbError] = {}
         self.asked: list[str] = []
+        self.addresses: str | AdbError = ""
 
     async def shell(self, transport: Transport, command: str) -> str:
+        if command == ADDRESSES:
+            return _told(self.addresses)
         self.asked.append(f"who {transport.serial}")
         return _told(self.said.get(transport.serial, WHOLE.format(transport.serial)))
 
@@ -121,3 +124,20 @@ async def test_one_phone_that_never_answers_keeps_nobody_waiting() -> None:
         assert set(played.known.facts) == {TWO.key}
         await played.known.part()
         assert played.known.of(ONE) is None
+
+
+async def test_a_phone_that_serves_is_asked_for_its_addresses_now_and_then() -> None:
+    async with world() as played:
+        played.link.versions["S1"] = "0.31.1"
+        played.known.meet((ONE,))
+        await played.clock.settle()
+        for said, wanted in (
+            ("30: wlan0    inet 192.168.1.7/24 scope global\n", ("192.168.1.7",)),
+            ("", ("192.168.1.7",)),  # it said nothing, which is no news
+            (AdbError("no answer"), ("192.168.1.7",)),
+            ("1: lo    inet 127.0.0.1/8 scope host lo\n", ()),
+        ):
+            played.link.addresses = said
+            await played.clock.advance(ADDRESS_SECONDS)
+            assert played.known.facts[ONE.key].addresses == wanted
+        assert played.news == 4  # who it is, that it serves, that it came into a network and left it

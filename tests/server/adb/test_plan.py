@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
 
 from server.adb.plan import Forward, Memory, Place, Plan, is_movable, plan_forwards
-from server.adb.ports import CHOICES, FIRST_PORT, PORTS, free_port, preferred_port
-from server.adb.states import AdbPhone, Transport
+from server.adb.ports import CHOICES, FIRST_PORT, PORTS, free_port, is_choice, preferred_port
+from server.adb.states import AdbPhone, Facts, Transport
 from server.nodes import NodeId, NodeSpec
 
 OURS = preferred_port("S1")
+LEFT = Memory(left=frozenset({Forward("S1", OURS)}))
 
 
 def phone(identity: str = "S1", *ways: str, state: str = "device") -> AdbPhone:
@@ -50,7 +54,7 @@ def test_what_is_as_it_should_be_stays() -> None:
 
 def test_a_persons_forward_is_adopted_and_ours_given_up_when_it_is_not_in_use() -> None:
     theirs = Forward("S1", 11434)
-    plan = planned(existing=(Forward("S1", OURS), theirs))
+    plan = planned(existing=(Forward("S1", OURS), theirs), memory=LEFT)
     assert plan.adopted == {"S1": theirs} and plan.places["S1"].port == 11434
     assert plan.remove == (Forward("S1", OURS),)
     in_use = planned(existing=(Forward("S1", OURS), theirs), memory=Memory(ports={"S1": OURS}))
@@ -59,7 +63,7 @@ def test_a_persons_forward_is_adopted_and_ours_given_up_when_it_is_not_in_use() 
 
 def test_a_persons_forward_meets_its_entry_and_is_never_removed() -> None:
     theirs = Forward("S1", 11434)
-    plan = planned(existing=(theirs, Forward("S1", OURS)), entries=(entry("desk", 11434),))
+    plan = planned(existing=(theirs, Forward("S1", OURS)), entries=(entry("desk", 11434),), memory=LEFT)
     assert plan.places == {"S1": Place(NodeId("desk"), 11434, listed=True)}
     assert plan.remove == (Forward("S1", OURS),) and plan.create == ()
 
@@ -84,7 +88,7 @@ def test_an_entry_with_the_serial_gets_its_port_whether_or_not_it_serves() -> No
 
 
 def test_an_entry_with_an_address_of_the_network_is_the_phone_and_needs_no_forward() -> None:
-    plan = planned(existing=(Forward("S1", OURS),), entries=(entry("wifi", 11434, "S1", "192.168.1.7"),))
+    plan = planned(existing=(Forward("S1", OURS),), entries=(entry("wifi", 11434, "S1", "192.168.1.7"),), memory=LEFT)
     assert plan.places == {"S1": Place(NodeId("wifi"), None, listed=True)}
     assert plan.create == () and plan.remove == (Forward("S1", OURS),)
 
@@ -121,3 +125,58 @@ def test_ports_are_stable_and_run_out_with_a_word() -> None:
     choices = [preferred_port("S1", attempt) for attempt in range(CHOICES)]
     assert free_port("S1", choices[:2]) == choices[2] and free_port("S1", choices) is None
     assert planned(memory=Memory(blocked=frozenset(choices))).conflicts == {"S1": OURS}
+
+
+def test_any_port_of_the_phones_own_choices_is_ours_and_used_ones_are_told() -> None:
+    """A run that was killed had stepped over its first port."""
+    left = Forward("S1", preferred_port("S1", 3))
+    found = planned(existing=(left,))
+    assert found.places["S1"].port == left.local_port and found.kept == {left} and not found.adopted
+    shelf = entry("shelf", 11500, "S1")
+    assert planned(existing=(left,), entries=(shelf,), memory=Memory(left=frozenset({left}))).remove == (left,)
+    stranger = Forward("S1", preferred_port("S1", CHOICES))
+    assert planned(existing=(stranger,)).adopted == {"S1": stranger}
+    assert is_choice("S1", left.local_port) and not is_choice("S1", stranger.local_port)
+
+
+def test_what_looks_like_ours_and_came_after_us_is_another_gateways() -> None:
+    theirs, shelf = Forward("S1", OURS), entry("shelf", 11500, "S1")
+    plan = planned(existing=(theirs,), entries=(shelf,), memory=Memory())
+    assert plan.remove == () and plan.kept == frozenset() and plan.places["S1"].port == 11500
+    assert planned(existing=(theirs,), entries=(shelf,), memory=Memory(frozenset({theirs}))).remove == (theirs,)
+    assert planned(existing=(theirs,)).kept == {theirs}  # shared
+
+
+JOINED = replace(entry("kitchen", 11434, host="192.168.1.7"), details={"chip": "gs201", "android": "14"})
+TOLD = Facts("S1", "Pixel", "14", "gs201", addresses=("10.1.0.4", "192.168.1.7"))
+BOTH_WAYS = replace(phone(), told=TOLD)
+
+
+def test_a_phone_that_joined_over_the_network_and_hangs_on_a_cable_counts_once() -> None:
+    plan = planned(phones=(BOTH_WAYS,), entries=(JOINED,), existing=(Forward("S1", OURS),), memory=LEFT)
+    assert plan.places == {"S1": Place(NodeId("kitchen"), None, listed=True)}
+    assert plan.create == () and plan.remove == (Forward("S1", OURS),)
+
+
+def test_while_its_network_is_lost_the_cable_serves() -> None:
+    plan = planned(phones=(BOTH_WAYS,), entries=(JOINED,), memory=Memory(silent=frozenset({JOINED.id})))
+    assert plan.places == {"S1": Place(NodeId("S1"), OURS, listed=False)}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(JOINED, host="192.168.1.8"),
+        replace(JOINED, details={"chip": "gs201", "android": "13"}),  # of another network with the same addresses
+        replace(JOINED, details={"chip": "sm8550"}),
+        replace(JOINED, kind="relay"),
+        replace(JOINED, serial="S2"),
+    ],
+)
+def test_what_differs_is_another(other: NodeSpec) -> None:
+    assert not planned(phones=(BOTH_WAYS,), entries=(other,)).places["S1"].listed
+
+
+def test_an_entry_that_says_less_of_its_phone_is_believed() -> None:
+    by_hand = replace(JOINED, details={})
+    assert planned(phones=(BOTH_WAYS,), entries=(by_hand,)).places["S1"].listed

@@ -18,6 +18,7 @@ from server.adb.states import (
     advice_for,
     details_of,
     is_whole,
+    parse_addresses,
     parse_facts,
     parse_transports,
     phones_of,
@@ -178,3 +179,20 @@ def test_a_phone_is_usable_when_it_has_told_who_it_is() -> None:
     assert not unknown.usable and unknown.advice == ""
     (known,) = phones_of((Transport("A", "device"),), {("A", 0): Facts("A")}, {})
     assert known.usable and known.name == "A"
+
+
+def test_addresses_are_those_by_which_a_phone_may_be_reached() -> None:
+    said = (
+        "1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever\n"
+        "2: rmnet_data0    inet 10.11.12.13/30 scope global\n"
+        "30: wlan0    inet 192.168.1.7/24 brd 192.168.1.255 scope global wlan0\\       valid_lft forever\n"
+        "30: wlan0    inet6 fe80::1/64 scope link\n"
+        "30: wlan0    inet6 FD00:0::7/64 scope global\n"
+        "31: p2p0    inet 192.168.49.1/24 scope global\n"
+        "32: wlan1    inet 999.1.1.1/24 scope global\n"
+        "33: rndis0    inet 192.168.42.129/24 scope global\n"
+    )
+    wanted = ("192.168.1.7", "192.168.42.129", "fd00::7")
+    assert parse_addresses(said) == wanted
+    assert parse_facts("S1\nPixel\n14\n\n\n\nMemTotal: 8 kB\n" + said).addresses == wanted
+    assert parse_addresses("/system/bin/sh: ip: inaccessible or not found\n") == ()

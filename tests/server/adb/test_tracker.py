@@ -18,9 +18,9 @@ from server.registry import NodeListed, Registry
 from tests.fakes.adb_server import real_adb_server
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
-from tests.server.adb.lab import Lab, following, lab, until
+from tests.server.adb.lab import OWN, Lab, following, lab, until
 
-SERIAL = "28161FDH2000QX"
+SERIAL = f"28161FDH{OWN}QX"
 
 
 @pytest.fixture
@@ -85,9 +85,13 @@ async def test_the_forward_is_made_again_at_the_same_port_after_every_reconnect(
 
 
 async def until_forwards(the_lab: Lab, wanted: dict[str, list[int]]) -> None:
-    async with asyncio.timeout(20):
-        while await the_lab.local_ports() != wanted:  # noqa: ASYNC110  # the adb server's own state
-            await asyncio.sleep(0.02)
+    found: dict[str, list[int]] = {}
+    try:
+        async with asyncio.timeout(20):
+            while (found := await the_lab.local_ports()) != wanted:  # noqa: ASYNC110  # the adb server's own state
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"{found} instead of {wanted}") from None
 
 
 async def test_a_persons_forward_is_adopted_with_its_entry_and_the_phone_counts_once(
@@ -130,10 +134,13 @@ async def test_a_persons_forward_outlives_the_gateway_and_ours_does_not(
 async def test_of_stale_forwards_only_ours_are_removed(tmp_path: Path, ollama: FakePhone) -> None:
     """Left by a run that was killed: ours by its port, somebody's to another port of the phone."""
     registry = Registry()
-    registry.emit(NodeListed(NodeSpec(NodeId("w"), "w", "ollama", "10.9.9.9", 11434, serial="S1"), 0.0))
-    async with real_adb_server(tmp_path) as server, FakeAdbd("S1", ports={11434: ollama.port}) as adbd:
+    registry.emit(NodeListed(NodeSpec(NodeId("w"), "w", "ollama", "10.9.9.9", 11434, serial=SERIAL), 0.0))
+    async with real_adb_server(tmp_path) as server, FakeAdbd(SERIAL, ports={11434: ollama.port}) as adbd:
         await server.link.connect(adbd.address)
-        ours, other = Forward(adbd.address, preferred_port("S1")), Forward(adbd.address, preferred_port("S9"), 8080)
+        ours, other = (
+            Forward(adbd.address, preferred_port(SERIAL)),
+            Forward(adbd.address, preferred_port(SERIAL, 100), 8080),
+        )
         await server.link.create(ours)
         await server.link.create(other)
         async with following(registry, server.port):

@@ -1,0 +1,112 @@
+"""Others at the same adb server: a second gateway, one that was killed, and the phone's own way over the network."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from server.adb.plan import Forward
+from server.adb.ports import preferred_port
+from server.nodes import NodeId, NodeSpec, NodeStatus, ProbeReport
+from server.registry import NodeListed, NodeProbed, ProbeFailed, Registry
+from tests.fakes.adb_server import real_adb_server
+from tests.fakes.adbd import FakeAdbd
+from tests.fakes.phone import FakePhone
+from tests.server.adb.lab import OWN, following, following_server, until
+
+SERIAL = f"NEIGHBOUR{OWN}"
+OURS = preferred_port(SERIAL)
+
+
+def is_ready(registry: Registry, node_id: str) -> bool:
+    node = registry.node(NodeId(node_id))
+    return node is not None and node.status is NodeStatus.READY
+
+
+async def test_two_gateways_with_other_entries_do_not_take_each_others_forwards_away(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    async with (
+        real_adb_server(tmp_path) as server,
+        FakePhone() as ollama,
+        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
+        following_server(server) as plain,
+        following_server(server) as other,
+    ):
+        other.enter(NodeSpec(NodeId("shelf"), "shelf", "ollama", "127.0.0.1", unused_tcp_port, serial=SERIAL))
+        await plain.plug(phone)
+        await until(lambda: plain.ready() == {SERIAL} and other.ready() == {"shelf"})
+        wanted = {OURS, unused_tcp_port}
+        async with asyncio.timeout(20):
+            while {each.local_port for each in await server.link.forwards()} != wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        for number in range(4):  # each is a reason for both to look again
+            for one in (plain, other):
+                one.enter(NodeSpec(NodeId(f"x{number}"), f"x{number}", "ollama", "10.9.9.9", 11434, enabled=False))
+            await asyncio.sleep(0.3)
+            assert {each.local_port for each in await server.link.forwards()} == wanted
+        assert is_ready(plain.registry, SERIAL) and is_ready(other.registry, "shelf")
+
+
+async def test_two_gateways_share_a_forward_and_the_one_that_stays_has_it_again(tmp_path: Path) -> None:
+    async with (
+        real_adb_server(tmp_path) as server,
+        FakePhone() as ollama,
+        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
+        following_server(server) as stays,
+    ):
+        async with following_server(server) as leaves:
+            await stays.plug(phone)
+            await until(lambda: stays.ready() == leaves.ready() == {SERIAL})
+            assert await stays.local_ports() == {phone.address: [OURS]}
+        async with asyncio.timeout(20):
+            while await stays.local_ports() != {phone.address: [OURS]}:  # noqa: ASYNC110  # the adb server's own state
+                await asyncio.sleep(0.05)
+        await until(lambda: stays.ready() == {SERIAL})
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+async def test_what_a_killed_gateway_left_is_used_and_taken_away_at_the_end(tmp_path: Path, attempt: int) -> None:
+    registry = Registry()
+    async with (
+        real_adb_server(tmp_path) as server,
+        FakePhone() as ollama,
+        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
+    ):
+        await server.link.connect(phone.address)
+        left = Forward(phone.address, preferred_port(SERIAL, attempt))
+        await server.link.create(left)
+        async with following(registry, server.port):
+            await until(lambda: is_ready(registry, SERIAL))
+            assert await server.link.forwards() == (left,)
+        assert await server.link.forwards() == ()
+
+
+async def test_a_phone_that_joined_over_the_network_counts_once_and_the_cable_serves_while_that_is_lost(
+    tmp_path: Path,
+) -> None:
+    """Nobody is at that address here, so that what probes find is told by hand."""
+    registry = Registry()
+    async with (
+        real_adb_server(tmp_path) as server,
+        FakePhone() as ollama,
+        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
+        following(registry, server.port, probes=False) as tracker,
+    ):
+        phone.services.addresses = ["192.168.1.7"]
+        kitchen = NodeSpec(NodeId("kitchen"), "kitchen", "ollama", "192.168.1.7", 11434)
+        registry.emit(NodeListed(kitchen, 0.0))
+        await server.link.connect(phone.address)
+        await until(lambda: [one["node"] for one in tracker.status()["phones"]] == ["kitchen"])
+        assert set(registry.fleet.nodes) == {"kitchen"} and await server.link.forwards() == ()
+
+        for _ in range(3):
+            registry.emit(ProbeFailed(kitchen.id, "no answer", 0.0))
+        await until(lambda: SERIAL in registry.fleet.nodes)
+        assert await server.link.forwards() == (Forward(phone.address, OURS),)
+
+        registry.emit(NodeProbed(kitchen.id, ProbeReport("0.31.1", ()), 0.0))
+        await until(lambda: registry.node(NodeId(SERIAL)).status is NodeStatus.DRAINING)
+        await until(lambda: [one["node"] for one in tracker.status()["phones"]] == ["kitchen"])
