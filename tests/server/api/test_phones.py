@@ -37,6 +37,7 @@ async def test_an_invitation_by_the_address_that_listens(stand: Stand) -> None:
     url = f"http://192.168.1.2:8000/join/{told['token']}"
     assert told["links"][0]["url"] == url and told["links"][0]["address"] == "192.168.1.2"
     assert told["command"] == f"curl -sSL '{url}' | bash"
+    assert told["qr_svg"] == told["links"][0]["qr_svg"] == qr_svg(told["command"])
     assert told["expires_at"] == "1970-01-01T00:46:40Z"
     stand.joining.begin(told["token"], None)
 
