@@ -83,7 +83,10 @@ def setup(
     serials: Annotated[list[str] | None, typer.Argument(help="Only these phones; all that are ready else.")] = None,
     model_file: Annotated[
         list[Path] | None,
-        typer.Option("--model-file", help="Push this GGUF file (may be repeated). Default: those in ./models."),
+        typer.Option(
+            "--model-file",
+            help="Push this GGUF file, folder of safetensors or Ollama store (may be repeated). Default: ./models.",
+        ),
     ] = None,
     script: Annotated[Path | None, typer.Option("--script", help="Another phone_setup.sh.")] = None,
     model: Annotated[str, typer.Option("--model", help="The model's name, given to the script.")] = "",
@@ -98,7 +101,8 @@ def setup(
     from server.adb.states import Transport
 
     with reporting():
-        wish = Wish(setup_files(script, model_file), checked_model(model), type_it, _agreed if yes else typer.confirm)
+        name = checked_model(model)
+        wish = Wish(setup_files(script, model_file, name), name, type_it, _agreed if yes else typer.confirm)
     chosen = _chosen(with_server(server, list_phones), serials or [])
     if len(chosen) > 1 and not serials and not yes:
         typer.confirm(f"Set up these {len(chosen)} phones: {', '.join(map(_called, chosen))}?", abort=True)
@@ -123,19 +127,25 @@ def pair(
     place: Annotated[
         str | None, typer.Argument(help="HOST:PORT that 'Pair device with pairing code' shows. Without it: by QR code.")
     ] = None,
-    code: Annotated[str | None, typer.Argument(help="The six figures; asked for when left out.")] = None,
+    code: Annotated[
+        str | None,
+        typer.Argument(help="The six figures; asked for when left out, which keeps them to you."),
+    ] = None,
     seconds: Annotated[float, typer.Option("--seconds", "-s", min=1, max=600, help="How long to wait.")] = 120.0,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Pair with a phone over Wi-Fi (Android 11 and newer: Developer options, Wireless debugging)."""
-    from potluck.cli.adb_pairing import pair_by_code, pair_by_qr
+    from potluck.cli.adb_pairing import PAIR_SECONDS, pair_by_code, pair_by_qr
 
-    with_server(server, _nothing)
+    def ask(place: str, code: str) -> str:
+        return with_server(server, lambda link: link.pair(place, code), PAIR_SECONDS)
+
+    with_server(server, _nothing)  # before anything is shown or typed
     with reporting():
         if place is None:
-            said = pair_by_qr(_port_of(server), seconds)
+            said = pair_by_qr(ask, seconds)
         else:
-            said = pair_by_code(_port_of(server), place, code or typer.prompt("Pairing code"))
+            said = pair_by_code(ask, place, code or typer.prompt("Pairing code", hide_input=True))
     typer.echo(one_line(said))
     typer.echo("The phone is listed by: potluck adb devices. Wireless debugging ends with a reboot on many phones.")
 

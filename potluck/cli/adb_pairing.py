@@ -1,8 +1,9 @@
 """Pairing with a phone's wireless debugging: by the code that it shows, or by a QR code that it scans.
 
-The phone that has scanned the code announces itself by mDNS under the name that was in it; then the pinned adb program
-pairs, since adbutils cannot. Name and password are made anew each time and worth nothing afterwards. Format of the
-code: Android's AdbQrCode.
+The phone that has scanned the code announces itself by mDNS under the name that was in it; then the adb server pairs.
+The server is asked directly: a program's arguments are there for everybody to read, and adb's own restarts a server of
+another protocol number. Name and password are made anew each time and worth nothing afterwards. Format of the code:
+Android's AdbQrCode.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import queue
 import re
 import secrets
 import string
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import typer
 
@@ -24,35 +23,29 @@ from potluck.errors import Misuse
 PAIRING = "_adb-tls-pairing._tcp.local."
 PAIR_SECONDS = 30.0
 PASSWORD_LENGTH = 12
+_CODE = re.compile(r"[A-Za-z0-9]{1,64}")
 _PLACE = re.compile(r"[A-Za-z0-9.-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
 
+Pair = Callable[[str, str], str]  # a place and its code -> the adb server's words
 Find = Callable[[str, float], str | None]  # a service's name and the patience -> its place
 
 
-def pair_by_code(port: int, place: str, code: str, program: Path | None = None) -> str:
+def pair_by_code(pair: Pair, place: str, code: str) -> str:
     """What adb says of its success. Raises Misuse."""
-    from server.adb.binary import NO_BINARY, adb_binary
-
     if not _PLACE.fullmatch(place):
         raise Misuse(f"{place!r} is no HOST:PORT; the phone shows it under 'Pair device with pairing code'")
-    used = program or adb_binary()
-    if used is None:
-        raise Misuse(NO_BINARY)
-    try:
-        # The code goes by stdin: a command line is there for everybody to read.
-        done = subprocess.run(
-            [str(used), "-P", str(port), "pair", place],
-            input=f"{code.strip()}\n", capture_output=True, text=True, timeout=PAIR_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise Misuse(f"{place} did not answer: are this computer and the phone in one network?") from None
-    said = (done.stdout + done.stderr).removeprefix("Enter pairing code: ").strip()
+    if not _CODE.fullmatch(code.strip()):
+        raise Misuse("the pairing code is the six figures that the phone shows")
+    said = pair(place, code.strip())
     if "Successfully paired" not in said:
-        raise Misuse(f"{place} did not pair: {said or 'no reason given'}. Pairing ports change each time it is opened")
+        raise Misuse(
+            f"{place} did not pair: {said or 'no reason given'}. Is the code right, are this computer and the phone in"
+            " one network? The port changes each time that the phone shows a code"
+        )
     return said
 
 
-def pair_by_qr(port: int, seconds: float, find: Find | None = None, program: Path | None = None) -> str:
+def pair_by_qr(pair: Pair, seconds: float, find: Find | None = None) -> str:
     """Show the code, wait for the phone that scans it, pair. Raises Misuse."""
     name, password = _fresh("potluck-", 8), _fresh("", PASSWORD_LENGTH)
     typer.echo(drawn(code_text(name, password), sys.stdout.encoding))
@@ -60,7 +53,7 @@ def pair_by_qr(port: int, seconds: float, find: Find | None = None, program: Pat
     place = (find or find_service)(name, seconds)
     if place is None:
         raise Misuse(f"no phone has scanned it within {seconds:g} s; with a code instead: potluck adb pair HOST:PORT")
-    return pair_by_code(port, place, password, program)
+    return pair_by_code(pair, place, password)
 
 
 def code_text(name: str, password: str) -> str:

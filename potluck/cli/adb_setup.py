@@ -18,6 +18,7 @@ from pathlib import Path
 
 import typer
 
+from potluck.cli.adb_models import model_files
 from potluck.cli.safe_text import one_line
 from potluck.errors import Misuse
 from server.adb.server_link import ServerLink
@@ -33,6 +34,7 @@ MONITOR = "settings_enable_monitor_phantom_procs"
 PERMISSIONS = ("READ_EXTERNAL_STORAGE", "WRITE_EXTERNAL_STORAGE")
 SHELL_SECONDS = 20.0
 ROOM_TO_SPARE = 64 << 20  # bytes; a phone whose storage is full to the last misbehaves in other ways
+WEIGHTS_BYTES = 1 << 16
 _MODEL = re.compile(r"[A-Za-z0-9][\w.:/-]*")
 
 
@@ -75,18 +77,13 @@ class Phone:
         return await self.link.shell(self.transport, command)
 
 
-def setup_files(script: Path | None, models: Sequence[Path] | None) -> list[tuple[Path, str]]:
-    """The script and the models: those named, else every GGUF file in ./models. Raises Misuse where one is missing."""
+def setup_files(script: Path | None, models: Sequence[Path] | None, model: str = "") -> list[tuple[Path, str]]:
+    """The script and the models: those named, else all in ./models. Raises Misuse where one is missing."""
     found = script or next((path for path in _script_places() if path.is_file()), None)
     if found is None or not found.is_file():
         raise Misuse("phone_setup.sh is not here: name it with --script")
-    named = list(models) if models else sorted(Path("models").glob("*.gguf"))
-    for path in named:
-        if not path.is_file():
-            raise Misuse(f"there is no file {path}")
-        if path.suffix.lower() != ".gguf":
-            raise Misuse(f"{path} is no GGUF file; models/README.md says how other models get to a phone")
-    return [(found, f"{FOLDER}/phone_setup.sh"), *((path, f"{FOLDER}/models/{path.name}") for path in named)]
+    pushed = [(here, f"{FOLDER}/models/{there}") for here, there in model_files(models, model)]
+    return [(found, f"{FOLDER}/phone_setup.sh"), *pushed]
 
 
 def checked_model(name: str) -> str:
@@ -160,7 +157,8 @@ async def _push_all(phone: Phone, files: Sequence[tuple[Path, str]]) -> None:
     missing = []
     for here, there in files:
         size = here.stat().st_size
-        if here.suffix.lower() == ".gguf" and await size_of(phone.link, phone.transport, there) == size % SIZES:
+        # Of small files the size says too little.
+        if size >= WEIGHTS_BYTES and await size_of(phone.link, phone.transport, there) == size % SIZES:
             typer.echo(f"  {there} is there already")
         else:
             missing.append((here, there, size))

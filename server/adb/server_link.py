@@ -114,6 +114,14 @@ class ServerLink:
         async with self._asked(f"host:connect:{place}") as line:
             return await line.text()
 
+    async def pair(self, place: str, code: str) -> str:
+        """With the wireless debugging of a phone: the server's words, also where it failed."""
+        try:
+            async with self._asked(f"host:pair:{code}:{place}", "host:pair") as line:
+                return await line.verdict()
+        except AdbRefused as problem:
+            return problem.message
+
     async def kill(self) -> None:
         async with self._asked("host:kill"):
             pass
@@ -123,14 +131,16 @@ class ServerLink:
         return asyncio.timeout(self._patience)
 
     @asynccontextmanager
-    async def _asked(self, request: str) -> AsyncIterator[Line]:
-        """A line whose first question was taken; the rest must be over within the patience, too."""
+    async def _asked(self, request: str, called: str = "") -> AsyncIterator[Line]:
+        """A line whose first question was taken; the rest must be over within the patience, too. `called`: instead of
+        the question where it holds a secret."""
         try:
             async with self.limit(), self._line() as line:
                 await line.ask(request)
                 yield line
         except TimeoutError:
-            raise AdbError(f"no answer within {self._patience:g} s to {request.partition(':')[2]!r}") from None
+            question = (called or request).partition(":")[2]
+            raise AdbError(f"no answer within {self._patience:g} s to {question!r}") from None
 
     @asynccontextmanager
     async def _line(self) -> AsyncIterator[Line]:
@@ -165,8 +175,17 @@ class Line:
         if word != b"OKAY":
             raise AdbServerGone(f"whoever listens there is no adb server: it said {word!r}")
 
+    async def verdict(self) -> str:
+        """A text, with or without a word before it that says how it went. Raises AdbRefused."""
+        head = await self._reader.readexactly(4)
+        if head == b"FAIL":
+            raise AdbRefused(await self.text())
+        return await (self.text() if head == b"OKAY" else self._text(head))
+
     async def text(self) -> str:
-        size = await self._reader.readexactly(4)
+        return await self._text(await self._reader.readexactly(4))
+
+    async def _text(self, size: bytes) -> str:
         if not _LENGTH.fullmatch(size):  # int() would take a sign and space
             raise AdbServerGone(f"whoever listens there is no adb server: it said {size!r}")
         return (await self._reader.readexactly(int(size, 16))).decode(errors="replace")

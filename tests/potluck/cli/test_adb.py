@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -69,30 +68,24 @@ def test_a_row_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in row
 
 
-@pytest.fixture
-def adb(tmp_path: Path) -> Path:
-    """An adb that pairs with whoever tells 123456."""
-    program = tmp_path / "adb"
-    program.write_text(
-        '#!/bin/sh\nread code\nprintf "Enter pairing code: "\n'
-        '[ "$code" = 123456 ] && echo "Successfully paired to $4 [guid=x]" || '
-        'echo "Failed: wrong code for $4 ($code)"\n'
+def adb(place: str, code: str) -> str:
+    """An adb server that pairs with whoever tells 123456."""
+    return (
+        f"Successfully paired to {place} [guid=x]" if code == "123456" else f"Failed: wrong code for {place} ({code})"
     )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return program
 
 
-def test_pairing_by_code(adb: Path) -> None:
-    assert pair_by_code(5037, "192.168.1.7:37123", " 123456 ", adb).startswith(
-        "Successfully paired to 192.168.1.7:37123"
-    )
+def test_pairing_by_code() -> None:
+    assert pair_by_code(adb, "192.168.1.7:37123", " 123456 ").startswith("Successfully paired to 192.168.1.7:37123")
     with pytest.raises(Misuse, match=r"did not pair: Failed: wrong code"):
-        pair_by_code(5037, "192.168.1.7:37123", "000000", adb)
+        pair_by_code(adb, "192.168.1.7:37123", "000000")
     with pytest.raises(Misuse, match="no HOST:PORT"):
-        pair_by_code(5037, "--help", "123456", adb)
+        pair_by_code(adb, "--help", "123456")
+    with pytest.raises(Misuse, match="six figures"):
+        pair_by_code(adb, "192.168.1.7:37123", "1:2")
 
 
-def test_pairing_by_qr_asks_for_the_service_that_the_code_names(adb: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairing_by_qr_asks_for_the_service_that_the_code_names(capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
 
     def find(name: str, _: float) -> str:
@@ -100,16 +93,24 @@ def test_pairing_by_qr_asks_for_the_service_that_the_code_names(adb: Path, capsy
         return "192.168.1.7:37123"
 
     with pytest.raises(Misuse, match=r"wrong code for 192.168.1.7:37123 \([A-Za-z0-9]{12}\)"):
-        pair_by_qr(5037, 1.0, find, adb)  # its password is new each time, and this adb knows only one
+        pair_by_qr(adb, 1.0, find)  # its password is new each time, and this server knows only one
     assert asked[0].startswith("potluck-") and "scan this one" in capsys.readouterr().out
     with pytest.raises(Misuse, match="no phone has scanned it"):
-        pair_by_qr(5037, 1.0, lambda _name, _seconds: None, adb)
+        pair_by_qr(adb, 1.0, lambda _name, _seconds: None)
 
 
-@pytest.mark.parametrize("server", ["192.168.1.2:5037", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:adb"])
-def test_a_server_that_cannot_be_meant(server: str) -> None:
-    result = CliRunner().invoke(app, ["adb", "devices", "--server", server])
-    assert result.exit_code == 2 and result.output.startswith("error: --server is 127.0.0.1 and a port")
+async def test_the_server_is_asked_to_pair_and_its_own_words_are_shown(
+    server: RealAdbServer, unused_tcp_port: int
+) -> None:
+    result = await run(server, ["pair", f"127.0.0.1:{unused_tcp_port}", "123456"])
+    assert result.exit_code == 2 and "did not pair: Failed: Unable to start pairing client" in result.output
+    assert "123456" not in result.output
+
+
+async def test_a_code_that_is_typed_is_not_shown(server: RealAdbServer, unused_tcp_port: int) -> None:
+    words = ["adb", "pair", f"127.0.0.1:{unused_tcp_port}", "--server", f"127.0.0.1:{server.port}"]
+    result = await asyncio.to_thread(CliRunner().invoke, app, words, "654321\n")
+    assert "did not pair" in result.output and "654321" not in result.output
 
 
 def test_the_code_is_androids() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -142,9 +143,38 @@ async def test_no_phone_an_unknown_one_and_missing_files_are_sentences(
     assert missing.exit_code == 2 and "there is no file nowhere.gguf" in missing.output
     (tmp_path / "model.safetensors").touch()
     other_kind = await run(server, ["--model-file", str(tmp_path / "model.safetensors"), *files])
-    assert other_kind.exit_code == 2 and "is no GGUF file" in other_kind.output
+    assert other_kind.exit_code == 2 and "is no GGUF file, no folder" in other_kind.output
     script = await run(server, ["--script", str(tmp_path / "none.sh")])
     assert script.exit_code == 2 and "name it with --script" in script.output
+
+
+async def test_a_folder_of_safetensors_and_a_model_of_a_store_arrive_as_they_lay_here(
+    server: RealAdbServer, phone: FakeAdbd, files: list[str], tmp_path: Path
+) -> None:
+    folder, blob = tmp_path / "My model's", f"sha256-{'a' * 64}"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(CONTENT)
+    store = tmp_path / "store"
+    manifest = store / "manifests/registry.ollama.ai/library/tiny/latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"config": {"digest": blob.replace("-", ":")}, "layers": []}))
+    (store / "blobs").mkdir()
+    (store / "blobs" / blob).write_bytes(CONTENT)
+    words = [*files[:2], "--yes", "--model-file", str(folder), "--model-file", str(store)]
+    result = await run(server, words)
+    assert result.exit_code == 0, result.output
+    there = "/sdcard/potluck/models"
+    pushed = {path: content for path, content in phone.services.files.items() if not path.endswith("/")}
+    assert pushed == {
+        SCRIPT: b"echo set up\n",
+        f"{there}/My model's/config.json": b"{}",
+        f"{there}/My model's/model.safetensors": CONTENT,
+        f"{there}/blobs/{blob}": CONTENT,
+        f"{there}/manifests/registry.ollama.ai/library/tiny/latest": manifest.read_bytes(),
+    }
+    again = await run(server, words)
+    assert again.output.count("is there already") == 2 and again.exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["x; reboot", "--uninstall", "$(id)", "a b", "x'y"])

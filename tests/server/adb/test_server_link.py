@@ -91,3 +91,17 @@ def test_lines_of_the_list_of_forwards_that_lack_something_are_passed_over() -> 
     assert parse_forwards(f"{named} tcp:11500 tcp:11434\n10.0.0.7:5555 tcp:1 tcp:2") == (
         Forward(named, 11500), Forward("10.0.0.7:5555", 1, 2),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [b"OKAY0003yes", b"OKAYOKAY0003yes", b"OKAYFAIL0003yes", b"FAIL0003yes"])
+async def test_what_comes_of_pairing_is_the_servers_words(said: bytes) -> None:
+    async with answering(said) as (link, asked):
+        assert await link.pair("192.168.1.7:37123", "123456") == "yes"
+    assert asked == [b"host:pair:123456:192.168.1.7:37123"]
+
+
+async def test_a_code_is_in_no_error() -> None:
+    async with answering(b"OKAY", hold=True) as (link, _):
+        with pytest.raises(AdbError, match=r"to 'pair'") as problem:
+            await link.pair("192.168.1.7:37123", "123456")
+    assert "123456" not in problem.value.message
