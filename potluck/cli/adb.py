@@ -70,11 +70,11 @@ def devices(
     """Show the phones: state, what is wrong with them and what to do, and the ports that lead to them."""
     listed = with_server(server, list_phones)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in listed], ensure_ascii=False, indent=2))
+        typer.echo(json.dumps([asdict(one) for one in listed], indent=2))
         return
     if not listed:
         fail(NO_PHONES)
-    for line in [*table(listed), *(f"! {one.serial}: {one_line(one.problem)}" for one in listed if one.problem)]:
+    for line in [*table(listed), *(one_line(f"! {one.serial}: {one.problem}") for one in listed if one.problem)]:
         typer.echo(line)
 
 

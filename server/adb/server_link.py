@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from server.adb.plan import Forward
-from server.adb.states import Transport, parse_transports
+from server.adb.states import Transport, parse_transports, shown
 from server.errors import AdbError, AdbRefused, AdbServerGone
 
 DEFAULT_SERVER = ("127.0.0.1", 5037)
@@ -171,7 +171,7 @@ class Line:
     async def okay(self) -> None:
         word = await self._reader.readexactly(4)
         if word == b"FAIL":
-            raise AdbRefused(await self.text())
+            raise AdbRefused(shown(await self.text()))
         if word != b"OKAY":
             raise AdbServerGone(f"whoever listens there is no adb server: it said {word!r}")
 
@@ -179,7 +179,7 @@ class Line:
         """A text, with or without a word before it that says how it went. Raises AdbRefused."""
         head = await self._reader.readexactly(4)
         if head == b"FAIL":
-            raise AdbRefused(await self.text())
+            raise AdbRefused(shown(await self.text()))
         return await (self.text() if head == b"OKAY" else self._text(head))
 
     async def text(self) -> str:

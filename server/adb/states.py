@@ -175,6 +175,11 @@ def plain_word(text: str) -> str:
     return "".join(character for character in text if character.isprintable())[:LONGEST_WORD].strip()
 
 
+def shown(text: str) -> str:
+    """Text of a device or of adb as it may stand in a log: what could steer a terminal is spelled out."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
 def advice_for(state: str) -> str:
     """What to do about a state; for one that nobody has heard of, its name."""
     return WORDS.get(state, f"adb says {state!r}")
@@ -215,13 +220,14 @@ def _names(phones: Iterable[tuple[str, list[Transport]]], current: Mapping[str, 
     new = []
     for number, ways in phones:
         serials = {way.serial for way in ways}
-        kept = next((name for name in (number, *sorted(serials)) if current.get(name) in serials), None)
+        ids = (number, *sorted(map(shown, serials)))
+        kept = next((name for name in ids if current.get(name) in serials), None)
         if kept is None:
             new.append((number, ways))
         else:
             names[kept] = ways
     for number, ways in new:
-        names[min(way.serial for way in ways) if number in names else number] = ways
+        names[shown(min(way.serial for way in ways)) if number in names else number] = ways
     return names
 
 
@@ -243,13 +249,13 @@ def _phone(
         advice = advice or "it tells no serial number, so that nothing can be sent to it: plug it in again"
     elif sum(way.serial == best.serial for way in ways) > 1:
         advice = TWICE
-    name = (told.model if told else "") or best.model or identity
+    name = (told.model if told else "") or plain_word(best.model) or identity
     return AdbPhone(identity, name, best, serials, told is not None, advice, told or Facts())
 
 
 def _identity(transport: Transport, told: Facts | None) -> str:
     if told is None or told.serialno.lower() in SHARED_SERIALS or told.serialno.startswith("EMULATOR"):
-        return transport.serial
+        return shown(transport.serial)
     return told.serialno
 
 
@@ -262,4 +268,4 @@ def _state(rest: str) -> str:
     for state in WORDS:
         if rest == state or rest.startswith((f"{state} ", f"{state};", f"{state}(")):
             return state
-    return rest.split()[0]
+    return shown(rest.split()[0])

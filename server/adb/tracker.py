@@ -20,7 +20,7 @@ from server.adb.care_reader import READ_SECONDS, CareReader
 from server.adb.listing import Listing
 from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
 from server.adb.server_link import ANSWER_SECONDS, ServerLink
-from server.adb.states import IN_USE, NOT_ANSWERING, SILENT, AdbPhone, Transport, phones_of
+from server.adb.states import IN_USE, NOT_ANSWERING, SILENT, AdbPhone, Transport, phones_of, shown
 from server.clock import Clock
 from server.errors import AdbError, AdbRefused, AdbServerGone
 from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeStatus
@@ -249,7 +249,7 @@ class AdbTracker:
         try:
             await self._link.create(forward)
         except AdbError as problem:  # the phone went meanwhile, or another program has the port
-            log.info("no forward from port %s to %s: %s", forward.local_port, forward.serial, problem.message)
+            log.info("no forward from port %s to %s: %s", forward.local_port, shown(forward.serial), problem.message)
             if "bind" in problem.message or "in use" in problem.message:
                 self._blocked[forward.local_port] = self._clock.monotonic() + BLOCKED_SECONDS
             self._news.set()

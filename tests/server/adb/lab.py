@@ -64,12 +64,18 @@ async def until(true: Callable[[], bool], seconds: float = PATIENCE) -> float:
 
 @asynccontextmanager
 async def following(
-    registry: Registry, port: int, mode: AdbMode = "auto", *, probes: bool = True, **more: object
+    registry: Registry,
+    port: int,
+    mode: AdbMode = "auto",
+    *,
+    probes: bool = True,
+    pace: ProbePace | None = None,
+    **more: object,
 ) -> AsyncIterator[AdbTracker]:
     """Tracker and probes over the registry."""
     tracker = AdbTracker(registry, AdbOptions(mode, port=port), **more)
     backends = Backends({})
-    health = Health(registry, backends, ProbePace())
+    health = Health(registry, backends, pace or ProbePace())
     loops = [tracker.run, health.run] if probes else [tracker.run]
     tasks = [asyncio.create_task(loop()) for loop in loops]
     try:
@@ -89,7 +95,7 @@ async def lab(home: Path) -> AsyncIterator[Lab]:
 
 
 @asynccontextmanager
-async def following_server(server: RealAdbServer) -> AsyncIterator[Lab]:
+async def following_server(server: RealAdbServer, pace: ProbePace | None = None) -> AsyncIterator[Lab]:
     registry = Registry()
-    async with following(registry, server.port) as tracker:
+    async with following(registry, server.port, pace=pace) as tracker:
         yield Lab(server, registry, tracker)

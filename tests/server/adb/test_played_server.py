@@ -177,3 +177,28 @@ async def test_a_server_that_cannot_be_started_is_told_and_tried_again_with_paus
     assert tracker.status()["problem"] == "there is no adb program here"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_server_that_another_program_restarted_with_another_number_is_followed_and_not_restarted() -> None:
+    started: list[int] = []
+
+    async def start(port: int) -> None:
+        started.append(port)
+
+    async with playing() as first:
+        registry = Registry()
+        options = AdbOptions("on", port=first.port, look_seconds=0.05, patience_seconds=0.3)
+        tracker = AdbTracker(registry, options, Clock(sleep=hurry), start)
+        task = asyncio.create_task(tracker.run())
+        await until(lambda: listed(registry) == ["S1"])
+        first.said["host:"] = CUT  # it goes
+        await until(lambda: listed(registry) == [])
+        first.forwards.clear()
+        first.said = {"host:version": b"OKAY00040020"}  # and another is there, nine releases older
+        await until(lambda: listed(registry) == ["S1"])
+        looks, starts = first.count("host:devices-l"), len(started)
+        await until(lambda: first.count("host:devices-l") > looks + 3)
+        assert len(started) == starts and first.count("host:kill") == 0 and tracker.server_problem is None
+        assert [*first.forwards] == [f"tcp:{preferred_port('S1')}"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -196,3 +196,13 @@ def test_addresses_are_those_by_which_a_phone_may_be_reached() -> None:
     assert parse_addresses(said) == wanted
     assert parse_facts("S1\nPixel\n14\n\n\n\nMemTotal: 8 kB\n" + said).addresses == wanted
     assert parse_addresses("/system/bin/sh: ip: inaccessible or not found\n") == ()
+
+
+def test_a_serial_cannot_steer_a_terminal_and_still_leads_to_its_phone() -> None:
+    evil = "\x1b[2J\x9b31m;reboot'$(id)"
+    transports = parse_transports(f"{evil} device model:Pix\x1b_7 transport_id:3\nS2 \x1bstate transport_id:4\n")
+    (one, two) = phones_of(transports, {transports[0].key: Facts()}, {})
+    assert one.usable and one.transport.serial == evil and one.serials == (evil,)
+    assert one.id == "\\x1b[2J\\x9b31m;reboot'$(id)" and one.name == "Pix 7"
+    assert all(word.isprintable() for word in (one.id, one.name, two.transport.state, two.advice))
+    assert [phone.id for phone in phones_of(transports, {}, {one.id: evil})] == [one.id, "S2"]

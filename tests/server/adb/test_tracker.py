@@ -18,7 +18,7 @@ from server.registry import NodeListed, Registry
 from tests.fakes.adb_server import real_adb_server
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
-from tests.server.adb.lab import OWN, Lab, following, lab, until
+from tests.server.adb.lab import OWN, Lab, following, following_server, lab, until
 
 SERIAL = f"28161FDH{OWN}QX"
 
@@ -265,17 +265,25 @@ async def test_an_entry_whose_phone_has_no_ollama_is_told_so(the_lab: Lab, unuse
         assert the_lab.tracker.status()["phones"][0]["node"] == "shelf"
 
 
-async def test_a_silent_phone_that_stays_listed_is_found_by_probes_and_returns(the_lab: Lab, phone: FakeAdbd) -> None:
+async def test_a_silent_phone_that_stays_listed_is_found_by_probes_and_returns(
+    tmp_path: Path, ollama: FakePhone
+) -> None:
     """Within how many seconds is told by an injected clock, in test_health."""
-    await the_lab.plug(phone)
-    await until(lambda: the_lab.is_ready(SERIAL))
-    phone.silence()
-    await until(lambda: the_lab.node(SERIAL).status is NodeStatus.SILENT)
-    assert (await the_lab.server.link.transports())[0].state == "device"
-    await until(lambda: the_lab.tracker.problems.get(SERIAL) == SILENT)
-    assert ProbePace().of(the_lab.node(SERIAL).spec).interval_seconds == CABLE_INTERVAL_SECONDS
-    phone.heal()
-    await until(lambda: the_lab.is_ready(SERIAL) and SERIAL not in the_lab.tracker.problems)
+    quick = ProbePace(interval_seconds=0.2, timeout_seconds=0.3, retry_seconds=0.2)
+    async with (
+        real_adb_server(tmp_path) as server,
+        following_server(server, quick) as the_lab,
+        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
+    ):
+        await the_lab.plug(phone)
+        await until(lambda: the_lab.is_ready(SERIAL))
+        phone.silence()
+        await until(lambda: the_lab.node(SERIAL).status is NodeStatus.SILENT)
+        assert (await the_lab.server.link.transports())[0].state == "device"
+        await until(lambda: the_lab.tracker.problems.get(SERIAL) == SILENT)
+        assert ProbePace().of(the_lab.node(SERIAL).spec).interval_seconds == CABLE_INTERVAL_SECONDS
+        phone.heal()
+        await until(lambda: the_lab.is_ready(SERIAL) and SERIAL not in the_lab.tracker.problems)
 
 
 async def test_battery_and_heat_are_read(the_lab: Lab, phone: FakeAdbd) -> None:
