@@ -37,7 +37,7 @@ class World:
         self.warming = Warming(self.registry, self.backends, options, self.clock.clock)
         self.id = NodeId("kitchen")
 
-    async def list(self, **changes: Any) -> None:
+    async def enlist(self, **changes: Any) -> None:
         spec = NodeSpec(
             self.id, "kitchen", "ollama", self.phone.host, self.phone.port, **{"warm_up": ("a:1b",), **changes}
         )
@@ -79,7 +79,7 @@ async def world(rules: WarmthRules | None = None, **settings: Any) -> AsyncItera
 
 async def test_a_phone_is_given_its_model_and_routing_knows_at_once() -> None:
     async with world() as here:
-        await here.list(keep_alive="2h")
+        await here.enlist(keep_alive="2h")
         await here.look()
         await until(lambda: here.resident)
         assert here.resident == {"a:1b"} and here.phone.resident() == ["a:1b"]
@@ -92,7 +92,7 @@ async def test_a_phone_is_given_its_model_and_routing_knows_at_once() -> None:
 
 async def test_without_a_keep_alive_the_phone_has_its_own() -> None:
     async with world() as here:
-        await here.list()
+        await here.enlist()
         await here.look()
         await until(lambda: here.resident)
         assert "keep_alive" not in here.asked[0]
@@ -100,7 +100,7 @@ async def test_without_a_keep_alive_the_phone_has_its_own() -> None:
 
 async def test_after_another_model_it_is_loaded_again_when_the_phone_is_idle() -> None:
     async with world() as here:
-        await here.list()
+        await here.enlist()
         await here.look()
         await until(lambda: here.resident)
         node = here.registry.node(here.id)
@@ -117,7 +117,7 @@ async def test_after_another_model_it_is_loaded_again_when_the_phone_is_idle() -
 async def test_a_phone_that_cannot_load_is_left_in_peace_for_longer_and_longer() -> None:
     async with world() as here:
         here.phone.fail(Fault.error(500, "llama runner process has terminated"), paths="generate")
-        await here.list()
+        await here.enlist()
         for count, pause in enumerate((30.0, 60.0, 120.0), 1):
             await here.look()
             await until(lambda count=count: len(here.asked) == count and here.phone.counters.in_flight == 0)
@@ -134,7 +134,7 @@ async def test_a_phone_that_cannot_load_is_left_in_peace_for_longer_and_longer()
 
 async def test_a_phone_that_is_too_busy_loading_to_answer_a_probe_goes_on_loading() -> None:
     async with world(load_seconds=30.0) as here:
-        await here.list()
+        await here.enlist()
         await here.phone.until(lambda counters: counters.requests["generate"] == 1)
         for _ in range(FAILED_PROBES_TO_SILENT - 1):
             here.registry.emit(ProbeFailed(here.id, "silent for 2 s", 1.0))
@@ -147,7 +147,7 @@ async def test_a_phone_that_is_too_busy_loading_to_answer_a_probe_goes_on_loadin
 
 async def test_a_phone_that_falls_silent_under_a_loading_is_left_in_peace_for_a_while() -> None:
     async with world(load_seconds=30.0) as here:
-        await here.list()
+        await here.enlist()
         await here.phone.until(lambda counters: counters.requests["generate"] == 1)
         for _ in range(FAILED_PROBES_TO_SILENT + 1):
             here.registry.emit(ProbeFailed(here.id, "silent for 2 s", 1.0))
@@ -162,7 +162,7 @@ async def test_a_phone_that_falls_silent_under_a_loading_is_left_in_peace_for_a_
 async def test_a_model_that_cannot_be_loaded_that_way_is_asked_for_once() -> None:
     async with world() as here:
         here.phone.fail(Fault.error(400, '"a:1b" does not support generate'), paths="generate")
-        await here.list()
+        await here.enlist()
         await until(lambda: len(here.asked) == 1 and here.phone.counters.in_flight == 0)
         await here.clock.settle()
         for _ in range(10):
@@ -172,7 +172,7 @@ async def test_a_model_that_cannot_be_loaded_that_way_is_asked_for_once() -> Non
 
 async def test_a_phone_that_leaves_is_not_waited_for() -> None:
     async with world(load_seconds=30.0) as here:
-        await here.list()
+        await here.enlist()
         await here.look()
         await here.phone.until(lambda counters: counters.requests["generate"] == 1)
         here.registry.emit(NodeUnlisted(here.id, 0.0))
@@ -183,7 +183,7 @@ async def test_a_phone_that_leaves_is_not_waited_for() -> None:
 
 async def test_a_request_for_another_model_does_not_wait_for_a_loading() -> None:
     async with world(load_seconds=30.0) as here:
-        await here.list()
+        await here.enlist()
         await here.phone.until(lambda counters: counters.requests["generate"] == 1)
         load = here.registry.loads[here.id]
         load.in_flight, load.in_flight_by_model = 1, {ModelKey("a:1b"): 1}
@@ -201,7 +201,7 @@ async def test_a_request_for_another_model_does_not_wait_for_a_loading() -> None
 
 async def test_the_loop_ends_with_its_loadings() -> None:
     async with world(load_seconds=30.0) as here:
-        await here.list()
+        await here.enlist()
         await here.look()
         await here.phone.until(lambda counters: counters.requests["generate"] == 1)
     assert here.phone.counters.cancelled == 1
@@ -209,10 +209,10 @@ async def test_the_loop_ends_with_its_loadings() -> None:
 
 async def test_off_means_off() -> None:
     async with world(WarmthRules(auto=False), models=(A,)) as here:
-        await here.list(warm_up=None, details={"chip": "SM8550"})
+        await here.enlist(warm_up=None, details={"chip": "SM8550"})
         await here.look(10.0)
         assert here.asked == []
-        await here.list(warm_up=("a:1b",), details={"chip": "SM8550"})
+        await here.enlist(warm_up=("a:1b",), details={"chip": "SM8550"})
         await here.look()
         await until(lambda: here.resident)
 

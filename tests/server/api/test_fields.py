@@ -8,6 +8,7 @@ import pytest
 
 from server.api import fields
 from server.api.options import OPTION_CHECKS, TOP_LEVEL_OPTIONS, ollama_options, own_options
+from server.durations import duration_seconds
 from server.errors import RequestInvalid
 
 
@@ -99,12 +100,12 @@ def test_images():
      ("3µs", 3e-6), ("2us", 2e-6), ("7ns", 7e-9)],
 )  # fmt: skip
 def test_durations(text: str, seconds: float):
-    assert fields.duration_seconds(text) == pytest.approx(seconds)
+    assert duration_seconds(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "-", "5", "m", "5 m", "1.2.3s", ".s", "5d", "1h-5m", "s5", "5m5"])
 def test_what_is_no_duration(text: str):
-    assert fields.duration_seconds(text) is None
+    assert duration_seconds(text) is None
 
 
 def test_keep_alive():

@@ -75,7 +75,14 @@ async def test_links_lead_to_the_gateways_own_port(stand: Stand, headers: dict[s
     async def by_tls(scope: Any, receive: Any, send: Any) -> None:
         await app({**scope, "scheme": "https"}, receive, send)
 
-    answer = await post(by_tls, "/api/phones/invite", {}, **{**FROM_PAGE, "headers": {**HEADERS, **headers}})
+    answer = await post(
+        by_tls,
+        "/api/phones/invite",
+        {},
+        client=("192.168.1.7", 40_000),
+        server=("192.168.1.2", 8000),
+        headers={**HEADERS, **headers},
+    )
     assert answer.json()["links"][0]["url"].startswith(f"{scheme}://192.168.1.2:8000/join/")
 
 

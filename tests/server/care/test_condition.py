@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,7 +81,7 @@ def test_each_fact_is_the_one_told_last(readings: list[tuple[float, Condition]])
     known, now, facts = None, 0.0, {}
     for gap, part in readings:
         now += gap
-        known = renewed(known, Condition(*(getattr(part, name) for name in NAMES[:4]), now, part.overheated))
+        known = renewed(known, replace(part, at=now))
         facts |= {name: (value, now) for name in NAMES if (value := getattr(part, name)) is not None}
     assert known is not None and known.at == now
     assert {name: (getattr(known, name), known.earlier.get(name, now)) for name in facts} == facts
