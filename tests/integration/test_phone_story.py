@@ -338,6 +338,7 @@ def free_port() -> int:
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "never")
+@pytest.mark.timeout(300)
 def test_a_phone_on_wifi_and_a_phone_on_a_cable(stage: ExitStack, tmp_path: Path) -> None:
     lab = stage.enter_context(namespaces())
     machines = [lab.host(f"10.79.0.{number}/24") for number in (1, 2, 3)]
@@ -371,6 +372,7 @@ def left_in(lab: Lab) -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pids in found for pid in pids]
 
 
+@pytest.mark.timeout(300)
 def test_two_phones_on_cables(stage: ExitStack, tmp_path: Path) -> None:
     here = ThisComputer()
     home = home_on(stage, here, tmp_path, "127.0.0.1", (free_port(), free_port()))

@@ -31,6 +31,7 @@ def _program(name: str) -> str:
     return found
 
 
+@pytest.mark.timeout(600)  # a hundred tests, on a machine that may have other work
 def test_on_a_fake_termux(tmp_path: Path) -> None:
     """Two files at a time, the largest first: they wait for processes more than they compute."""
     for name in ("tmux", "curl", "bats"):
