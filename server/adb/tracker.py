@@ -192,6 +192,8 @@ class AdbTracker:
         phones = phones_of(self._transports, self._acquaintances.facts, self._current, self._dead_ways())
         self._forget_removed(phones, forwards)
         self._made &= set(forwards)
+        for forward in forwards:  # it was another gateway's, made at the same moment: free when it goes
+            self._blocked.pop(forward.local_port, None)
         self._left = set(forwards) & (set(forwards) if self._left is None else self._left)
         serving = {phone.id for phone in phones if phone.transport.key in self._acquaintances.serving}
         plan = plan_forwards(phones, serving, forwards, self._listing.entries(), self._memory())
