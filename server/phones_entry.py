@@ -44,7 +44,7 @@ AUTO = "auto"
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # weights are added up; far beyond each other, the smaller ones would be lost
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_CABLE_HOST = "127.0.0.1"  # where a phone's forward ends
+CABLE_HOST = "127.0.0.1"  # where a phone's forward ends
 
 
 class EntryError(Exception):
@@ -147,7 +147,7 @@ def entry_of(spec: NodeSpec) -> dict[str, Any]:
 
 def _without_place(entry: dict[str, Any], spec: NodeSpec) -> dict[str, Any]:
     """A phone on a cable whose port nobody chose is its serial and nothing else."""
-    if spec.serial is None or (spec.host, spec.port) != (_CABLE_HOST, preferred_port(spec.serial)):
+    if spec.serial is None or (spec.host, spec.port) != (CABLE_HOST, preferred_port(spec.serial)):
         return entry
     named = {} if spec.id == spec.serial else {"id": spec.id}
     if spec.kind != "ollama":
@@ -167,7 +167,7 @@ def _field(entry: Mapping[str, Any], name: str, check: Callable[[Any], Any], def
 def _host(entry: Mapping[str, Any]) -> str:
     if "host" not in entry:
         if "serial" in entry:
-            return _CABLE_HOST
+            return CABLE_HOST
         raise EntryError("'host' is missing: the name or the address of the phone, or its 'serial' for one on a cable")
     host: str = _field(entry, "host", _host_text, None)
     return host

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import orjson
 import segno
 
 from server.api import fields
@@ -94,7 +93,7 @@ class PhonesApi:
             raise MethodRefused(incoming.path, incoming.method)
         if word not in ("drain", "resume"):
             raise PathUnknown(incoming.path)
-        await self._joining.enable(self._known(phone).id, word == "resume")
+        await self._joining.enable((await self._owned(phone)).id, word == "resume")
         await self._answer(incoming, NodeId(phone))
 
     async def patch(self, incoming: Incoming) -> None:
@@ -105,7 +104,7 @@ class PhonesApi:
         name = wish.get("name", "").strip()
         if "name" in wish and not (name and name.isprintable() and len(name) <= LONGEST_NAME):
             raise RequestInvalid(f"'name' must be a printable text of 1 to {LONGEST_NAME} characters", field="name")
-        phone = self._known(incoming.path.removeprefix(PHONES_PREFIX))
+        phone = await self._owned(incoming.path.removeprefix(PHONES_PREFIX))
         kept = {field: wish[field][0] for field in wish if field != "name"}
         _check_kept(phone, kept)
         if name:
@@ -116,6 +115,8 @@ class PhonesApi:
 
     async def remove(self, incoming: Incoming) -> None:
         phone = self._known(incoming.path.removeprefix(PHONES_PREFIX))
+        if phone.spec.origin != "file":
+            raise RequestInvalid(f"'{phone.name}' is not in the fleet file: it leaves when it is unplugged")
         await self._joining.remove(phone.id)
         await incoming.reply.answer_json({"id": phone.id, "name": phone.name, "removed": True})
 
@@ -148,10 +149,14 @@ class PhonesApi:
         if node is None or not self._is_phone(node):
             names = tuple(one.id for one in self._services.registry.fleet.nodes.values() if one.name == phone)
             raise NodeUnknown(phone, names)
-        if node.spec.origin != "file":
-            words = f"'{node.name}' does not stand in the fleet file: it comes and goes by itself"
-            raise RequestInvalid(words, hint=_to_list(node))
         return node
+
+    async def _owned(self, phone: str) -> Node:
+        """The phone, as one that the owner has words for: where it only hangs on a cable, it gets an entry now."""
+        node = self._known(phone)
+        if node.spec.origin != "file":
+            await self._joining.list_found(node.spec)
+        return self._known(phone)
 
     async def _answer(self, incoming: Incoming, phone: NodeId) -> None:
         await incoming.reply.answer_json(self._phone(self._known(phone)))
@@ -203,14 +208,6 @@ async def addresses_of(host: str) -> tuple[str, ...]:
             f"the gateway listens at '{host}', a name that has no address any more", hint="give --host an address"
         ) from problem
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-def _to_list(node: Node) -> str | None:
-    """What makes a phone on a cable one that can be drained, renamed and kept warm."""
-    if node.spec.serial is None:
-        return None
-    entry = orjson.dumps({"name": node.name, "serial": node.spec.serial}).decode()
-    return f"list it there, and it is yours to change: {entry}"
 
 
 def qr_svg(text: str) -> str:

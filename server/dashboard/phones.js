@@ -118,7 +118,7 @@ export function showFoot(foot, node) {
   if (!phone) return;
   foot.dataset.phone = node.id;
   write(about, makeOf(phone));
-  button.hidden = phone.origin !== "file";
+  button.hidden = phone.origin !== "file" && !phone.serial;
   const wanted = phone.drained ? "resume" : "drain";
   const under = running.get(node.id);
   mark(button, "data-order", wanted);

@@ -180,6 +180,16 @@ class Joining:
 
         await self._ledger.change(lambda specs: edited(specs, phone_id, switched))
 
+    async def list_found(self, found: NodeSpec) -> None:
+        """A phone that was found on a cable gets an entry by its serial, and is the owner's to change from then on.
+
+        Raises RequestInvalid where it has no serial, FleetFileUnusable.
+        """
+        entry = registration.listed(found)
+        await self._ledger.change(
+            lambda specs: (*specs, *([] if any(one.id == entry.id for one in specs) else [entry]))
+        )
+
     async def rename(self, phone_id: NodeId, name: str) -> None:
         def named(specs: Sequence[NodeSpec]) -> Sequence[NodeSpec]:
             if any(spec.name == name and spec.id != phone_id for spec in specs):

@@ -11,8 +11,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from server.adb.ports import preferred_port
 from server.errors import RequestInvalid
 from server.nodes import NodeId, NodeSpec
+from server.phones_entry import CABLE_HOST
 
 PHONE_ID = re.compile(r"[0-9a-f]{32}")
 LONGEST_TEXT = 100  # of what a phone tells: more is no product name
@@ -54,6 +56,13 @@ def renewed(known: NodeSpec, phone: Registration, host: str) -> NodeSpec:
     name = phone.name if spec.name in (spec.id, known.address) else spec.name
     marks = {key: value for key, value in spec.details.items() if key == DISPLACED}
     return replace(spec, id=phone.id, name=name, details={**phone.details, **marks})
+
+
+def listed(found: NodeSpec) -> NodeSpec:
+    """The entry of a phone that was found on a cable: its serial says where it is. Raises RequestInvalid."""
+    if found.serial is None:
+        raise RequestInvalid(f"'{found.name}' comes and goes by itself, and has no serial to list it by")
+    return replace(found, host=CABLE_HOST, port=preferred_port(found.serial), origin="file")
 
 
 def moved(known: NodeSpec, host: str, port: int) -> NodeSpec:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from server.main import running
-from server.nodes import NodeStatus
+from server.nodes import NodeId, NodeStatus
 from server.settings import Settings
 from tests.fakes.adb_server import RealAdbServer, real_adb_server
 from tests.fakes.adbd import FakeAdbd
@@ -71,3 +71,35 @@ async def test_an_answer_goes_on_elsewhere_when_its_phone_is_unplugged(server: R
         verdict = verify_answer(text, prompt="tell me a story", settings=SLOW)
         assert verdict.ok and verdict.complete, verdict
         await until(lambda: len(registry.fleet.nodes) == 1)
+
+
+async def test_a_phone_on_a_cable_is_drained_and_comes_back(server: RealAdbServer, tmp_path: Path) -> None:
+    values = Settings(
+        phones_file=tmp_path / "phones.json",
+        embedded_node="off",
+        discovery="off",
+        adb_server=f"127.0.0.1:{server.port}",
+    )
+    async with (
+        FakePhone(SLOW) as ollama,
+        FakeAdbd("CABLE1", ports={11434: ollama.port}) as phone,
+        running(values, {}, io.StringIO()) as gateway,
+        served(gateway.app) as address,
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
+    ):
+        await server.link.connect(phone.address)
+
+        def states() -> list[NodeStatus]:
+            return [node.status for node in gateway.services.registry.fleet.nodes.values()]
+
+        await until(lambda: states() == [NodeStatus.READY])
+        assert gateway.services.registry.fleet.nodes[NodeId("CABLE1")].spec.origin == "adb"
+        drained = (await client.post("/api/phones/CABLE1/drain")).json()
+        assert (drained["drained"], drained["origin"]) == (True, "file")
+        await until(lambda: states() == [NodeStatus.DISABLED])
+        assert [entry["serial"] for entry in orjson.loads(values.phones_file.read_bytes())] == ["CABLE1"]
+        assert (await client.post("/api/generate", json={"model": "smollm2:135m", "prompt": "x"})).status_code >= 400
+        await client.post("/api/phones/CABLE1/resume")
+        await until(lambda: states() == [NodeStatus.READY])
+        answer = await client.post("/ask", json={"prompt": "Are you back?"})
+        assert answer.status_code == 200 and answer.json()["response"]

@@ -12,7 +12,6 @@ from server.api.phones import addresses_of, qr_svg
 from server.care import Condition
 from server.errors import LoopbackOnly
 from server.nodes import NodeId, NodeSpec, ProbeReport
-from server.phones_file import parse
 from server.registry import NodeListed, NodeProbed
 from tests.server.api.gateway import ask, gateway, get, post
 from tests.server.phones.stand import ID, Stand
@@ -49,14 +48,27 @@ async def test_on_loopback_it_says_how_to_start(stand: Stand) -> None:
     assert "potluck serve --host 0.0.0.0" in error["hint"]
 
 
-async def test_a_phone_on_a_cable_is_the_owners_to_change_once_it_is_listed(stand: Stand) -> None:
-    found = NodeSpec(NodeId("CABLE7"), "Pixel 7", "ollama", "127.0.0.1", 22143, serial="CABLE7", origin="adb")
+async def test_a_phone_on_a_cable_gets_an_entry_with_the_first_order(stand: Stand) -> None:
+    found = NodeSpec(
+        NodeId("CABLE7"), "Pixel 7", "ollama", "127.0.0.1", 22143, weight=None, serial="CABLE7", origin="adb"
+    )
     stand.registry.emit(NodeListed(found, 0.0))
-    answer = await post(app_of(stand), "/api/phones/CABLE7/drain", {})
-    error = answer.json()["error"]
-    assert answer.status == 422 and "does not stand in the fleet file" in error["message"]
-    (entry,) = parse(f"[{error['hint'][error['hint'].index('{') :]}]")
-    assert (entry.serial, entry.name) == ("CABLE7", "Pixel 7")
+    app = app_of(stand)
+    answer = await ask(app, "DELETE", "/api/phones/CABLE7")
+    assert answer.status == 422 and "leaves when it is unplugged" in answer.json()["error"]["message"]
+    answer = await post(app, "/api/phones/CABLE7/drain", {})
+    told = answer.json()
+    assert (told["drained"], told["origin"], told["serial"]) == (True, "file", "CABLE7")
+    assert stand.entries == [{"name": "Pixel 7", "weight": "auto", "enabled": False, "serial": "CABLE7"}]
+    assert (await post(app, "/api/phones/CABLE7/resume", {})).json()["drained"] is False
+    assert stand.entries == [{"name": "Pixel 7", "weight": "auto", "serial": "CABLE7"}]
+
+
+async def test_a_node_that_was_found_without_a_serial_is_nobodys_to_drain(stand: Stand) -> None:
+    found = NodeSpec(NodeId("found"), "attic", "ollama", "10.0.0.8", 11434, origin="discovered")
+    stand.registry.emit(NodeListed(found, 0.0))
+    answer = await post(app_of(stand), "/api/phones/found/drain", {})
+    assert answer.status == 422 and "has no serial to list it by" in answer.json()["error"]["message"]
 
 
 async def test_a_host_name_is_the_addresses_that_it_has() -> None:
