@@ -28,13 +28,17 @@ async def server(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
         yield made
 
 
-async def test_an_answer_goes_on_elsewhere_when_its_phone_is_unplugged(server: RealAdbServer, tmp_path: Path) -> None:
-    values = Settings(
-        phones_file=tmp_path / "phones.json",
+def settings_of(server: RealAdbServer, folder: Path) -> Settings:
+    return Settings(
+        phones_file=folder / "phones.json",
         embedded_node="off",
         discovery="off",
         adb_server=f"127.0.0.1:{server.port}",
     )
+
+
+async def test_an_answer_goes_on_elsewhere_when_its_phone_is_unplugged(server: RealAdbServer, tmp_path: Path) -> None:
+    values = settings_of(server, tmp_path)
     async with (
         FakePhone(SLOW) as one,
         FakePhone(SLOW) as two,
@@ -74,12 +78,7 @@ async def test_an_answer_goes_on_elsewhere_when_its_phone_is_unplugged(server: R
 
 
 async def test_a_phone_on_a_cable_is_drained_and_comes_back(server: RealAdbServer, tmp_path: Path) -> None:
-    values = Settings(
-        phones_file=tmp_path / "phones.json",
-        embedded_node="off",
-        discovery="off",
-        adb_server=f"127.0.0.1:{server.port}",
-    )
+    values = settings_of(server, tmp_path)
     async with (
         FakePhone(SLOW) as ollama,
         FakeAdbd("CABLE1", ports={11434: ollama.port}) as phone,

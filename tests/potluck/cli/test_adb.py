@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -15,24 +14,10 @@ from potluck.cli.adb import Listed, table
 from potluck.cli.adb_pairing import code_text, pair_by_code, pair_by_qr
 from potluck.errors import Misuse
 from server.adb.plan import Forward
-from tests.fakes.adb_server import RealAdbServer, real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
-
-SERIAL = "28161FDH2000QX"
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
-    async with real_adb_server(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-async def phone(server: RealAdbServer) -> AsyncIterator[FakeAdbd]:
-    async with FakeAdbd(SERIAL) as adbd:
-        await server.link.connect(adbd.address)
-        yield adbd
+from tests.potluck.cli.conftest import SERIAL
 
 
 async def run(server: RealAdbServer, words: Sequence[str]) -> Result:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,25 +18,12 @@ from potluck.cli.reports import STOPPED
 from potluck.errors import Misuse
 from server.adb.server_link import ServerLink
 from server.adb.states import Transport
-from tests.fakes.adb_server import RealAdbServer, real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
+from tests.potluck.cli.conftest import SERIAL
 
-SERIAL = "28161FDH2000QX"
 SCRIPT, MODEL = "/sdcard/potluck/phone_setup.sh", "/sdcard/potluck/models/tiny.gguf"
 CONTENT = bytes(range(256)) * 1000
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
-    async with real_adb_server(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-async def phone(server: RealAdbServer) -> AsyncIterator[FakeAdbd]:
-    async with FakeAdbd(SERIAL) as adbd:
-        await server.link.connect(adbd.address)
-        yield adbd
 
 
 @pytest.fixture
