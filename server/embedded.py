@@ -290,10 +290,12 @@ async def _stop(child: asyncio.subprocess.Process, patience_seconds: float) -> N
     if child.returncode is not None:
         return
     child.terminate()
+    # Not asyncio.timeout: in a task that was cancelled, as this one is, it tells no end of time in Python 3.11.2.
+    gone = asyncio.ensure_future(child.wait())
     try:
-        async with asyncio.timeout(patience_seconds):
-            await child.wait()
-    except TimeoutError:
-        log.warning("the embedded node does not stop; it is killed")
-        child.kill()
-        await child.wait()
+        await asyncio.wait({gone}, timeout=patience_seconds)
+    finally:
+        if not gone.done():
+            log.warning("the embedded node does not stop; it is killed")
+            child.kill()
+        await gone

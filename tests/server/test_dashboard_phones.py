@@ -223,7 +223,7 @@ async def test_phones_on_a_cable_and_what_to_do_about_them(tmp_path: Path):
     drawer.adb = tracker(working, problem="there is no adb server")
     async with page_of(drawer.page()) as browser:
         await browser.shows(f"{card('R58')} .place", "on a cable, port 28001 here · phone")
-        await playwright.expect(browser.page.locator(f"{card('R58')} .foot button")).to_be_hidden()
+        await playwright.expect(browser.page.locator(f"{card('R58')} .foot button")).to_have_text("Drain")
         await playwright.expect(browser.page.locator("#cable")).to_be_hidden()
         drawer.adb = tracker(
             working,
