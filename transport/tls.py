@@ -60,6 +60,8 @@ class TlsLine(SocketLine):
         """As `line_over`."""
         address = _address_of(connected)
         connected.setblocking(False)
+        # Set by Python 3.11.2: then OpenSSL tells an end without the farewell as one with it.
+        tls.context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         try:
             secured = tls.context.wrap_socket(
                 connected,
@@ -110,16 +112,6 @@ class TlsLine(SocketLine):
         self.sent_bytes += total
         self._sent_since += total
         return total
-
-    def _ended(self) -> None:
-        try:
-            # Read into a buffer, an end without the farewell looks like one with it in Python 3.11.2; read like this it does not.
-            self._secured.recv(1)
-        except self._again:
-            pass
-        except OSError as error:
-            return self._lose(error)
-        return super()._ended()
 
     def _say_end(self) -> None:
         with contextlib.suppress(*self._again):  # it waits for the peer's farewell, we do not
