@@ -59,10 +59,13 @@ def renewed(known: NodeSpec, phone: Registration, host: str) -> NodeSpec:
 
 
 def listed(found: NodeSpec) -> NodeSpec:
-    """The entry of a phone that was found on a cable: its serial says where it is. Raises RequestInvalid."""
+    """The entry of a phone that was found on a cable: its serial says where it is. Raises RequestInvalid.
+
+    What the phone tells of itself stays out: the owner's words would win over it when it tells anew.
+    """
     if found.serial is None:
         raise RequestInvalid(f"'{found.name}' comes and goes by itself, and has no serial to list it by")
-    return replace(found, host=CABLE_HOST, port=preferred_port(found.serial), origin="file")
+    return replace(found, host=CABLE_HOST, port=preferred_port(found.serial), origin="file", details={})
 
 
 def moved(known: NodeSpec, host: str, port: int) -> NodeSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -52,6 +53,7 @@ async def test_a_phone_on_a_cable_gets_an_entry_with_the_first_order(stand: Stan
     found = NodeSpec(
         NodeId("CABLE7"), "Pixel 7", "ollama", "127.0.0.1", 22143, weight=None, serial="CABLE7", origin="adb"
     )
+    found = replace(found, details={"ollama": "0.1"})  # it will tell that anew
     stand.registry.emit(NodeListed(found, 0.0))
     app = app_of(stand)
     answer = await ask(app, "DELETE", "/api/phones/CABLE7")
