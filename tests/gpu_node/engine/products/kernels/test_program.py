@@ -122,13 +122,21 @@ def test_a_program_keeps_the_code_and_the_tensors_it_needs():
     assert torch.equal(y, wanted)
 
 
-def test_idle_helpers_keep_no_model_alive(kernels, crew):
-    """A helper that is just leaving the program may be its last owner, so its end is waited for."""
-    operations, _ = layers(kernels, 3, torch.ones(1, 512))
-    program = Program(kernels.library, operations, crew)
-    program.run()
+class Meeting:
+    """A turn that ends when the caller and every helper have taken it up."""
+
+    def __init__(self, threads: int) -> None:
+        self._all = threading.Barrier(threads)
+
+    def work(self, waits: bool) -> None:
+        self._all.wait(timeout=30)
+
+
+def test_idle_helpers_keep_no_model_alive(crew):
+    """A helper that is just leaving the turn may be its last owner, so its end is waited for."""
+    turn = Meeting(crew.threads)
     gone = threading.Event()
-    weakref.finalize(program, gone.set)
-    del program, operations
-    gc.collect()
-    assert gone.wait(timeout=30)
+    weakref.finalize(turn, gone.set)
+    crew.run(turn)
+    del turn
+    assert gone.wait(timeout=10)
