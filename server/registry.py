@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.breaker import on_renewed
-from server.care import CareLimits, Condition, decide, renewed
+from server.care import CareLimits, Condition, Rest, RestMemory, decide, renewed
 from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeSpec, NodeStatus, ProbeReport, model_key
 
 FAILED_PROBES_TO_SILENT = 3  # with a probe a second after the first failure: silent within 10 s
@@ -63,7 +63,16 @@ class NodeCondition:
     now: float
 
 
-RegistryEvent = NodeListed | NodeUnlisted | NodeGone | NodeProbed | ProbeFailed | NodeCondition
+@dataclass(frozen=True, slots=True)
+class SamePhone:
+    """The phone behind this node is the one that was reached as another so far: by its network instead of a cable."""
+
+    id: NodeId
+    formerly: NodeId
+    now: float
+
+
+RegistryEvent = NodeListed | NodeUnlisted | NodeGone | NodeProbed | ProbeFailed | NodeCondition | SamePhone
 DEFAULT_CARE = CareLimits()
 
 
@@ -73,6 +82,7 @@ class Fleet:
 
     epoch: int = 0
     nodes: Mapping[NodeId, Node] = field(default_factory=dict)
+    rests: RestMemory = field(default_factory=RestMemory)  # of phones that may have left
 
 
 def apply(fleet: Fleet, event: RegistryEvent, limits: CareLimits = DEFAULT_CARE) -> Fleet:
@@ -82,10 +92,12 @@ def apply(fleet: Fleet, event: RegistryEvent, limits: CareLimits = DEFAULT_CARE)
     """
     match event:
         case NodeListed(spec, now):
-            return _put(fleet, _listed(fleet.nodes.get(spec.id), spec, now))
+            known = fleet.nodes.get(spec.id)
+            found = _listed(known, spec, now)
+            return _put(fleet, found if known else _at_rest(found, fleet.rests.of(_phone(spec), now), limits, now))
         case NodeGone(node_id):
             nodes = {key: node for key, node in fleet.nodes.items() if key != node_id}
-            return Fleet(fleet.epoch + 1, nodes) if len(nodes) != len(fleet.nodes) else fleet
+            return replace(fleet, epoch=fleet.epoch + 1, nodes=nodes) if len(nodes) != len(fleet.nodes) else fleet
     node = fleet.nodes.get(event.id)
     if node is None:
         return fleet  # a probe's answer may come after the node left
@@ -93,23 +105,55 @@ def apply(fleet: Fleet, event: RegistryEvent, limits: CareLimits = DEFAULT_CARE)
         case NodeUnlisted(_, now):
             return _put(fleet, _with_status(node, NodeStatus.DRAINING, now))
         case NodeProbed(_, report, now):
-            return _put(fleet, _cared_for(_probed(node, report, now), limits, now))
-        case ProbeFailed():
-            return _put(fleet, _cared_for(_probe_failed(node, event), limits, event.now))
+            rest = fleet.rests.of(_phone(node.spec), now)
+            return _put(fleet, _cared_for(_probed(node, report, now), rest, limits, now))
+        case ProbeFailed(now=now):
+            rest = fleet.rests.of(_phone(node.spec), now)
+            return _put(fleet, _cared_for(_probe_failed(node, event), rest, limits, now))
         case NodeCondition(_, told, now):
-            if not told.tells_anything:
-                return fleet
-            return _put(fleet, _cared_for(replace(node, condition=renewed(node.condition, told)), limits, now))
+            return _conditioned(fleet, node, told, limits, now) if told.tells_anything else fleet
+        case SamePhone(_, formerly, now):
+            other = fleet.nodes.get(formerly)
+            rest = fleet.rests.of(_phone(other.spec) if other else formerly, now)
+            return _put(_remembering(fleet, node, rest, now), _at_rest(node, rest, limits, now))
 
 
 def _put(fleet: Fleet, node: Node) -> Fleet:
     if fleet.nodes.get(node.id) == node:
         return fleet
-    return Fleet(fleet.epoch + 1, {**fleet.nodes, node.id: node})
+    return replace(fleet, epoch=fleet.epoch + 1, nodes={**fleet.nodes, node.id: node})
 
 
-def _cared_for(node: Node, limits: CareLimits, now: float) -> Node:
-    care = decide(node.condition, node.care, limits, now)
+def _phone(spec: NodeSpec) -> str:
+    """What a phone is called whatever becomes of its node: an entry made for one on a cable has its serial."""
+    return spec.serial or spec.id
+
+
+def _conditioned(fleet: Fleet, node: Node, told: Condition, limits: CareLimits, now: float) -> Fleet:
+    rest, known = fleet.rests.of(_phone(node.spec), now), renewed(node.condition, told)
+    node = _cared_for(replace(node, condition=known), rest, limits, now)
+    rest = rest.renewed(known.believed(now, limits.stale_seconds), node.care)
+    return _put(_remembering(fleet, node, rest, now), node)
+
+
+def _remembering(fleet: Fleet, node: Node, rest: Rest, now: float) -> Fleet:
+    rests = fleet.rests.renewed(_phone(node.spec), rest, now)
+    return fleet if rests is fleet.rests else replace(fleet, rests=rests)
+
+
+def _at_rest(node: Node, rest: Rest, limits: CareLimits, now: float) -> Node:
+    """A node that is new, of a phone that may not be: what it told a moment ago still counts."""
+    told = rest.newest
+    if node.condition is None and told is not None and told.believed(now, limits.stale_seconds).tells_anything:
+        node = replace(node, condition=told)
+    return _cared_for(node, rest, limits, now)
+
+
+def _cared_for(node: Node, rest: Rest, limits: CareLimits, now: float) -> Node:
+    before = node.care
+    if rest != Rest():
+        before = replace(before, hot=before.hot or rest.heat is not None, low=before.low or rest.charge is not None)
+    care = decide(node.condition, before, limits, now)
     return node if care == node.care else replace(node, care=care)
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from server.adb.plan import LOOPBACK, Place
 from server.adb.states import AdbPhone, Details, details_of, plain_word
 from server.nodes import NodeId, NodeSpec, NodeStatus
-from server.registry import NodeListed, NodeUnlisted, Registry
+from server.registry import NodeListed, NodeUnlisted, Registry, SamePhone
 
 ADB_HOST = "127.0.0.1"  # where forwards listen, whatever an entry calls it
 
@@ -24,6 +24,7 @@ class Listing:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._completed: dict[NodeId, Details] = {}  # what entries were given
+        self._nodes: dict[str, NodeId] = {}  # which node each phone is, by phone
 
     def entries(self) -> list[NodeSpec]:
         """What others than we have listed."""
@@ -46,6 +47,15 @@ class Listing:
             details = self._details(phones[phone], node_id, versions)
             self._list(_spec(node_id, self._distinct(names, phone), places[phone], details), now)
         self._complete_entries(phones, places, versions, now)
+        self._tell_moves(places, now)
+
+    def _tell_moves(self, places: Mapping[str, Place], now: float) -> None:
+        """A phone on a cable that has joined by its network as well is one node or the other, and as hot as it was."""
+        for phone, place in places.items():
+            formerly = self._nodes.get(phone, place.node)
+            if formerly != place.node:
+                self._registry.emit(SamePhone(place.node, formerly, now))
+        self._nodes = {phone: place.node for phone, place in places.items()}
 
     def clear(self, now: float) -> None:
         """No phone is reached any more."""

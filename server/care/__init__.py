@@ -7,6 +7,7 @@ Whoever hears a phone (over adb, from the reporter on the phone) parses its word
 from server.care.battery import parse_dumpsys_battery, parse_termux_battery
 from server.care.care import UNTROUBLED, Care, CareLimits, decide
 from server.care.condition import THERMAL_WORDS, Condition, renewed
+from server.care.memory import Rest, RestMemory
 from server.care.pace import Pace
 from server.care.thermal import parse_dumpsys_thermal, parse_thermal_report
 
@@ -17,6 +18,8 @@ __all__ = [
     "CareLimits",
     "Condition",
     "Pace",
+    "Rest",
+    "RestMemory",
     "decide",
     "parse_dumpsys_battery",
     "parse_dumpsys_thermal",

@@ -146,3 +146,17 @@ async def test_words_that_mean_nothing_leave_things_as_they_were(ward: Ward, hot
     await until(lambda: log.count("dumpsys thermalservice") >= 2)
     assert ward.node(HOT).condition.temperature_c == told.temperature_c
     assert ward.rests(HOT) and ward.shares() == {COOL: 20}
+
+
+async def test_a_phone_that_was_unplugged_while_it_was_hot_goes_on_resting(ward: Ward, hot_phone: FakeAdbd) -> None:
+    hot_phone.services.tell_battery(celsius=44.0)
+    await until(lambda: ward.rests(HOT))
+    await hot_phone.die()
+    await until(lambda: ward.registry.node(HOT) is None)
+    hot_phone.services.tell_battery(celsius=41.0)
+    await hot_phone.start()
+    await until(lambda: ward.registry.node(HOT) is not None and ward.node(HOT).condition is not None)
+    await until(lambda: ward.node(HOT).condition.temperature_c == 41.0)
+    assert ward.rests(HOT) and ward.shares() == {COOL: 20}
+    hot_phone.services.tell_battery(celsius=39.0)
+    await until(lambda: not ward.rests(HOT))
