@@ -34,6 +34,12 @@ FIELDS = (
     "keep_alive",
     "details",
 )
+FIELDS_OF_KINDS: Mapping[str, tuple[NodeKind, ...]] = {  # the others are of all
+    "continues_final_message": ("openai",),
+    "tls": ("relay",),
+    "warm_up": ("ollama",),
+    "keep_alive": ("ollama", "relay"),
+}
 MAX_TEXT_CHARS = 200
 MAX_CONCURRENCY = 10_000
 MAX_DETAILS = 32
@@ -64,43 +70,20 @@ def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
 
 def spec_of(entry: Any) -> NodeSpec:
     """The node that an entry means. Raises EntryError."""
-    if not isinstance(entry, dict):
-        raise EntryError(f'an entry is an object like {{"host": "192.168.1.20"}}, not {_kind_of(entry)}')
-    for key in entry:
-        if key not in FIELDS:
-            raise EntryError(f"unknown field {key!r}: {nearest(key, FIELDS)}", key)
-    serial = _field(entry, "serial", _text, None)
-    host, kind = _host(entry), _field(entry, "kind", _kind, "ollama")
-    if "host" not in entry and kind != "ollama":
-        raise EntryError("'host' is missing: only phones of kind 'ollama' are reached by their serial alone", "serial")
-    by_cable = preferred_port(serial) if "host" not in entry and serial is not None else _default_port(kind)
-    port = _field(entry, "port", _port, by_cable)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    identity = _field(entry, "id", _text, address if "host" in entry else serial)
-    if entry.get("continues_final_message") is True and kind != "openai":
-        raise EntryError("'continues_final_message' is for nodes of kind 'openai' only", "continues_final_message")
+    _verify_shape(entry)
+    kind = _field(entry, "kind", _kind, "ollama")
+    identity, host, port = _place(entry, kind)
     tls = _field(entry, "tls", _trust, False)
-    if tls and kind != "relay":
-        raise EntryError("'tls' is for nodes of kind 'relay' only", "tls")
-    warm_up, keep_alive = _field(entry, "warm_up", warm_up_of, None), _field(entry, "keep_alive", keep_alive_of, None)
-    if warm_up is not None and kind != "ollama":
-        raise EntryError("'warm_up' is for nodes of kind 'ollama' only", "warm_up")
-    models = _field(entry, "model", _models, ())
-    strangers = [name for name in warm_up or () if models and model_key(name) not in map(model_key, models)]
-    if strangers:
-        raise EntryError(f"'warm_up' names {strangers[0]!r}, which 'model' does not let it serve", "warm_up")
-    if keep_alive is not None and kind == "openai":
-        raise EntryError("'keep_alive' is for nodes of the kinds 'ollama' and 'relay' only", "keep_alive")
-    return NodeSpec(
+    spec = NodeSpec(
         id=NodeId(identity),
         name=_field(entry, "name", _text, identity),
         kind=kind,
         host=host,
         port=port,
-        models=models,
+        models=_field(entry, "model", _models, ()),
         weight=_field(entry, "weight", _weight, 1.0),
         max_concurrency=_field(entry, "max_concurrency", _concurrency, None),
-        serial=serial,
+        serial=_field(entry, "serial", _text, None),
         tags=_field(entry, "tags", _tags, ()),
         enabled=_field(entry, "enabled", _flag, True),
         api_key_env=_field(entry, "api_key_env", _variable, None),
@@ -108,9 +91,45 @@ def spec_of(entry: Any) -> NodeSpec:
         tls=bool(tls),
         tls_file=tls if isinstance(tls, str) else None,
         details=_field(entry, "details", _details, {}),
-        warm_up=warm_up,
-        keep_alive=keep_alive,
+        warm_up=_field(entry, "warm_up", warm_up_of, None),
+        keep_alive=_field(entry, "keep_alive", keep_alive_of, None),
     )
+    _verify_together(spec)
+    return spec
+
+
+def _verify_shape(entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise EntryError(f'an entry is an object like {{"host": "192.168.1.20"}}, not {_kind_of(entry)}')
+    for key in entry:
+        if key not in FIELDS:
+            raise EntryError(f"unknown field {key!r}: {nearest(key, FIELDS)}", key)
+
+
+def _place(entry: Mapping[str, Any], kind: NodeKind) -> tuple[str, str, int]:
+    """Its id, host and port; of a phone on a cable all three follow from its serial."""
+    host, serial = _host(entry), _field(entry, "serial", _text, None)
+    if "host" in entry:
+        port = _field(entry, "port", _port, _default_port(kind))
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return _field(entry, "id", _text, address), host, port
+    if kind != "ollama":
+        raise EntryError("'host' is missing: only phones of kind 'ollama' are reached by their serial alone", "serial")
+    return _field(entry, "id", _text, serial), host, _field(entry, "port", _port, preferred_port(serial))
+
+
+def _verify_together(spec: NodeSpec) -> None:
+    """What each field for itself does not show."""
+    for name, kinds in FIELDS_OF_KINDS.items():
+        if getattr(spec, name) not in (None, False) and spec.kind not in kinds:
+            words = " and ".join(map(repr, kinds))
+            raise EntryError(
+                f"{name!r} is for nodes of {'kind' if len(kinds) == 1 else 'the kinds'} {words} only", name
+            )
+    served = {model_key(name) for name in spec.models}
+    strangers = [name for name in spec.warm_up or () if served and model_key(name) not in served]
+    if strangers:
+        raise EntryError(f"'warm_up' names {strangers[0]!r}, which 'model' does not let it serve", "warm_up")
 
 
 def entry_of(spec: NodeSpec) -> dict[str, Any]:

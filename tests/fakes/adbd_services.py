@@ -31,6 +31,7 @@ Current temperatures from HAL:
 """
 FILE_MODE = stat.S_IFREG | 0o644
 FOLDER_MODE = stat.S_IFDIR | 0o755
+Told = str | tuple[str, int] | None  # what a program prints; with its status; None: it does not know these words
 
 
 class Stream:
@@ -94,6 +95,23 @@ class Services:
             "ro.board.platform": "gs201",
             "ro.hardware": "panther",
         }
+        self._programs: dict[str, Callable[[list[str]], Told]] = {
+            "echo": lambda words: " ".join(words) + "\n",
+            "getprop": self._getprop,
+            "cat": self._cat,
+            "ip": self._ip,
+            "dumpsys": self._dumpsys,
+            "settings": self._settings,
+            "device_config": self._settings,
+            "pm": self._pm,
+            "appops": self._appops,
+            "am": self._am,
+            "input": lambda _: "",
+            "df": self._df,
+            "mv": self._mv,
+            "rm": self._rm,
+            "mkdir": self._mkdir,
+        }
         self.dumps: dict[str, str] = {}
         self.tell_battery()
         self.tell_heat()
@@ -134,67 +152,85 @@ class Services:
         return said.encode(), status
 
     def _one(self, words: list[str]) -> tuple[str, int]:
+        told = self._programs.get(words[0], _unknown)(words[1:])
+        return (told, 0) if isinstance(told, str) else told or _missing(words[0])
+
+    def _getprop(self, words: list[str]) -> Told:
+        return self.properties.get(words[0], "") + "\n"
+
+    def _cat(self, words: list[str]) -> Told:
+        if words != ["/proc/sys/kernel/random/boot_id", "/proc/meminfo"]:
+            return None
+        return f"{self.boot}\nMemTotal:        {self.ram_bytes // 1024} kB\nMemFree:          204800 kB\n"
+
+    def _ip(self, words: list[str]) -> Told:
+        lines = [f"{n}: wlan0    inet {one}/24 brd + scope global\n" for n, one in enumerate(self.addresses, 2)]
+        return "".join(["1: lo    inet 127.0.0.1/8 scope host lo\n", *lines]) if words == ["-o", "addr"] else None
+
+    def _dumpsys(self, words: list[str]) -> Told:
         match words:
-            case ["echo", *rest]:
-                return " ".join(rest) + "\n", 0
-            case ["getprop", name]:
-                return self.properties.get(name, "") + "\n", 0
-            case ["cat", "/proc/sys/kernel/random/boot_id", "/proc/meminfo"]:
-                return f"{self.boot}\nMemTotal:        {self.ram_bytes // 1024} kB\nMemFree:          204800 kB\n", 0
-            case ["ip", "-o", "addr"]:
-                lines = [f"{n}: wlan0    inet {one}/24 brd + scope global\n" for n, one in enumerate(self.addresses, 2)]
-                return "".join(["1: lo    inet 127.0.0.1/8 scope host lo\n", *lines]), 0
-            case ["dumpsys", "deviceidle", "whitelist", change]:
+            case ["deviceidle", "whitelist", change]:
                 self.whitelist.add(change.lstrip("+"))
-                return f"Added: {change.lstrip('+')}\n", 0
-            case ["dumpsys", "deviceidle", "whitelist"]:
-                return "".join(f"user,{name},10123\n" for name in self.whitelist), 0
-            case ["dumpsys", name] if name in self.dumps:
-                return self.dumps[name], 0
-            case ["dumpsys", name]:
-                return f"Can't find service: {name}\n", 0
-            case ["settings", "get", "global", name]:
-                return self.settings.get(name, "null") + "\n", 0
-            case ["settings", "put", "global", name, value]:
-                self.settings[name] = value
-                return "", 0
-            case ["device_config", "get", _, name]:
-                return self.settings.get(name, "null") + "\n", 0
-            case ["device_config", "put", _, name, value]:
-                self.settings[name] = value
-                return "", 0
-            case ["device_config", "set_sync_disabled_for_tests", value]:
-                self.settings["sync_disabled"] = value
-                return "", 0
-            case ["pm", "list", "packages", "-i", name]:
-                found = [f"package:{key}  installer={by}\n" for key, by in self.packages.items() if name in key]
-                return "".join(found), 0
-            case ["df", "-k", folder]:
-                head = "Filesystem     1K-blocks     Used Available Use% Mounted on\n"
-                return f"{head}/dev/fuse      52428800 31457280 {self.free_bytes // 1024:9} 60% {folder}\n", 0
-            case ["mv", "-f", source, target]:
-                self.files[target] = self.files.pop(source)
-                return "", 0
-            case ["rm", "-f", target]:
-                self.files.pop(target, None)
-                return "", 0
-            case ["dumpsys", "package", name]:
+                return f"Added: {change.lstrip('+')}\n"
+            case ["deviceidle", "whitelist"]:
+                return "".join(f"user,{name},10123\n" for name in self.whitelist)
+            case ["package", name]:
                 granted = "".join(f"    {each}: granted=true\n" for each in sorted(self.granted))
-                return f"Packages:\n  Package [{name}]\n{granted}", 0
-            case ["pm", "grant", _, permission]:
+                return f"Packages:\n  Package [{name}]\n{granted}"
+            case [name]:
+                return self.dumps.get(name, f"Can't find service: {name}\n")
+        return None
+
+    def _settings(self, words: list[str]) -> Told:
+        """Of `settings` and of `device_config`; a value counts whatever it stands in."""
+        match words:
+            case ["get", _, name]:
+                return self.settings.get(name, "null") + "\n"
+            case ["put", _, name, value]:
+                self.settings[name] = value
+                return ""
+            case ["set_sync_disabled_for_tests", value]:
+                self.settings["sync_disabled"] = value
+                return ""
+        return None
+
+    def _pm(self, words: list[str]) -> Told:
+        match words:
+            case ["list", "packages", "-i", name]:
+                found = [f"package:{key}  installer={by}\n" for key, by in self.packages.items() if name in key]
+                return "".join(found)
+            case ["grant", _, permission]:
                 self.granted.add(permission)
-                return "", 0
-            case ["appops", "set", "--uid", name, operation, "allow"]:
+                return ""
+        return None
+
+    def _appops(self, words: list[str]) -> Told:
+        match words:
+            case ["set", "--uid", _, operation, "allow"]:
                 self.granted.add(operation)
-                return "", 0
-            case ["am", "start", *_] if self.am_error:
-                return f"Starting: Intent\nError type 3\nError: {self.am_error}\n", 1
-            case ["mkdir", "-p", folder]:
-                self.files.setdefault(folder.rstrip("/") + "/", b"")
-                return "", 0
-            case ["am", "start", *_] | ["input", *_]:
-                return "", 0
-        return f"/system/bin/sh: {words[0]}: inaccessible or not found\n", 127
+                return ""
+        return None
+
+    def _am(self, words: list[str]) -> Told:
+        if words[:1] != ["start"]:
+            return None
+        return (f"Starting: Intent\nError type 3\nError: {self.am_error}\n", 1) if self.am_error else ""
+
+    def _df(self, words: list[str]) -> Told:
+        head = "Filesystem     1K-blocks     Used Available Use% Mounted on\n"
+        return f"{head}/dev/fuse      52428800 31457280 {self.free_bytes // 1024:9} 60% {words[-1]}\n"
+
+    def _mv(self, words: list[str]) -> Told:
+        self.files[words[-1]] = self.files.pop(words[-2])
+        return ""
+
+    def _rm(self, words: list[str]) -> Told:
+        self.files.pop(words[-1], None)
+        return ""
+
+    def _mkdir(self, words: list[str]) -> Told:
+        self.files.setdefault(words[-1].rstrip("/") + "/", b"")
+        return ""
 
     async def _lead(self, port: int, stream: Stream, accept: Callable[[], None]) -> None:
         """To the real port behind the phone's; refused where there is none."""
@@ -273,6 +309,14 @@ class Services:
             piece = content[start : start + 65536]
             await stream.write(b"DATA" + struct.pack("<I", len(piece)) + piece)
         await stream.write(b"DONE" + bytes(4))
+
+
+def _unknown(_: list[str]) -> Told:
+    return None
+
+
+def _missing(program: str) -> tuple[str, int]:
+    return f"/system/bin/sh: {program}: inaccessible or not found\n", 127
 
 
 async def _fail(stream: Stream, words: str) -> None:
