@@ -201,15 +201,22 @@ class Link:
 
     async def close(self, reason: GoodbyeReason = GoodbyeReason.FINISHED) -> None:
         """Says goodbye, waits a moment for the node's, and closes. FINISHED frees everything of the session."""
-        if self._lost is None:
-            with contextlib.suppress(TransportError):
-                self._driver.goodbye(reason)
-                # Not asyncio.timeout: in a task that was cancelled it tells no end of time in Python 3.11.2.
-                answered = asyncio.ensure_future(self._ended.wait())
-                await asyncio.wait({answered}, timeout=GOODBYE_SECONDS)
-                answered.cancel()
-        self._driver.close()
+        try:
+            if self._lost is None:
+                await self._part(reason)
+        finally:
+            self._driver.close()
         await self.wait_closed()
+
+    async def _part(self, reason: GoodbyeReason) -> None:
+        with contextlib.suppress(TransportError):
+            self._driver.goodbye(reason)
+            # Not asyncio.timeout: in a task that was cancelled it tells no end of time in Python 3.11.2.
+            answered = asyncio.ensure_future(self._ended.wait())
+            try:
+                await asyncio.wait({answered}, timeout=GOODBYE_SECONDS)
+            finally:
+                answered.cancel()
 
     def cut(self, reason: str) -> None:
         """Ends the connection without a word: the node keeps the session for its grace."""

@@ -6,10 +6,10 @@ import ssl
 
 import pytest
 
-from tests.fakes.relay_node import Refusal, fake_relay_node
+from tests.fakes.relay_node import FakeRelayNode, Refusal, fake_relay_node
 from tests.transport.certificates import server_context, trusting_context
 from transport.errors import ConnectFailed, ConnectionLost, Refused, WrongToken
-from transport.link import Access, Caller, Place, connect
+from transport.link import Access, Caller, Link, Place, connect
 from wire.frames import FrameType
 from wire.messages_memory import Read
 from wire.messages_session import Error, ErrorCode, GoodbyeReason
@@ -161,6 +161,43 @@ async def test_a_node_that_stops_lets_the_running_answer_end_and_takes_no_other(
         await node.until(lambda: bool(node.goodbyes))
         assert node.goodbyes[0].reason is GoodbyeReason.STOPPING
         assert "maintenance" in str(link.lost) and link.keeps_session
+
+
+async def closed_in_a_cancelled_task(node: FakeRelayNode) -> tuple[Link, asyncio.Task[None], asyncio.Event]:
+    """A link to a node that hears nothing, whose owner was cancelled and closes it now; the event tells that it has."""
+    link = await connect(node.place, OPEN)
+    node.mute = True
+    closed = asyncio.Event()
+
+    async def own() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await link.close()
+            closed.set()
+
+    owner = asyncio.create_task(own())
+    await asyncio.sleep(0)
+    owner.cancel()
+    return link, owner, closed
+
+
+async def test_a_goodbye_has_its_end_in_a_task_that_was_cancelled():
+    async with fake_relay_node() as node:
+        _, owner, closed = await closed_in_a_cancelled_task(node)
+        await asyncio.wait({owner})
+        assert closed.is_set() and owner.cancelled()
+
+
+async def test_a_goodbye_that_is_given_up_closes_all_the_same():
+    async with fake_relay_node() as node:
+        link, owner, closed = await closed_in_a_cancelled_task(node)
+        await asyncio.sleep(0)  # the goodbye is said, and waited for
+        owner.cancel()
+        await asyncio.wait({owner})
+        assert owner.cancelled() and not closed.is_set()
+        await link.wait_closed()
+        await node.until(lambda: not node._peers)
 
 
 @pytest.mark.parametrize(("reason", "kept"), [("IDLE", False), ("REPLACED", True), ("UNWELCOME", False)])

@@ -97,6 +97,44 @@ async def test_stopping_waits_only_so_long() -> None:
             await hear(stream)
 
 
+async def test_stopping_has_its_end_in_a_task_that_was_cancelled() -> None:
+    async with scripted(limits=ServerLimits(drain_seconds=0.02)) as (here, fleet):
+        fleet.script(NAME).hold_at = 1
+        link = await here.connect()
+        stream = await link.open(generate())
+        heard = await hear(stream, most=1)
+        drained = asyncio.Event()
+
+        async def serve() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await here.server.drain()
+                drained.set()
+
+        serving = asyncio.create_task(serve())
+        await asyncio.sleep(0)
+        serving.cancel()
+        await asyncio.wait({serving})
+        assert drained.is_set() and serving.cancelled()
+        fleet.script(NAME).go_on.set()
+        assert (await hear(stream, heard)).text() == "one two three"
+
+
+async def test_stopping_that_is_given_up_ends_at_once() -> None:
+    async with scripted() as (here, fleet):
+        fleet.script(NAME).hold_at = 1
+        link = await here.connect()
+        await hear(await link.open(generate()), most=1)
+        draining = asyncio.create_task(here.server.drain())
+        await until_true(lambda: link.draining)
+        before = asyncio.all_tasks()
+        draining.cancel()
+        await asyncio.wait({draining})
+        gone = before - asyncio.all_tasks()
+        assert draining.cancelled() and draining in gone and len(gone) == 2  # itself, and what it waited for
+
+
 async def test_over_tls_all_is_the_same() -> None:
     async with scripted(token=TOKEN, tls=server_context()) as (here, fleet):
         fleet.script(NAME).hold_at = 1
