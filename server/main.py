@@ -54,6 +54,8 @@ from server.warmth import WarmthRules
 from transport.beacons import Reach
 from transport.tokens import shared_token
 
+Loop = Callable[[], Coroutine[Any, Any, None]]
+
 MAX_DESCRIPTORS = 65_536  # more than a gateway can serve; a bound, since some systems count in their table's memory
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,21 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a gateway is made of, before anything runs."""
+
+    log: RequestLog
+    registry: Registry
+    backends: Backends
+    embedded: EmbeddedNode
+    metrics: Metrics
+    dispatcher: Dispatcher
+    fleet_file: FleetFile
+    adb: AdbTracker
+    started_at: float  # wall clock
+
+
 @asynccontextmanager
 async def running(
     settings: Settings, environ: Mapping[str, str], log_stream: TextIO | None = None
@@ -110,56 +127,79 @@ async def running(
     stream = log_stream or sys.stderr
     async with AsyncExitStack() as stack:
         stack.enter_context(standard_logging(stream, settings.log_format))
-        request_log = RequestLog(stream, settings.log_format, settings.log_prompts)
-        registry = Registry(_care(settings))
-        registry.listen(log_rests)
-        keys = dict(environ)  # of nodes, by the names in `api_key_env`; the embedded node's is added later
-        backends = Backends(keys)
-        stack.push_async_callback(backends.aclose)
-        embedded = _embedded(settings, environ, registry, backends, keys)
-        metrics = Metrics(registry)
-        observers = Observers((metrics, request_log))
-        dispatcher = _dispatcher(settings, registry, backends, embedded, observers)
-        stack.push_async_callback(dispatcher.aclose)
-        started_at = time.time()
-        metrics.watch(dispatcher, started_at)
-        fleet_file = FleetFile(settings.phones_file, registry.emit, time.time)
-        fleet_file.reload()
-        named = "phones_file" in settings.model_fields_set
-        if named and not settings.phones_file.exists():
+        parts = _parts(settings, environ, RequestLog(stream, settings.log_format, settings.log_prompts))
+        stack.push_async_callback(parts.backends.aclose)
+        stack.push_async_callback(parts.dispatcher.aclose)
+        parts.fleet_file.reload()
+        if _is_file_named(settings) and not settings.phones_file.exists():
             log.warning("the fleet file %s does not exist; it is read as soon as it does", settings.phones_file)
-        health = Health(registry, backends, _pace(settings))
-        discovery = Discovery(registry, _discovery_options(settings, environ))
-        warming = Warming(registry, backends, _warming(settings), Clock(monotonic=asyncio.get_running_loop().time))
-        loops = {"health": health.run, "fleet file": fleet_file.watch, "embedded node": embedded.run}
-        loops["warming"] = warming.run
-        adb = AdbTracker(registry, _adb_options(settings))
-        await stack.enter_async_context(_loops({**loops, "discovery": discovery.run, "adb": adb.run}))
-        services = Services(
-            settings=settings,
-            access=access,
-            exposure=Exposure(access.needs_key, request_log.exposed),
-            registry=registry,
-            dispatch=dispatcher,
-            backends=backends,
-            operations=backends.operations,
-            joining=Joining(registry, fleet_file, look_at_phones(backends, settings), time.time),
-            metrics=metrics,
-            log=request_log,
-            open_requests=OpenRequests(),
-            fleet_file=lambda: _missing_told(fleet_file.state) if named else fleet_file.state,
-            started_at=started_at,
-            loop_time=asyncio.get_running_loop().time,
-            embedded_status=lambda: {
-                "mode": settings.embedded_mode,
-                "starting": embedded.starting,
-                "reason": embedded.reason,
-            },
-            adb_status=adb.status,
-        )
-        draining = Draining(services.open_requests, dispatcher, settings.drain_s)
+        await stack.enter_async_context(_loops(_work(settings, environ, parts)))
+        services = _services(settings, access, parts)
+        draining = Draining(services.open_requests, parts.dispatcher, settings.drain_s)
         stack.callback(draining.stop)
-        yield Gateway(build_app(services), services, dispatcher, draining)
+        yield Gateway(build_app(services), services, parts.dispatcher, draining)
+
+
+def _parts(settings: Settings, environ: Mapping[str, str], request_log: RequestLog) -> _Parts:
+    registry = Registry(_care(settings))
+    registry.listen(log_rests)
+    keys = dict(environ)  # of nodes, by the names in `api_key_env`; the embedded node's is added later
+    backends = Backends(keys)
+    embedded = _embedded(settings, environ, registry, backends, keys)
+    metrics, started_at = Metrics(registry), time.time()
+    dispatcher = _dispatcher(settings, registry, backends, embedded, Observers((metrics, request_log)))
+    metrics.watch(dispatcher, started_at)
+    return _Parts(
+        log=request_log,
+        registry=registry,
+        backends=backends,
+        embedded=embedded,
+        metrics=metrics,
+        dispatcher=dispatcher,
+        fleet_file=FleetFile(settings.phones_file, registry.emit, time.time),
+        adb=AdbTracker(registry, _adb_options(settings)),
+        started_at=started_at,
+    )
+
+
+def _work(settings: Settings, environ: Mapping[str, str], parts: _Parts) -> Mapping[str, Loop]:
+    """What goes on beside the requests, by name."""
+    registry, backends = parts.registry, parts.backends
+    clock = Clock(monotonic=asyncio.get_running_loop().time)
+    return {
+        "health": Health(registry, backends, _pace(settings)).run,
+        "fleet file": parts.fleet_file.watch,
+        "embedded node": parts.embedded.run,
+        "warming": Warming(registry, backends, _warming(settings), clock).run,
+        "discovery": Discovery(registry, _discovery_options(settings, environ)).run,
+        "adb": parts.adb.run,
+    }
+
+
+def _services(settings: Settings, access: AccessRules, parts: _Parts) -> Services:
+    registry, backends = parts.registry, parts.backends
+    return Services(
+        settings=settings,
+        access=access,
+        exposure=Exposure(access.needs_key, parts.log.exposed),
+        registry=registry,
+        dispatch=parts.dispatcher,
+        backends=backends,
+        operations=backends.operations,
+        joining=Joining(registry, parts.fleet_file, look_at_phones(backends, settings), time.time),
+        metrics=parts.metrics,
+        log=parts.log,
+        open_requests=OpenRequests(),
+        fleet_file=lambda: _file_state(settings, parts.fleet_file),
+        started_at=parts.started_at,
+        loop_time=asyncio.get_running_loop().time,
+        embedded_status=lambda: {
+            "mode": settings.embedded_mode,
+            "starting": parts.embedded.starting,
+            "reason": parts.embedded.reason,
+        },
+        adb_status=parts.adb.status,
+    )
 
 
 def look_at_phones(backends: Backends, settings: Settings) -> Callable[[str, int], Awaitable[ProbeReport]]:
@@ -172,9 +212,14 @@ def look_at_phones(backends: Backends, settings: Settings) -> Callable[[str, int
     return look
 
 
-def _missing_told(state: FleetFileState) -> FleetFileState:
+def _is_file_named(settings: Settings) -> bool:
+    return "phones_file" in settings.model_fields_set
+
+
+def _file_state(settings: Settings, fleet_file: FleetFile) -> FleetFileState:
     """A file that the owner named and that is not there: no fleet without phones, but a mistake."""
-    missing = state.error is None and not state.specs and not state.path.exists()
+    state = fleet_file.state
+    missing = _is_file_named(settings) and state.error is None and not state.specs and not state.path.exists()
     return replace(state, error="does not exist") if missing else state
 
 
@@ -276,10 +321,10 @@ def _pace(settings: Settings) -> ProbePace:
 
 
 @asynccontextmanager
-async def _loops(loops: Mapping[str, Callable[[], Coroutine[Any, Any, None]]]) -> AsyncIterator[None]:
+async def _loops(loops: Mapping[str, Loop]) -> AsyncIterator[None]:
     """Run the loops as tasks; one that breaks is a line in the log, and the others go on."""
 
-    async def guarded(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def guarded(name: str, run: Loop) -> None:
         try:
             await run()
         except Exception:
