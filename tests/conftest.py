@@ -17,11 +17,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from pytest_asyncio import is_async_test
 
 # Read by the programs under test; a value from the developer's shell would change what a test sees.
@@ -51,6 +53,15 @@ def _settled_heap() -> Iterator[None]:
     gc.freeze()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium() -> AsyncIterator[Any]:
+    """One browser for a file of tests, which run in the loop that drives it (`pytest.mark.asyncio(loop_scope=...)`)."""
+    from tests.fakes import browser  # where there is none, this skips
+
+    async with browser.launched() as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment() -> Iterator[None]:
     """No setting from outside reaches a test, and none set by a test reaches the next one."""
@@ -68,10 +79,13 @@ def _clean_environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_left_running(request: pytest.FixtureRequest, _clean_environment: None) -> Iterator[None]:
     """Threads, sockets and children that the test leaves behind fail it. Ends after the event loop is closed."""
+    pool = ThreadPoolExecutor()  # a loop that outlives the test has its threads for this one from here
     if is_async_test(request.node) and request.node._loop_scope != "function":
-        request.getfixturevalue(f"_{request.node._loop_scope}_scoped_runner")
+        runner: asyncio.Runner = request.getfixturevalue(f"_{request.node._loop_scope}_scoped_runner")
+        runner.get_loop().set_default_executor(pool)
     threads, sockets, children = set(threading.enumerate()), _open_sockets(), _children()
     yield
+    pool.shutdown()
     left = _remaining(lambda: _new_threads(threads))
     if left:
         pytest.fail(f"threads left running: {left}", pytrace=False)

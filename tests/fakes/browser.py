@@ -1,5 +1,7 @@
 """Headless Chromium for tests of the pages: one page, and everything about it that should not have happened.
 
+Starting it takes longer than most of what is tested: the fixture `chromium` (tests/conftest.py) has one for each file,
+and every test a page in a context of its own, without anything of the others' (cookies, storage, cache, permissions).
 Whoever imports this is skipped, with the reason, where there is no Chromium or no playwright.
 """
 
@@ -16,6 +18,8 @@ import pytest
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("Chromium is not installed here: the page is not tested", allow_module_level=True)
+# It neither draws with a graphics card nor looks for news of itself.
+QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: the page is not tested")
 # A browser beside other tests on two cores is slow at times; who waits in vain has waited long enough by then.
 playwright.expect.set_options(timeout=40_000)
@@ -50,18 +54,32 @@ class Browser:
         await self.page.click("#send")
 
 
-@asynccontextmanager
-async def opened(address: str, **context: Any) -> AsyncIterator[Browser]:
-    """The page of the gateway at the address. What it must never do fails the test at the end."""
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+class Chromium:
+    """A browser that runs; every test has a page of its own."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+
+    @asynccontextmanager
+    async def opened(self, address: str, **context: Any) -> AsyncIterator[Browser]:
+        """The page of the gateway at the address. What it must never do fails the test at the end."""
+        page = await self._browser.new_page(**context)
         try:
-            page = await browser.new_page(**context)
             made = Browser(page, address)
             await page.goto(address)
             yield made
             assert await page.evaluate("window.hacked") is None
             assert (made.troubles, made.foreign) == ([], [])
+        finally:
+            await page.context.close()
+
+
+@asynccontextmanager
+async def launched() -> AsyncIterator[Chromium]:
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *arguments])
+        try:
+            yield Chromium(browser)
         finally:
             await browser.close()

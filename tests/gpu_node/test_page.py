@@ -14,21 +14,24 @@ from gpu_node.api.access import rules_of
 from gpu_node.device_fleet import DeviceFleet
 from gpu_node.errors import ModelError
 from gpu_node.pipeline_status import PipelineStatus
-from tests.fakes.browser import Browser, opened, playwright
+from tests.fakes.browser import Browser, Chromium, playwright
 from tests.gpu_node.played_pipeline import BROKEN, CHANGING, FIRST, NAME, SPLIT, played_fleet
 from tests.gpu_node.scripted import Script
 from tests.gpu_node.serving import Fleet, Model, Served, serving
+
+# The loop is the one that drives the browser of this file.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MARKUP = '<img src=x onerror="window.hacked=1">'
 
 
 @asynccontextmanager
 async def page_of(
-    status: PipelineStatus | None = None, context: dict[str, Any] | None = None, **options: Any
+    chromium: Chromium, status: PipelineStatus | None = None, context: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[tuple[Browser, Served]]:
     async with serving(real=True, **options) as served:
         play(served, status)
-        async with opened(f"http://127.0.0.1:{served.port}/", **(context or {})) as browser:
+        async with chromium.opened(f"http://127.0.0.1:{served.port}/", **(context or {})) as browser:
             yield browser, served
 
 
@@ -46,8 +49,8 @@ async def widths(browser: Browser) -> dict[str, float]:
     return dict(await browser.page.evaluate(script))
 
 
-async def test_a_model_on_one_device_and_a_node_that_is_gone() -> None:
-    async with page_of() as (browser, served):
+async def test_a_model_on_one_device_and_a_node_that_is_gone(chromium: Chromium) -> None:
+    async with page_of(chromium) as (browser, served):
         served.script.running = 1
         await browser.shows("#summary", "Answering.")
         await browser.shows(".model h3", NAME)
@@ -64,9 +67,9 @@ async def test_a_model_on_one_device_and_a_node_that_is_gone() -> None:
         await browser.shows("#summary", "The node does not answer.")
 
 
-async def test_a_split_is_a_bar_for_each_device_in_one_scale() -> None:
+async def test_a_split_is_a_bar_for_each_device_in_one_scale(chromium: Chromium) -> None:
     devices = played_fleet()
-    async with page_of(SPLIT, devices=devices) as (browser, _):
+    async with page_of(chromium, SPLIT, devices=devices) as (browser, _):
         await browser.shows("[data-device='cpu:0'] .layers", "layers 0 to 17 · 220 MB")
         await browser.shows("[data-device='cpu:1'] .layers", "layers 18 to 29")
         await browser.shows(".stage[data-device='cpu:2'] .state", "no layers here")
@@ -109,8 +112,8 @@ async def devices_are_told(browser: Browser, devices: DeviceFleet) -> None:
     await browser.shows("#figure-devices", "4/5")
 
 
-async def test_what_has_not_changed_stays_the_same_element() -> None:
-    async with page_of(SPLIT, devices=played_fleet()) as (browser, served):
+async def test_what_has_not_changed_stays_the_same_element(chromium: Chromium) -> None:
+    async with page_of(chromium, SPLIT, devices=played_fleet()) as (browser, served):
         await browser.shows(".stage[data-device='cpu:1'] .state", "ready")
         await browser.page.evaluate(
             "document.querySelectorAll('.stage, .model, .event').forEach((one) => one.seen = 1)"
@@ -130,11 +133,11 @@ async def test_what_has_not_changed_stays_the_same_element() -> None:
         await browser.shows(".model .error", "short by 0.10 GB")
 
 
-async def test_a_loading_and_one_that_failed() -> None:
+async def test_a_loading_and_one_that_failed(chromium: Chromium) -> None:
     script = Script()
     script.load_gate.clear()
     script.load_errors = [ModelError("the disk is gone")]
-    async with page_of(script=script, loaded=False) as (browser, served):
+    async with page_of(chromium, script=script, loaded=False) as (browser, served):
         await browser.shows("#summary", "No model is in memory.")
         await browser.shows("#no-models", "The next request brings one in.")
         loading = asyncio.create_task(served.residents.start())
@@ -148,19 +151,19 @@ async def test_a_loading_and_one_that_failed() -> None:
         await asyncio.gather(loading, return_exceptions=True)
 
 
-async def test_markup_in_names_stays_text() -> None:
+async def test_markup_in_names_stays_text(chromium: Chromium) -> None:
     fleet = Fleet(models=(Model(MARKUP),))
     hostile = replace(SPLIT, stages=(replace(FIRST, device=MARKUP),), state="broken", error=MARKUP, picture=(MARKUP,))
     devices = played_fleet()
     devices.lost("cpu:0", MARKUP)
-    async with page_of(hostile, fleet=fleet, devices=devices) as (browser, _):
+    async with page_of(chromium, hostile, fleet=fleet, devices=devices) as (browser, _):
         for selector in (".model h3", ".stage .name >> nth=0", ".model .error", "#devices", "#events", "pre"):
             await browser.shows(selector, MARKUP)
         assert await browser.page.locator("img").count() == 0
 
 
-async def test_a_locked_node_asks_for_the_key() -> None:
-    async with page_of(SPLIT, rules=rules_of(("anna:s3cret",), (), ())) as (browser, _):
+async def test_a_locked_node_asks_for_the_key(chromium: Chromium) -> None:
+    async with page_of(chromium, SPLIT, rules=rules_of(("anna:s3cret",), (), ())) as (browser, _):
         await browser.shows("#key-form", "asks for an API key")
         await playwright.expect(browser.page.locator("#facts")).to_be_hidden()
         await browser.page.fill("#key", "wrong")
@@ -174,11 +177,11 @@ async def test_a_locked_node_asks_for_the_key() -> None:
         assert "s3cret" not in browser.page.url
 
 
-async def test_it_fits_a_phones_screen_and_the_dark() -> None:
+async def test_it_fits_a_phones_screen_and_the_dark(chromium: Chromium) -> None:
     long = DeviceFleet(())
     name = "org/a-model-with-a-rather-long-name-that-somebody-gave-it-one-evening"
     screen = {"viewport": {"width": 320, "height": 700}, "color_scheme": "dark"}
-    async with page_of(BROKEN, screen, fleet=Fleet(models=(Model(name),)), devices=long) as (browser, _):
+    async with page_of(chromium, BROKEN, screen, fleet=Fleet(models=(Model(name),)), devices=long) as (browser, _):
         await browser.shows(".model h3", name)
         await browser.page.click("summary")
         assert await browser.page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -15,7 +15,7 @@ from server.nodes import NodeId, NodeSpec
 from server.phones import Joining
 from server.phones.joining import PhoneNews
 from server.registry import NodeCondition, NodeListed, NodeProbed, ProbeFailed, Registry
-from tests.fakes.browser import Browser, opened
+from tests.fakes.browser import Browser, Chromium
 from tests.server.api.gateway import Gateway, gateway, report, served, spec
 from tests.server.phones.stand import FOUND, Stand, phone
 
@@ -23,8 +23,8 @@ MARKUP = '<img src=x onerror="window.hacked=1">'
 
 
 @asynccontextmanager
-async def page_of(made: Gateway, **context: Any) -> AsyncIterator[Browser]:
-    async with served(made.app) as address, opened(address, **context) as browser:
+async def page_of(chromium: Chromium, made: Gateway, **context: Any) -> AsyncIterator[Browser]:
+    async with served(made.app) as address, chromium.opened(address, **context) as browser:
         yield browser
 
 

@@ -15,7 +15,7 @@ from server.errors import NoNodes
 from server.exchange import NodeShare, Queued, Started, Token
 from server.nodes import NodeId
 from server.registry import ProbeFailed
-from tests.fakes.browser import opened, playwright
+from tests.fakes.browser import Chromium, playwright
 from tests.fakes.phone import FakePhone, PhoneSettings
 from tests.server.api.gateway import MODEL, fleet, gateway, report, spec
 from tests.server.api.scripted_dispatch import DONE, ScriptedDispatch, Step, done, failing, whole
@@ -24,13 +24,15 @@ from tests.server.dashboard_page import MARKUP, page_of
 from tests.server.live_gateway import live_gateway
 from wire.messages_stats import EventRecord, PipelineRecord, ResidentRecord, StageRecord, Stats
 
+# The loop is the one that drives the browser of this file.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 MB = 1_000_000
 
 
-async def test_the_fleet_is_shown_live():
+async def test_the_fleet_is_shown_live(chromium: Chromium):
     registry = fleet((spec("kitchen"), report(MODEL)), (spec("attic"), report("other:1b")))
     registry.loads[NodeId("kitchen")].tokens_per_second = 9.5
-    async with page_of(gateway(registry=registry)) as browser:
+    async with page_of(chromium, gateway(registry=registry)) as browser:
         await browser.shows("#summary", "Everything is ready.")
         await browser.shows("[data-node=kitchen]", "9.5 tokens/s")
         await browser.shows("[data-node=kitchen] .state", "free")
@@ -64,11 +66,11 @@ def split_node(**changes: Any) -> dict[str, Any]:
     return split_record(told)
 
 
-async def test_a_split_model_is_shown_in_its_nodes_card():
+async def test_a_split_model_is_shown_in_its_nodes_card(chromium: Chromium):
     path = ("kitchen", PIPELINE_PATH)
     operations = ScriptedOperations({path: split_node()})
     registry = fleet((spec("kitchen"), report(MODEL, gpu_node=True)), (spec("attic"), report("other:1b")))
-    async with page_of(gateway(registry=registry, operations=operations)) as browser:
+    async with page_of(chromium, gateway(registry=registry, operations=operations)) as browser:
         await browser.shows("[data-node=kitchen] .split-model .place", f"{MODEL} · 2 stages · 2 steps at once")
         await browser.shows("[data-device='cpu:0'] .layers", "layers 0 to 17 · 220 MB")
         await browser.shows("[data-device='cpu:0'] .amounts", "borrowed 12 MB")
@@ -90,12 +92,12 @@ async def test_a_split_model_is_shown_in_its_nodes_card():
     assert {name for name, _ in operations.asked} == {"kitchen"}
 
 
-async def test_tokens_are_shown_as_they_arrive():
+async def test_tokens_are_shown_as_they_arrive(chromium: Chromium):
     first, second = asyncio.Event(), asyncio.Event()
     script: list[Step] = [[Started("miss")], [Queued(2)], first, [Token("Zażółć")], second, [Token(" 漢字 <b>")]]
     shares = (NodeShare("attic", 1, "first"), NodeShare("kitchen", 2, "raw"))
     made = gateway(ScriptedDispatch([*script, [done(nodes=shares)]]))
-    async with page_of(made) as browser:
+    async with page_of(chromium, made) as browser:
         await browser.ask("Jakie są zalety modeli działających offline?")
         await browser.shows("#thread .question", "Jakie są zalety")
         await browser.shows("#thread .facts", "Waiting, place 2.")
@@ -108,9 +110,9 @@ async def test_tokens_are_shown_as_they_arrive():
             await browser.shows("#thread .facts", words)
 
 
-async def test_the_second_question_brings_the_conversation_along():
+async def test_the_second_question_brings_the_conversation_along(chromium: Chromium):
     made = gateway(ScriptedDispatch(whole("Par", "is")))
-    async with page_of(made) as browser:
+    async with page_of(chromium, made) as browser:
         await browser.shows("#model", MODEL)
         await browser.page.select_option("#model", MODEL)
         await browser.ask("Capital of France?")
@@ -130,9 +132,9 @@ async def test_the_second_question_brings_the_conversation_along():
         await playwright.expect(browser.page.locator("#thread article")).to_have_count(0)
 
 
-async def test_stop_stops_the_work_too():
+async def test_stop_stops_the_work_too(chromium: Chromium):
     made = gateway(ScriptedDispatch([[Started("miss")], [Token("Par")], asyncio.Event(), [DONE]]))
-    async with page_of(made) as browser:
+    async with page_of(chromium, made) as browser:
         await browser.ask("hi")
         await browser.shows("#thread .told", "Par")
         await browser.page.click("#stop")
@@ -145,21 +147,21 @@ async def test_stop_stops_the_work_too():
 
 
 @pytest.mark.parametrize("told", [(), ("Par",)])
-async def test_errors_are_shown_in_words(told: tuple[str, ...]):
+async def test_errors_are_shown_in_words(chromium: Chromium, told: tuple[str, ...]):
     made = gateway(ScriptedDispatch(failing(NoNodes("nobody is there", hint="wake a phone"), *told)))
-    async with page_of(made) as browser:
+    async with page_of(chromium, made) as browser:
         await browser.ask("hi")
         await browser.shows("#thread .trouble", "nobody is there")
         await browser.shows("#thread .trouble", "wake a phone")
         await playwright.expect(browser.page.locator("#send")).to_be_enabled()
 
 
-async def test_markup_from_nodes_and_models_stays_text():
+async def test_markup_from_nodes_and_models_stays_text(chromium: Chromium):
     registry = fleet((spec("evil", name=MARKUP), report(MARKUP)))
     node = registry.loads[NodeId("evil")]
     node.last_error, node.in_flight = MARKUP, 1
     script: list[Step] = [[Started("miss")], [Token("", thinking=MARKUP), Token(MARKUP)], [done(node=MARKUP)]]
-    async with page_of(gateway(ScriptedDispatch(script), registry)) as browser:
+    async with page_of(chromium, gateway(ScriptedDispatch(script), registry)) as browser:
         await browser.shows(".node .name", MARKUP)
         await browser.shows(".node .models", MARKUP)
         await browser.shows(".node .error", MARKUP)
@@ -169,8 +171,8 @@ async def test_markup_from_nodes_and_models_stays_text():
         assert await browser.page.locator("img").count() == 0
 
 
-async def test_a_locked_gateway_asks_for_the_key():
-    async with page_of(gateway(api_keys="anna:s3cret")) as browser:
+async def test_a_locked_gateway_asks_for_the_key(chromium: Chromium):
+    async with page_of(chromium, gateway(api_keys="anna:s3cret")) as browser:
         await browser.shows("#key-form", "asks for an API key")
         await browser.page.fill("#key", "wrong")
         await browser.page.press("#key", "Enter")
@@ -186,11 +188,11 @@ async def test_a_locked_gateway_asks_for_the_key():
         assert "s3cret" not in browser.page.url
 
 
-async def test_it_fits_a_phones_screen_and_the_dark():
+async def test_it_fits_a_phones_screen_and_the_dark(chromium: Chromium):
     name = "a-phone-with-a-rather-long-name-that-somebody-gave-it-one-evening"
     registry = fleet((spec("long", name=name), report(*(f"model-{index}:1.5b-instruct-q4_K_M" for index in range(6)))))
     made = gateway(ScriptedDispatch(whole("word" * 100)), registry)
-    async with page_of(made, viewport={"width": 360, "height": 740}, color_scheme="dark") as browser:
+    async with page_of(chromium, made, viewport={"width": 360, "height": 740}, color_scheme="dark") as browser:
         await browser.shows(".node", name)
         await browser.ask("x" * 300)
         await browser.shows("#thread .facts", "kitchen")
@@ -201,16 +203,20 @@ async def test_it_fits_a_phones_screen_and_the_dark():
         assert dark != light
 
 
-async def test_a_broken_fleet_file_and_an_empty_fleet_are_told(tmp_path: Path):
-    async with live_gateway(tmp_path) as live, opened(live.address) as browser:
+async def test_a_broken_fleet_file_and_an_empty_fleet_are_told(chromium: Chromium, tmp_path: Path):
+    async with live_gateway(tmp_path) as live, chromium.opened(live.address) as browser:
         await browser.shows("#no-nodes", "potluck phones invite")
         (tmp_path / "phones.json").write_text("[{]")
         await browser.shows("#notice", "line 1, column")
 
 
-async def test_the_page_over_the_whole_gateway(tmp_path: Path):
+async def test_the_page_over_the_whole_gateway(chromium: Chromium, tmp_path: Path):
     settings = PhoneSettings(tokens_per_second=40)
-    async with FakePhone(settings) as phone, live_gateway(tmp_path, phone) as live, opened(live.address) as browser:
+    async with (
+        FakePhone(settings) as phone,
+        live_gateway(tmp_path, phone) as live,
+        chromium.opened(live.address) as browser,
+    ):
         await browser.shows(".node .name", "phone-0")
         await browser.ask("Tell me about the sea.")
         await browser.shows("#thread .facts", "phone-0")

@@ -8,11 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from server.api.phones import qr_svg
-from tests.fakes.browser import Browser, playwright
+import pytest
+
+from server.api.invitations import qr_svg
+from tests.fakes.browser import Browser, Chromium, playwright
 from tests.server.api.gateway import gateway
 from tests.server.dashboard_page import MARKUP, Drawer, page_of
 
+# The loop is the one that drives the browser of this file.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 LINE = "document.getElementById('invite-command').value"
 CODE = "document.querySelector('#invite-code img')"
 
@@ -46,9 +50,9 @@ def answering(change: Callable[[dict[str, Any]], None]) -> Callable[[Any], Any]:
     return fulfil
 
 
-async def test_an_invitation_is_a_code_and_a_line_and_is_forgotten(tmp_path: Path):
+async def test_an_invitation_is_a_code_and_a_line_and_is_forgotten(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
-    async with page_of(drawer.page(), viewport={"width": 360, "height": 740}) as browser:
+    async with page_of(chromium, drawer.page(), viewport={"width": 360, "height": 740}) as browser:
         line = await invited(browser)
         assert "http://192.168.1.2:" in line and line.startswith("curl ") and line.endswith("' | bash")
         await browser.page.wait_for_function(f"() => {CODE}?.naturalWidth > 0")
@@ -74,9 +78,9 @@ async def test_an_invitation_is_a_code_and_a_line_and_is_forgotten(tmp_path: Pat
         await nothing_stays(browser)
 
 
-async def test_the_line_is_copied_by_keyboard(tmp_path: Path):
+async def test_the_line_is_copied_by_keyboard(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
-    async with page_of(drawer.page(), permissions=["clipboard-read", "clipboard-write"]) as browser:
+    async with page_of(chromium, drawer.page(), permissions=["clipboard-read", "clipboard-write"]) as browser:
         await browser.shows("#fleet-title", "Fleet")
         await browser.page.focus("#invite-open")
         await browser.page.keyboard.press("Enter")
@@ -96,7 +100,7 @@ async def test_the_line_is_copied_by_keyboard(tmp_path: Path):
         await browser.shows("#invite-copy", "Copied")
 
 
-async def test_one_of_several_addresses_is_chosen(tmp_path: Path):
+async def test_one_of_several_addresses_is_chosen(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
 
     def other_way(told: dict[str, Any]) -> None:
@@ -105,7 +109,7 @@ async def test_one_of_several_addresses_is_chosen(tmp_path: Path):
         code = {"command": command, "qr_svg": qr_svg(command)}
         told["links"].append({"url": url, "address": "10.1.1.1", "interface": MARKUP, **code})
 
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         await browser.page.route("**/api/phones/invite", answering(other_way))
         line = await invited(browser)
         code = await browser.page.get_attribute("#invite-code img", "src")
@@ -122,9 +126,9 @@ async def test_one_of_several_addresses_is_chosen(tmp_path: Path):
         await browser.page.unroute_all(behavior="wait")
 
 
-async def test_the_page_notices_that_the_phone_has_joined(tmp_path: Path):
+async def test_the_page_notices_that_the_phone_has_joined(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         await browser.shows("#no-nodes", "invite one")
         token = token_of(await invited(browser))
         await drawer.add(20, MARKUP, token)
@@ -141,13 +145,13 @@ async def test_the_page_notices_that_the_phone_has_joined(tmp_path: Path):
         assert "joined" not in await browser.page.inner_text("#invite")
 
 
-async def test_an_invitation_that_expires_goes_by_the_gateways_clock(tmp_path: Path):
+async def test_an_invitation_that_expires_goes_by_the_gateways_clock(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
 
     def soon(told: dict[str, Any]) -> None:
         told["expires_at"] = datetime.fromtimestamp(time.time() + 3, UTC).isoformat()
 
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         await browser.page.clock.set_system_time(datetime.now(UTC).timestamp() + 3600.0)  # the browser is ahead
         assert await browser.page.evaluate("Date.now()") > 1000.0 * time.time() + 3e6
         await invited(browser)
@@ -162,8 +166,8 @@ async def test_an_invitation_that_expires_goes_by_the_gateways_clock(tmp_path: P
         await browser.page.unroute_all(behavior="wait")
 
 
-async def test_on_loopback_the_page_says_how_to_invite():
-    async with page_of(gateway()) as browser:
+async def test_on_loopback_the_page_says_how_to_invite(chromium: Chromium):
+    async with page_of(chromium, gateway()) as browser:
         await browser.page.click("#invite-open")
         await browser.shows("#invite-error", "the gateway listens on this machine only")
         await browser.shows("#invite-error", "potluck serve --host 0.0.0.0")
@@ -172,10 +176,10 @@ async def test_on_loopback_the_page_says_how_to_invite():
         await browser.shows("#invite-again", "Try again")
 
 
-async def test_with_keys_the_phones_wait_for_one(tmp_path: Path):
+async def test_with_keys_the_phones_wait_for_one(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     node = await drawer.add(20, "Pixel 5")
-    async with page_of(drawer.page(api_keys="anna:s3cret")) as browser:
+    async with page_of(chromium, drawer.page(api_keys="anna:s3cret")) as browser:
         await browser.shows("#key-form", "asks for an API key")
         assert await browser.page.locator(".node").count() == 0
         await browser.page.fill("#key", "s3cret")

@@ -6,9 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.browser import Browser, playwright
+import pytest
+
+from tests.fakes.browser import Browser, Chromium, playwright
 from tests.server.dashboard_page import MARKUP, Drawer, cabled, page_of, tracker
 
+# The loop is the one that drives the browser of this file.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 # Of every text that is seen: its contrast to what is behind it (WCAG 2, relative luminance), where that is below 4.5.
 FAINT = """() => {
   const parse = (words) => words.match(/[\\d.]+/g).map(Number);
@@ -48,13 +52,13 @@ async def reads(browser: Browser, node: str, kind: str, look: str, words: str) -
     await browser.shows(f"{card(node)} .readings .{kind}.{look}", words)
 
 
-async def test_each_phone_tells_its_battery_heat_signal_and_speed_in_words(tmp_path: Path):
+async def test_each_phone_tells_its_battery_heat_signal_and_speed_in_words(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     good = await drawer.add(20, MARKUP, tokens_per_second=12.5, android="14", ram_bytes=6 * 2**30)
     hot, old, fresh = await drawer.add(21, "hot"), await drawer.add(22, "old"), await drawer.add(23, "fresh")
     drawer.tell(old, ago=600, level=40.0, charging=False, temperature_c=44.0)
     drawer.silence(old)
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         await reads(browser, fresh, "battery", "untold", "not told")
         for node, signal, told in (
             (good, -48, {"level": 81.4, "charging": True, "temperature_c": 31.0, "thermal_status": 0}),
@@ -80,7 +84,7 @@ async def test_each_phone_tells_its_battery_heat_signal_and_speed_in_words(tmp_p
         assert await browser.page.inner_text("#news") == ""  # who was there already has not just joined
 
 
-async def test_a_rest_is_told_with_its_reason_and_its_beginning_and_so_is_less_work(tmp_path: Path):
+async def test_a_rest_is_told_with_its_reason_and_its_beginning_and_so_is_less_work(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     hot, low, warm = await drawer.add(20, "hot"), await drawer.add(21, "low"), await drawer.add(22, "warm")
     both = await drawer.add(23, "both")
@@ -89,7 +93,7 @@ async def test_a_rest_is_told_with_its_reason_and_its_beginning_and_so_is_less_w
     drawer.tell(low, level=9.0, charging=False)
     drawer.tell(both, level=9.0, charging=False, temperature_c=45.0)
     drawer.tell(warm, temperature_c=40.0)
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         await browser.shows(f"{card(hot)}.rest .state", "resting")
         await browser.shows(f"{card(hot)} .why", "Resting to cool down since")
         await browser.shows(
@@ -106,7 +110,7 @@ async def test_a_rest_is_told_with_its_reason_and_its_beginning_and_so_is_less_w
         await playwright.expect(browser.page.locator(f"{card(hot)} .why")).to_be_hidden()
 
 
-async def test_a_phone_is_drained_and_resumed_and_the_focus_stays(tmp_path: Path):
+async def test_a_phone_is_drained_and_resumed_and_the_focus_stays(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     node, go = await drawer.add(20, "Pixel 5"), asyncio.Event()
     orders = []
@@ -116,7 +120,7 @@ async def test_a_phone_is_drained_and_resumed_and_the_focus_stays(tmp_path: Path
         await go.wait()
         await route.continue_()
 
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         button = f"{card(node)} .foot button"
         await browser.shows(button, "Drain")
         await browser.page.route("**/drain", later)
@@ -143,11 +147,11 @@ async def test_a_phone_is_drained_and_resumed_and_the_focus_stays(tmp_path: Path
         await browser.shows(f"{card(node)} .state", "finishes 2 answers")
 
 
-async def test_an_order_that_fails_says_why_until_the_next_one(tmp_path: Path):
+async def test_an_order_that_fails_says_why_until_the_next_one(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     node = await drawer.add(20, "Pixel 5")
     whole = drawer.stand.path.read_text()
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         button, trouble = f"{card(node)} .foot button", f"{card(node)} .foot .trouble"
         await browser.shows(button, "Drain")
         drawer.stand.path.write_text("[{]")
@@ -165,7 +169,7 @@ async def test_an_order_that_fails_says_why_until_the_next_one(tmp_path: Path):
         await playwright.expect(browser.page.locator(trouble)).to_be_empty()
 
 
-async def test_an_answer_from_before_an_order_does_not_turn_the_button_back(tmp_path: Path):
+async def test_an_answer_from_before_an_order_does_not_turn_the_button_back(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     node = await drawer.add(20, "Pixel 5")
     button, taken, go = f"{card(node)} .foot button", asyncio.Event(), asyncio.Event()
@@ -176,7 +180,7 @@ async def test_an_answer_from_before_an_order_does_not_turn_the_button_back(tmp_
         await go.wait()
         await route.fulfill(response=answer)
 
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         await browser.shows(button, "Drain")
         await browser.page.route("**/api/phones", keep)
         await taken.wait()  # it says: not drained
@@ -195,12 +199,12 @@ async def test_an_answer_from_before_an_order_does_not_turn_the_button_back(tmp_
         await browser.page.unroute_all(behavior="wait")
 
 
-async def test_nothing_moves_and_nothing_is_built_anew_each_second(tmp_path: Path):
+async def test_nothing_moves_and_nothing_is_built_anew_each_second(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     nodes = [await drawer.add(20 + number, f"phone {number}") for number in range(4)]
     for node in nodes:
         drawer.tell(node, level=50.0, charging=True, temperature_c=30.0)
-    async with page_of(drawer.page(), viewport={"width": 360, "height": 740}) as browser:
+    async with page_of(chromium, drawer.page(), viewport={"width": 360, "height": 740}) as browser:
         for node in nodes:
             await browser.shows(f"{card(node)} .battery", "50 %")
         before = await browser.page.evaluate(PLACES)
@@ -216,12 +220,12 @@ async def test_nothing_moves_and_nothing_is_built_anew_each_second(tmp_path: Pat
         assert await browser.page.evaluate(strangers) == 0
 
 
-async def test_phones_on_a_cable_and_what_to_do_about_them(tmp_path: Path):
+async def test_phones_on_a_cable_and_what_to_do_about_them(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     plugged = drawer.plug("R58")
     working = cabled("R58", None, node="R58", local_port=28001)
     drawer.adb = tracker(working, problem="there is no adb server")
-    async with page_of(drawer.page()) as browser:
+    async with page_of(chromium, drawer.page()) as browser:
         await browser.shows(f"{card('R58')} .place", "on a cable, port 28001 here · phone")
         await playwright.expect(browser.page.locator(f"{card('R58')} .foot button")).to_have_text("Drain")
         await playwright.expect(browser.page.locator("#cable")).to_be_hidden()
@@ -245,7 +249,7 @@ async def test_phones_on_a_cable_and_what_to_do_about_them(tmp_path: Path):
         await browser.shows(f"{card('R58')} .place", plugged.address)
 
 
-async def test_a_trouble_of_a_moment_is_not_shown(tmp_path: Path):
+async def test_a_trouble_of_a_moment_is_not_shown(chromium: Chromium, tmp_path: Path):
     drawer, asked = Drawer.in_folder(tmp_path), 0
 
     async def plugging(route: Any) -> None:
@@ -256,7 +260,7 @@ async def test_a_trouble_of_a_moment_is_not_shown(tmp_path: Path):
         await route.continue_()
 
     made = drawer.page()
-    async with page_of(made) as browser:
+    async with page_of(chromium, made) as browser:
         await browser.page.evaluate(
             "const cable = document.getElementById('cable');"
             "new MutationObserver(() => { if (!cable.hidden) window.flashed = true; })"
@@ -270,7 +274,7 @@ async def test_a_trouble_of_a_moment_is_not_shown(tmp_path: Path):
         await browser.page.unroute_all(behavior="wait")
 
 
-async def test_the_whole_drawer_can_be_read_on_any_screen(tmp_path: Path):
+async def test_the_whole_drawer_can_be_read_on_any_screen(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
     hot, silent = await drawer.add(20, "hot-" * 20), await drawer.add(21, "silent")
     drained, warm = await drawer.add(22, "drained"), await drawer.add(23, MARKUP)
@@ -281,7 +285,7 @@ async def test_the_whole_drawer_can_be_read_on_any_screen(tmp_path: Path):
     await drawer.joining.enable(drained, False)
     drawer.plug("R58")
     drawer.adb = tracker(cabled("0A30" * 20, "it says no " * 20), mode="on", problem="cannot be started")
-    async with page_of(drawer.page(), viewport={"width": 360, "height": 740}) as browser:
+    async with page_of(chromium, drawer.page(), viewport={"width": 360, "height": 740}) as browser:
         await browser.shows("#cable-phones", "it says no")
         await browser.shows(f"{card(warm)} .battery.warn", "22 %")
         for width in (1280, 768, 360):
