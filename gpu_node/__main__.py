@@ -82,15 +82,16 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:
     from gpu_node.libraries import require_libraries
+    from gpu_node.settings import read_settings
+
+    settings = read_settings(environ, flags)
+    require_libraries()  # before the imports below, some of which need them
     from gpu_node.listening import bind, bind_relay
     from gpu_node.manifest import models_folder
     from gpu_node.model_store import ModelStore
     from gpu_node.node import Node, warn_when_exposed
     from gpu_node.progress import Progress
-    from gpu_node.settings import read_settings
 
-    settings = read_settings(environ, flags)
-    require_libraries()
     store = ModelStore(settings.cache, models_folder(), Progress(sys.stderr))
 
     async def run() -> int:

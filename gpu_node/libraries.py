@@ -7,7 +7,7 @@ from collections.abc import Callable, MutableMapping
 
 from gpu_node.errors import UsageError
 
-NEEDED = ("torch", "transformers", "tokenizers", "safetensors")
+NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "llguidance")
 INSTALL_HINT = "pip install -r requirements.txt (in a checkout) or pip install 'potluck-llm[gpu]'"
 
 
