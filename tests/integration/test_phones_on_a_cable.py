@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import orjson
-import pytest
 
 from server.main import running
 from server.nodes import NodeId, NodeStatus
 from server.settings import Settings
-from tests.fakes.adb_server import RealAdbServer, real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone, PhoneSettings, verify_answer
 from tests.server.adb.lab import until
 from tests.server.api.gateway import served
 
 SLOW = PhoneSettings(template="open", tokens_per_second=40, time_scale=1.0)
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
-    async with real_adb_server(tmp_path) as made:
-        yield made
 
 
 def settings_of(server: RealAdbServer, folder: Path) -> Settings:

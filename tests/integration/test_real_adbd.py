@@ -17,11 +17,11 @@ from server.errors import AdbRefused
 from server.main import running
 from server.nodes import NodeStatus
 from server.settings import Settings
-from tests.fakes.adb_server import RealAdbServer, real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd_of_debian import RealAdbd, why_not
 from tests.fakes.adbd_services import BATTERY
 from tests.fakes.phone import FakePhone, PhoneSettings, verify_answer
-from tests.server.adb.lab import Lab, following_server, until
+from tests.server.adb.lab import Lab, until
 from tests.server.api.gateway import served
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "never")
@@ -29,21 +29,9 @@ SLOW = PhoneSettings(template="open", tokens_per_second=40, time_scale=1.0)
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
-    async with real_adb_server(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
 async def phone(tmp_path: Path) -> AsyncIterator[RealAdbd]:
     async with FakePhone() as ollama, RealAdbd(tmp_path / "one", "REAL1", ollama.port) as adbd:
         yield adbd
-
-
-@pytest.fixture
-async def the_lab(server: RealAdbServer) -> AsyncIterator[Lab]:
-    async with following_server(server) as made:
-        yield made
 
 
 async def test_a_phone_joins_tells_what_it_is_and_leaves(the_lab: Lab, phone: RealAdbd) -> None:

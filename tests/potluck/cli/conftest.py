@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests.fakes.adb_server import RealAdbServer, real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
+from tests.server.adb.lab import server_fixture
+
+__all__ = ["SERIAL", "phone", "server_fixture"]
 
 SERIAL = "28161FDH2000QX"
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
-    async with real_adb_server(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A lab: a real adb server, fake daemons, a registry with probes, and the tracker between them."""
+"""A lab: a real adb server, fake daemons, a registry with probes, and the tracker between them.
+
+The fixtures at its end are those of every test that has to do with adb: the `conftest.py`s there take them in.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from server.adb.tracker import AdbMode, AdbOptions, AdbTracker
 from server.backends import Backends
 from server.health import Health, ProbePace
@@ -16,8 +21,10 @@ from server.nodes import Node, NodeId, NodeSpec, NodeStatus
 from server.registry import NodeListed, Registry
 from tests.fakes.adb_server import RealAdbServer, real_adb_server
 from tests.fakes.adbd import FakeAdbd
+from tests.fakes.phone import FakePhone
 
 OWN = f"{os.getpid():X}"  # part of serials: phones of tests that run side by side shall not want one local port
+LocalPorts = dict[str, list[int]]  # of forwards, by the serial of their transport
 PATIENCE = 20.0  # of a test on a busy machine; what is promised in seconds is measured
 
 
@@ -44,12 +51,11 @@ class Lab:
     def enter(self, spec: NodeSpec) -> None:
         self.registry.emit(NodeListed(spec, 0.0))
 
-    async def local_ports(self) -> dict[str, list[int]]:
-        """By the serial of the transport."""
-        found: dict[str, list[int]] = {}
-        for forward in await self.server.link.forwards():
-            found.setdefault(forward.serial, []).append(forward.local_port)
-        return found
+    async def local_ports(self) -> LocalPorts:
+        return await local_ports(self.server)
+
+    async def until_ports(self, fits: LocalPorts | Callable[[LocalPorts], bool], seconds: float = PATIENCE) -> None:
+        await until_ports(self.server, fits, seconds)
 
 
 async def until(true: Callable[[], bool], seconds: float = PATIENCE) -> float:
@@ -60,6 +66,29 @@ async def until(true: Callable[[], bool], seconds: float = PATIENCE) -> float:
         while not true():  # noqa: ASYNC110  # what is waited for happens in other programs
             await asyncio.sleep(0.01)
     return loop.time() - began
+
+
+async def local_ports(server: RealAdbServer) -> LocalPorts:
+    found: LocalPorts = {}
+    for forward in await server.link.forwards():
+        found.setdefault(forward.serial, []).append(forward.local_port)
+    return found
+
+
+async def until_ports(
+    server: RealAdbServer, fits: LocalPorts | Callable[[LocalPorts], bool], seconds: float = PATIENCE
+) -> None:
+    """Wait until the server has these forwards, or such."""
+    found: LocalPorts = {}
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                found = await local_ports(server)
+                if fits(found) if callable(fits) else found == fits:
+                    return
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"{found} instead of {fits}") from None
 
 
 @asynccontextmanager
@@ -89,13 +118,25 @@ async def following(
 
 
 @asynccontextmanager
-async def lab(home: Path) -> AsyncIterator[Lab]:
-    async with real_adb_server(home) as server, following_server(server) as made:
-        yield made
-
-
-@asynccontextmanager
 async def following_server(server: RealAdbServer, pace: ProbePace | None = None) -> AsyncIterator[Lab]:
     registry = Registry()
     async with following(registry, server.port, pace=pace) as tracker:
         yield Lab(server, registry, tracker)
+
+
+@pytest.fixture(name="server")
+async def server_fixture(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
+    async with real_adb_server(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(name="the_lab")
+async def lab_fixture(server: RealAdbServer) -> AsyncIterator[Lab]:
+    async with following_server(server) as made:
+        yield made
+
+
+@pytest.fixture(name="ollama")
+async def ollama_fixture() -> AsyncIterator[FakePhone]:
+    async with FakePhone() as phone:
+        yield phone

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ from server.registry import Registry
 from server.rests import log_rests
 from server.routing import STRATEGIES, Demand, Policy
 from server.seating import Seating, SeatingLimits
-from tests.fakes.adb_server import RealAdbServer, real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
 from tests.server.adb.lab import until
@@ -54,12 +53,6 @@ class Ward:
             asked[choice.seat.id] = asked.get(choice.seat.id, 0) + 1
             self.seating.give_up(choice)
         return asked
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RealAdbServer]:
-    async with real_adb_server(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

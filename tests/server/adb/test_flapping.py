@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from server.adb.ports import CHOICES, preferred_port
-from tests.fakes.adb_server import real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
 from tests.server.adb.lab import Lab, following_server, until
@@ -38,20 +36,16 @@ async def flap(phone: FakeAdbd, draw: random.Random) -> None:
             await phone.unplug()
 
 
-async def until_forwards(the_lab: Lab, fits: Callable[[dict[str, list[int]]], bool]) -> None:
-    async with asyncio.timeout(40):
-        while not fits(await the_lab.local_ports()):  # noqa: ASYNC110  # the adb server's own state
-            await asyncio.sleep(0.05)
-
-
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("seed", [7])
-async def test_fifty_phones_that_come_and_go_leave_nothing_behind(tmp_path: Path, seed: int) -> None:
+async def test_fifty_phones_that_come_and_go_leave_nothing_behind(
+    server: RealAdbServer, ollama: FakePhone, seed: int
+) -> None:
     draw = random.Random(seed)
-    async with real_adb_server(tmp_path) as server, FakePhone() as ollama, following_server(server) as the_lab:
+    async with following_server(server) as the_lab:
         await until(lambda: the_lab.tracker.server_problem is None)
         tasks, opened = len(asyncio.all_tasks()), descriptors()
         phones = [FakeAdbd(f"LAB{number:03}", ports={11434: ollama.port}) for number in range(PHONES)]
@@ -65,13 +59,15 @@ async def test_fifty_phones_that_come_and_go_leave_nothing_behind(tmp_path: Path
             await until(lambda: len(the_lab.ready()) == PHONES, 40.0)
             await until_one_forward_each(the_lab, phones)
         await until(lambda: not the_lab.registry.fleet.nodes, 40.0)
-        await until_forwards(the_lab, lambda now: now == {})
+        await the_lab.until_ports({}, 40.0)
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
         await until(lambda: descriptors() <= opened)
 
 
-async def test_a_gateway_that_ends_before_its_phones_takes_its_forwards_away(tmp_path: Path) -> None:
-    async with real_adb_server(tmp_path) as server, FakePhone() as ollama, contextlib.AsyncExitStack() as plugged:
+async def test_a_gateway_that_ends_before_its_phones_takes_its_forwards_away(
+    server: RealAdbServer, ollama: FakePhone
+) -> None:
+    async with contextlib.AsyncExitStack() as plugged:
         ports = {11434: ollama.port}
         phones = [await plugged.enter_async_context(FakeAdbd(f"LAB{n:03}", ports=ports)) for n in range(10)]
         async with following_server(server) as the_lab:
@@ -93,5 +89,7 @@ async def come_and_go(the_lab: Lab, phones: list[FakeAdbd], draw: random.Random)
 async def until_one_forward_each(the_lab: Lab, phones: list[FakeAdbd]) -> None:
     """And one of its own: a phone's port does not wander off while it comes and goes."""
     own = {phone.address: {preferred_port(phone.serialno, n) for n in range(CHOICES)} for phone in phones}
-    await until_forwards(the_lab, lambda now: now.keys() == own.keys() and all(len(now[way]) == 1 for way in now))
+    await the_lab.until_ports(
+        lambda now: now.keys() == own.keys() and all(len(ports) == 1 for ports in now.values()), 40.0
+    )
     assert all(set(ports) <= own[way] for way, ports in (await the_lab.local_ports()).items())

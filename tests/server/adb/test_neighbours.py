@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,13 +12,19 @@ from server.adb.plan import Forward
 from server.adb.ports import preferred_port
 from server.nodes import NodeId, NodeSpec, NodeStatus, ProbeReport
 from server.registry import NodeListed, NodeProbed, ProbeFailed, Registry
-from tests.fakes.adb_server import real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
-from tests.server.adb.lab import OWN, following, following_server, until
+from tests.server.adb.lab import OWN, following, following_server, until, until_ports
 
 SERIAL = f"NEIGHBOUR{OWN}"
 OURS = preferred_port(SERIAL)
+
+
+@pytest.fixture
+async def phone(server: RealAdbServer, ollama: FakePhone) -> AsyncIterator[FakeAdbd]:
+    async with FakeAdbd(SERIAL, ports={11434: ollama.port}) as adbd:
+        yield adbd
 
 
 def is_ready(registry: Registry, node_id: str) -> bool:
@@ -27,12 +33,9 @@ def is_ready(registry: Registry, node_id: str) -> bool:
 
 
 async def test_two_gateways_with_other_entries_do_not_take_each_others_forwards_away(
-    tmp_path: Path, unused_tcp_port: int
+    server: RealAdbServer, phone: FakeAdbd, unused_tcp_port: int
 ) -> None:
     async with (
-        real_adb_server(tmp_path) as server,
-        FakePhone() as ollama,
-        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
         following_server(server) as plain,
         following_server(server) as other,
     ):
@@ -40,12 +43,10 @@ async def test_two_gateways_with_other_entries_do_not_take_each_others_forwards_
         await plain.plug(phone)
         await until(lambda: plain.ready() == {SERIAL} and other.ready() == {"shelf"})
         # The gateway without an entry has a forward of its own, or has found the other's before it made one.
-        async with asyncio.timeout(20):
-            while True:
-                wanted = {plain.node(SERIAL).spec.port, unused_tcp_port}
-                if {each.local_port for each in await server.link.forwards()} == wanted:
-                    break
-                await asyncio.sleep(0.05)
+        await until_ports(
+            server, lambda now: set(now.get(phone.address, [])) == {plain.node(SERIAL).spec.port, unused_tcp_port}
+        )
+        wanted = {plain.node(SERIAL).spec.port, unused_tcp_port}
         assert wanted <= {OURS, unused_tcp_port}
         for number in range(4):  # each is a reason for both to look again
             for one in (plain, other):
@@ -55,51 +56,40 @@ async def test_two_gateways_with_other_entries_do_not_take_each_others_forwards_
         assert is_ready(plain.registry, SERIAL) and is_ready(other.registry, "shelf")
 
 
-async def test_two_gateways_share_a_forward_and_the_one_that_stays_has_it_again(tmp_path: Path) -> None:
+async def test_two_gateways_share_a_forward_and_the_one_that_stays_has_it_again(
+    server: RealAdbServer, phone: FakeAdbd
+) -> None:
     async with (
-        real_adb_server(tmp_path) as server,
-        FakePhone() as ollama,
-        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
         following_server(server) as stays,
     ):
         async with following_server(server) as leaves:
             await stays.plug(phone)
             await until(lambda: stays.ready() == leaves.ready() == {SERIAL})
             assert await stays.local_ports() == {phone.address: [OURS]}
-        async with asyncio.timeout(20):
-            while await stays.local_ports() != {phone.address: [OURS]}:  # noqa: ASYNC110  # the adb server's own state
-                await asyncio.sleep(0.05)
+        await stays.until_ports({phone.address: [OURS]})
         await until(lambda: stays.ready() == {SERIAL})
 
 
 @pytest.mark.parametrize("attempt", [0, 1])
-async def test_what_a_killed_gateway_left_is_used_and_taken_away_at_the_end(tmp_path: Path, attempt: int) -> None:
+async def test_what_a_killed_gateway_left_is_used_and_taken_away_at_the_end(
+    server: RealAdbServer, phone: FakeAdbd, attempt: int
+) -> None:
     registry = Registry()
-    async with (
-        real_adb_server(tmp_path) as server,
-        FakePhone() as ollama,
-        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
-    ):
-        await server.link.connect(phone.address)
-        left = Forward(phone.address, preferred_port(SERIAL, attempt))
-        await server.link.create(left)
-        async with following(registry, server.port):
-            await until(lambda: is_ready(registry, SERIAL))
-            assert await server.link.forwards() == (left,)
-        assert await server.link.forwards() == ()
+    await server.link.connect(phone.address)
+    left = Forward(phone.address, preferred_port(SERIAL, attempt))
+    await server.link.create(left)
+    async with following(registry, server.port):
+        await until(lambda: is_ready(registry, SERIAL))
+        assert await server.link.forwards() == (left,)
+    assert await server.link.forwards() == ()
 
 
 async def test_a_phone_that_joined_over_the_network_counts_once_and_the_cable_serves_while_that_is_lost(
-    tmp_path: Path,
+    server: RealAdbServer, phone: FakeAdbd
 ) -> None:
     """Nobody is at that address here, so that what probes find is told by hand."""
     registry = Registry()
-    async with (
-        real_adb_server(tmp_path) as server,
-        FakePhone() as ollama,
-        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
-        following(registry, server.port, probes=False) as tracker,
-    ):
+    async with following(registry, server.port, probes=False) as tracker:
         phone.services.addresses = ["192.168.1.7"]
         kitchen = NodeSpec(NodeId("kitchen"), "kitchen", "ollama", "192.168.1.7", 11434)
         registry.emit(NodeListed(kitchen, 0.0))
@@ -117,14 +107,11 @@ async def test_a_phone_that_joined_over_the_network_counts_once_and_the_cable_se
         await until(lambda: [one["node"] for one in tracker.status()["phones"]] == ["kitchen"])
 
 
-async def test_a_phone_that_rests_does_so_by_whichever_way_it_is_reached(tmp_path: Path) -> None:
+async def test_a_phone_that_rests_does_so_by_whichever_way_it_is_reached(
+    server: RealAdbServer, phone: FakeAdbd
+) -> None:
     registry = Registry()
-    async with (
-        real_adb_server(tmp_path) as server,
-        FakePhone() as ollama,
-        FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
-        following(registry, server.port, probes=False),
-    ):
+    async with following(registry, server.port, probes=False):
         phone.services.addresses = ["192.168.1.7"]
         phone.services.tell_battery(celsius=44.0)
         kitchen, cable = NodeId("kitchen"), NodeId(SERIAL)

@@ -14,7 +14,7 @@ from server.adb.server_link import ServerLink
 from server.adb.states import Transport
 from server.adb.sync_service import PIECE, push, size_of
 from server.errors import AdbError, AdbRefused
-from tests.fakes.adb_server import real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 
 HERE = Transport("S1", "device", number=7)
@@ -28,8 +28,8 @@ def file(tmp_path: Path) -> Path:
     return made
 
 
-async def test_a_file_arrives_whole_and_its_size_is_told(tmp_path: Path, file: Path) -> None:
-    async with real_adb_server(tmp_path) as server, FakeAdbd("S1") as adbd:
+async def test_a_file_arrives_whole_and_its_size_is_told(server: RealAdbServer, tmp_path: Path, file: Path) -> None:
+    async with FakeAdbd("S1") as adbd:
         await server.link.connect(adbd.address)
         phone, counted = Transport(adbd.address, "device"), list[int]()
         assert await size_of(server.link, phone, THERE) is None
@@ -42,10 +42,9 @@ async def test_a_file_arrives_whole_and_its_size_is_told(tmp_path: Path, file: P
         assert await size_of(server.link, phone, "/sdcard/empty") == 0
 
 
-async def test_a_phone_that_is_not_there_is_the_servers_own_sentence(tmp_path: Path, file: Path) -> None:
-    async with real_adb_server(tmp_path) as server:
-        with pytest.raises(AdbRefused, match="device 'S9' not found"):
-            await push(server.link, Transport("S9", "device"), file, THERE, lambda _: None)
+async def test_a_phone_that_is_not_there_is_the_servers_own_sentence(server: RealAdbServer, file: Path) -> None:
+    with pytest.raises(AdbRefused, match="device 'S9' not found"):
+        await push(server.link, Transport("S9", "device"), file, THERE, lambda _: None)
 
 
 @asynccontextmanager

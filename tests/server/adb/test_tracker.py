@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -15,24 +14,12 @@ from server.adb.tracker import AdbOptions, AdbTracker
 from server.health import CABLE_INTERVAL_SECONDS, ProbePace
 from server.nodes import Node, NodeId, NodeSpec, NodeStatus
 from server.registry import NodeListed, Registry
-from tests.fakes.adb_server import real_adb_server
+from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
-from tests.server.adb.lab import OWN, Lab, following, following_server, lab, until
+from tests.server.adb.lab import OWN, Lab, following, following_server, until, until_ports
 
 SERIAL = f"28161FDH{OWN}QX"
-
-
-@pytest.fixture
-async def the_lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    async with lab(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def ollama() -> AsyncIterator[FakePhone]:
-    async with FakePhone() as phone:
-        yield phone
 
 
 @pytest.fixture
@@ -81,17 +68,7 @@ async def test_the_forward_is_made_again_at_the_same_port_after_every_reconnect(
         before = phone.connections
         await phone.unplug()
         await until(lambda before=before: phone.connections > before and the_lab.is_ready(SERIAL))
-        await until_forwards(the_lab, {phone.address: [preferred_port(SERIAL)]})
-
-
-async def until_forwards(the_lab: Lab, wanted: dict[str, list[int]]) -> None:
-    found: dict[str, list[int]] = {}
-    try:
-        async with asyncio.timeout(20):
-            while (found := await the_lab.local_ports()) != wanted:  # noqa: ASYNC110  # the adb server's own state
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"{found} instead of {wanted}") from None
+        await the_lab.until_ports({phone.address: [preferred_port(SERIAL)]})
 
 
 async def test_a_persons_forward_is_adopted_with_its_entry_and_the_phone_counts_once(
@@ -103,21 +80,20 @@ async def test_a_persons_forward_is_adopted_with_its_entry_and_the_phone_counts_
     await the_lab.server.link.create(Forward(phone.address, theirs))
     await until(lambda: [one["node"] for one in the_lab.tracker.status()["phones"]] == ["desk"])
     await until(lambda: the_lab.ready() == {"desk"})
-    await until_forwards(the_lab, {phone.address: [theirs]})
+    await the_lab.until_ports({phone.address: [theirs]})
     assert SERIAL not in the_lab.registry.fleet.nodes or the_lab.node(SERIAL).status is NodeStatus.DRAINING
 
     await phone.unplug()  # and with it goes the forward, which is made again
-    await until_forwards(the_lab, {})
-    await until_forwards(the_lab, {phone.address: [theirs]})
+    await the_lab.until_ports({})
+    await the_lab.until_ports({phone.address: [theirs]})
     await until(lambda: the_lab.ready() == {"desk"})
 
 
 async def test_a_persons_forward_outlives_the_gateway_and_ours_does_not(
-    tmp_path: Path, ollama: FakePhone, unused_tcp_port: int
+    server: RealAdbServer, ollama: FakePhone, unused_tcp_port: int
 ) -> None:
     registry = Registry()
     async with (
-        real_adb_server(tmp_path) as server,
         FakeAdbd("S1", ports={11434: ollama.port}) as one,
         FakeAdbd("S2", ports={11434: ollama.port}) as two,
     ):
@@ -131,11 +107,11 @@ async def test_a_persons_forward_outlives_the_gateway_and_ours_does_not(
         assert await server.link.forwards() == (Forward(one.address, unused_tcp_port),)
 
 
-async def test_of_stale_forwards_only_ours_are_removed(tmp_path: Path, ollama: FakePhone) -> None:
+async def test_of_stale_forwards_only_ours_are_removed(server: RealAdbServer, ollama: FakePhone) -> None:
     """Left by a run that was killed: ours by its port, somebody's to another port of the phone."""
     registry = Registry()
     registry.emit(NodeListed(NodeSpec(NodeId("w"), "w", "ollama", "10.9.9.9", 11434, serial=SERIAL), 0.0))
-    async with real_adb_server(tmp_path) as server, FakeAdbd(SERIAL, ports={11434: ollama.port}) as adbd:
+    async with FakeAdbd(SERIAL, ports={11434: ollama.port}) as adbd:
         await server.link.connect(adbd.address)
         ours, other = (
             Forward(adbd.address, preferred_port(SERIAL)),
@@ -144,9 +120,7 @@ async def test_of_stale_forwards_only_ours_are_removed(tmp_path: Path, ollama: F
         await server.link.create(ours)
         await server.link.create(other)
         async with following(registry, server.port):
-            async with asyncio.timeout(20):
-                while await server.link.forwards() != (other,):  # noqa: ASYNC110  # the adb server's own state
-                    await asyncio.sleep(0.02)
+            await until_ports(server, {adbd.address: [other.local_port]})
         assert await server.link.forwards() == (other,)
 
 
@@ -170,7 +144,7 @@ async def test_one_phone_by_two_ways_counts_once(the_lab: Lab, phone: FakeAdbd, 
         (used,) = await the_lab.local_ports()
         first, second = (phone, same) if used == phone.address else (same, phone)
         await first.die()
-        await until_forwards(the_lab, {second.address: [preferred_port(SERIAL)]})
+        await the_lab.until_ports({second.address: [preferred_port(SERIAL)]})
         await until(lambda: the_lab.is_ready(SERIAL))
 
 
@@ -202,13 +176,13 @@ async def test_another_programs_restart_of_the_server_brings_every_forward_back_
         for _ in range(2):
             await the_lab.plug(phone, other)
             await until(lambda: the_lab.ready() == {SERIAL, "shelf"})
-            await until_forwards(the_lab, wanted)
+            await the_lab.until_ports(wanted)
             await the_lab.server.link.kill()  # as `adb kill-server` does
             await until(lambda: the_lab.node(SERIAL) is None)
             await the_lab.server.start()
         await the_lab.plug(phone, other)
         await until(lambda: the_lab.ready() == {SERIAL, "shelf"})
-        await until_forwards(the_lab, wanted)
+        await the_lab.until_ports(wanted)
 
         # What a phone tells of itself comes to its entry a moment after its forward.
         await until(lambda: "ollama" in the_lab.node("shelf").spec.details)
@@ -220,7 +194,7 @@ async def test_another_programs_restart_of_the_server_brings_every_forward_back_
             await asyncio.sleep(0.3)
         assert None not in changed
         assert all(specs.get(after.id, after.spec) is after.spec for after in changed)
-        await until_forwards(the_lab, wanted)
+        await the_lab.until_ports(wanted)
 
 
 async def test_what_phones_tell_of_themselves_is_with_their_nodes_and_what_the_owner_wrote_stays(
@@ -266,12 +240,11 @@ async def test_an_entry_whose_phone_has_no_ollama_is_told_so(the_lab: Lab, unuse
 
 
 async def test_a_silent_phone_that_stays_listed_is_found_by_probes_and_returns(
-    tmp_path: Path, ollama: FakePhone
+    server: RealAdbServer, ollama: FakePhone
 ) -> None:
     """Within how many seconds is told by an injected clock, in test_health."""
     quick = ProbePace(interval_seconds=0.2, timeout_seconds=0.3, retry_seconds=0.2)
     async with (
-        real_adb_server(tmp_path) as server,
         following_server(server, quick) as the_lab,
         FakeAdbd(SERIAL, ports={11434: ollama.port}) as phone,
     ):
@@ -296,26 +269,24 @@ async def test_battery_and_heat_are_read(the_lab: Lab, phone: FakeAdbd) -> None:
     assert the_lab.node(SERIAL).resting is not None
 
 
-async def test_off_follows_nobody(tmp_path: Path) -> None:
-    async with real_adb_server(tmp_path) as server:
-        tracker = AdbTracker(Registry(), AdbOptions("off", port=server.port))
-        await asyncio.wait_for(tracker.run(), 5.0)
-        told = {"mode": "off", "server": f"127.0.0.1:{server.port}", "problem": None, "phones": []}
-        assert tracker.status() == told
+async def test_off_follows_nobody(server: RealAdbServer) -> None:
+    tracker = AdbTracker(Registry(), AdbOptions("off", port=server.port))
+    await asyncio.wait_for(tracker.run(), 5.0)
+    told = {"mode": "off", "server": f"127.0.0.1:{server.port}", "problem": None, "phones": []}
+    assert tracker.status() == told
 
 
-async def test_auto_starts_no_server_and_on_does(tmp_path: Path) -> None:
+async def test_auto_starts_no_server_and_on_does(server: RealAdbServer) -> None:
     started: list[int] = []
 
     async def start(port: int) -> None:
         started.append(port)
         await server.start()
 
-    async with real_adb_server(tmp_path) as server:
-        await server.kill()
-        async with following(Registry(), server.port, start=start) as tracker:
-            await until(lambda: "no adb server answers" in (tracker.server_problem or ""))
-        assert not started
-        async with following(Registry(), server.port, "on", start=start) as tracker:
-            await until(lambda: tracker.server_problem is None)
-        assert started == [server.port]
+    await server.kill()
+    async with following(Registry(), server.port, start=start) as tracker:
+        await until(lambda: "no adb server answers" in (tracker.server_problem or ""))
+    assert not started
+    async with following(Registry(), server.port, "on", start=start) as tracker:
+        await until(lambda: tracker.server_problem is None)
+    assert started == [server.port]
