@@ -147,7 +147,7 @@ class Fleet:
         usage = Usage(0, round(answer.told_here))
         done = NodeDone("stop", MODEL, usage, Durations())
         outcome = Outcome(done, round(answer.told_here), None, self.now - answer.begun, self.now)
-        learn_success(phone.seat.load, outcome, 0, answer.trial)
+        learn_success(phone.seat, outcome, 0, answer.trial)
         self._get_up(phone)
 
     def _give_up(self, phone: Phone, answer: Answer) -> None:

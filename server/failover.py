@@ -203,7 +203,7 @@ class Failover:
         if match is not None:
             self._remembering.came_home(seat, match, done, course.arrived)
         cold = self._remembering.cold_tokens(seat, course.conversation, done) if match is None and plain else 0
-        learn_success(seat.load, Outcome(done, attempt.tokens, first, generating, now), cold, choice.trial)
+        learn_success(seat, Outcome(done, attempt.tokens, first, generating, now), cold, choice.trial)
         self._seating.reweigh(seat.id)
         if course.request.operation != "embed":
             self._remembering.told(seat, course.conversation, done, course.told.text, now)
@@ -298,8 +298,8 @@ class Failover:
             unread = round(unread * max(1.0 - held, LEAST_UNREAD))
         work = Work(
             max(1, unread),
-            load.prompt_tokens_per_second,
-            load.tokens_per_second,
+            seat.sure_prompt_speed,
+            seat.sure_speed,
             must_load=seat.model not in seat.node.resident or attempt.pin is not None,
             buffers=bool(course.request.fields.get("tools")),
             shared_by=max(1, load.in_flight),

@@ -13,6 +13,7 @@ from typing import Any, Literal, NewType
 
 from server.breaker import CLOSED, Breaker
 from server.care import UNTROUBLED, Care, Condition, Pace
+from server.speeds import Speeds
 
 NodeId = NewType("NodeId", str)
 ModelKey = NewType("ModelKey", str)  # a model's name in the one spelling we compare: see `model_key`
@@ -160,7 +161,7 @@ class Node:
 
 @dataclass(slots=True)
 class Load:
-    """What a node is doing and how fast it has been. Mutated by `dispatch` alone, on the event loop."""
+    """What a node is doing and how fast it has been, in all and with each model. Mutated by `dispatch` alone."""
 
     in_flight: int = 0
     breaker: Breaker = CLOSED
@@ -174,3 +175,4 @@ class Load:
     last_error: str | None = None
     in_flight_by_model: dict[ModelKey, int] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)  # what `tokens_per_second` was learned from
+    speeds: Speeds = field(default_factory=Speeds)

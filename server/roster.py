@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from types import MappingProxyType
 
 from server.affinity import NodeMemory
 from server.breaker import BreakerState
-from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeStatus
+from server.nodes import Load, ModelCopy, ModelKey, Node, NodeId, NodeStatus, model_key
 from server.rotation import Rotation
+from server.speeds import times_as_fast
 
 UNKNOWN_PROMPT_SPEED = 30.0  # tokens/s of a mid-range phone, until the node has shown its own
 UNKNOWN_SPEED = 10.0  # tokens/s, likewise
@@ -36,7 +36,7 @@ class Seat:
     model: ModelKey
     copy: ModelCopy
     slots: int
-    weight: float
+    weight: float = 1.0
     expected_seconds: float = 0.0  # for a typical answer, kept up by `Roster.touch`; 0 until measured
 
     @property
@@ -50,7 +50,38 @@ class Seat:
 
     @property
     def prompt_speed(self) -> float:
-        return self.load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
+        """Of this model here: shown, or reckoned from another; else what the node has shown in all."""
+        load = self.load
+        known = load.speeds.reading(self.model, self.copy.size_bytes)
+        return known or load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
+
+    def speed(self, now: float) -> float | None:
+        """Tokens/s, likewise; None where nothing was learned, or not for long."""
+        load = self.load
+        known = load.speeds.writing(self.model, self.copy.size_bytes, now)
+        return known or (None if load.pace.is_forgotten(now) else load.tokens_per_second)
+
+    @property
+    def sure_prompt_speed(self) -> float | None:
+        """For limits: what is merely reckoned makes nobody impatient with a node that is slower in truth."""
+        speeds, model = self.load.speeds, self.model
+        shown = speeds.of(model)
+        if shown is not None and shown.prompt_tokens_per_second is not None:
+            return shown.prompt_tokens_per_second
+        return _slower(self.load.prompt_tokens_per_second, speeds.reading(model, self.copy.size_bytes))
+
+    @property
+    def sure_speed(self) -> float | None:
+        """Likewise, of writing; as far back as is known."""
+        speeds, model = self.load.speeds, self.model
+        shown = speeds.of(model)
+        if shown is not None and shown.tokens_per_second is not None:
+            return shown.tokens_per_second
+        return _slower(self.load.tokens_per_second, speeds.writing(model, self.copy.size_bytes, -math.inf))
+
+    def is_out_of_date(self, now: float) -> bool:
+        """Does it stand on a speed that is too old to count?"""
+        return (self.load.speeds.of(self.model) or self.load).pace.is_forgotten(now)
 
     @property
     def resting(self) -> bool:
@@ -106,7 +137,7 @@ class Roster:
         if seat is None:
             return
         load = seat.load
-        seat.expected_seconds = expected_seconds(load, now) / (seat.node.care.factor or 1.0)
+        seat.expected_seconds = expected_seconds(seat, now) / (seat.node.care.factor or 1.0)
         if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
             self._take(node_id)
             return
@@ -146,7 +177,7 @@ class Roster:
         """Look again at the seats whose rest is over, and now and then at all, for speeds that are too old."""
         if now - self.weighed_at >= WEIGHED_SECONDS:
             self.weighed_at = now
-            for node_id in [seat.id for seat in self.seats.values() if seat.load.pace.is_forgotten(now)]:
+            for node_id in [seat.id for seat in self.seats.values() if seat.is_out_of_date(now)]:
                 self.reweigh(node_id, now)
                 self.touch(node_id, now)
         while self.resting and self.resting[0][0] <= now:
@@ -168,7 +199,8 @@ class Roster:
             self.troubled.add(node.id)
         if node.spec.last_resort:
             self.last_resorts.add(node.id)
-        self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots, weight_of(node, load, now))
+        seat = self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots)
+        seat.weight = weight_of(seat, now)
         self.touch(node.id, now)
 
     def remove(self, node_id: NodeId) -> None:
@@ -195,30 +227,46 @@ class Roster:
         """A node whose weight is "auto" has shown its speed, or not for long."""
         seat = self.seats.get(node_id)
         if seat is not None and seat.node.spec.weight is None:
-            seat.weight = weight_of(seat.node, seat.load, now)
+            seat.weight = weight_of(seat, now)
             if node_id in self.free:
                 self.rotation.join(node_id, seat.weight)
 
 
-def weight_of(node: Node, load: Load, now: float) -> float:
+def weight_of(seat: Seat, now: float) -> float:
     """The owner's weight or the learned one; less while the phone is warm. One that rests is not weighed."""
-    own = node.spec.weight if node.spec.weight is not None else learned_weight(load, node.spec.details, now)
-    return own * (node.care.factor or 1.0)
+    own = seat.node.spec.weight
+    return (learned_weight(seat, now) if own is None else own) * (seat.node.care.factor or 1.0)
 
 
-def learned_weight(load: Load, details: Mapping[str, object] = MappingProxyType({}), now: float = 0.0) -> float:
+def learned_weight(seat: Seat, now: float = 0.0) -> float:
     """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight.
 
     Until one is learned, and once it is forgotten, what a joined phone measured when it was set up counts.
     """
-    told = details.get("tokens_per_second")
-    known = None if load.pace.is_forgotten(now) else load.tokens_per_second
-    speed = known or (told if isinstance(told, float | int) and 0 < told < FASTEST else UNKNOWN_SPEED)
+    speed = seat.speed(now) or measured_speed(seat) or UNKNOWN_SPEED
     return float(2.0 ** (round(math.log2(min(max(speed, SLOWEST), FASTEST)) * 10) / 10))
 
 
-def expected_seconds(load: Load, now: float) -> float:
+def measured_speed(seat: Seat) -> float | None:
+    """Tokens/s as the set-up measured them; reckoned where that was with another model whose size is known."""
+    details = seat.node.spec.details
+    told, model = details.get("tokens_per_second"), details.get("model")
+    if not isinstance(told, float | int) or not 0 < told < FASTEST:
+        return None
+    copy = seat.node.models.get(model_key(model)) if isinstance(model, str) else None
+    if copy is None or not copy.size_bytes or not seat.copy.size_bytes:
+        return told
+    return told * times_as_fast(seat.copy.size_bytes, copy.size_bytes)
+
+
+def expected_seconds(seat: Seat, now: float) -> float:
     """How long a typical answer would take now; 0 for a node that has not been measured, or not for long."""
-    if load.tokens_per_second is None or load.pace.is_forgotten(now):
+    load, speed = seat.load, seat.speed(now)
+    if speed is None:
         return 0.0
-    return (load.first_token_seconds or 0.0) + TYPICAL_ANSWER_TOKENS / load.tokens_per_second * (1 + load.in_flight)
+    first = load.speeds.first_token(seat.model) or load.first_token_seconds or 0.0
+    return first + TYPICAL_ANSWER_TOKENS / speed * (1 + load.in_flight)
+
+
+def _slower(one: float | None, other: float | None) -> float | None:
+    return min(one, other) if one is not None and other is not None else one

@@ -13,6 +13,7 @@ from server.errors import NodeBusy, NodeError
 from server.exchange import NodeDone
 from server.nodes import Load
 from server.roster import Seat
+from server.speeds import Speed
 
 SPEED_MEMORY = 0.3  # weight of the newest measurement: some requests settle it, a hot phone shows soon
 MEASURABLE_PROMPT_TOKENS = 16  # shorter prompts measure overhead, not speed
@@ -45,21 +46,23 @@ def may_judge(load: Load, trial: bool) -> bool:
     return trial or load.breaker.state is not BreakerState.HALF_OPEN
 
 
-def learn_success(load: Load, outcome: Outcome, cold_tokens: int, trial: bool = True) -> None:
+def learn_success(seat: Seat, outcome: Outcome, cold_tokens: int, trial: bool = True) -> None:
     """The attempt ended well. `cold_tokens` of its prompt were surely read anew; their time tells the reading speed."""
-    done = outcome.done
+    done, load = outcome.done, seat.load
     load.answered += 1
     if may_judge(load, trial):
         load.breaker = on_success(load.breaker)
     tokens = done.usage.completion_tokens or outcome.tokens
     seconds = done.durations.generation / SECOND or outcome.generation_seconds
-    if tokens >= MEASURABLE_TOKENS and seconds > 0:
-        load.tokens_per_second = load.pace.learn(tokens, seconds, outcome.at)
     prompt_seconds = done.durations.prompt / SECOND
-    if cold_tokens >= MEASURABLE_PROMPT_TOKENS and prompt_seconds > 0:
-        load.prompt_tokens_per_second = average(load.prompt_tokens_per_second, cold_tokens / prompt_seconds)
-    if outcome.first_token_seconds is not None:
-        load.first_token_seconds = average(load.first_token_seconds, outcome.first_token_seconds)
+    shown: Load | Speed
+    for shown in (load, load.speeds.used(seat.model, seat.copy.size_bytes)):
+        if tokens >= MEASURABLE_TOKENS and seconds > 0:
+            shown.tokens_per_second = shown.pace.learn(tokens, seconds, outcome.at)
+        if cold_tokens >= MEASURABLE_PROMPT_TOKENS and prompt_seconds > 0:
+            shown.prompt_tokens_per_second = average(shown.prompt_tokens_per_second, cold_tokens / prompt_seconds)
+        if outcome.first_token_seconds is not None:
+            shown.first_token_seconds = average(shown.first_token_seconds, outcome.first_token_seconds)
 
 
 def learn_failure(load: Load, error: NodeError, now: float, limits: BreakerLimits, trial: bool = True) -> None:
@@ -130,9 +133,13 @@ class Remembering:
             seat.memory.write(held, conversation.prefixes)
 
     def came_home(self, seat: Seat, match: Match, done: NodeDone, now: float) -> None:
-        """Was it read as fast as something held? Speeds are the node's own, from prompts read cold."""
+        """Was it read as fast as something held? By the speed of prompts read cold there, by this model.
+
+        A small model reads cold as fast as a large one reads what it holds, so no other's speed will do.
+        """
         self.returns.observe_gap(now - match.at)
-        speed = seat.load.prompt_tokens_per_second
+        shown = seat.load.speeds.of(seat.model)
+        speed = None if shown is None else shown.prompt_tokens_per_second
         if speed is None:
             return
         seconds = done.durations.prompt / SECOND

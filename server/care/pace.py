@@ -18,18 +18,27 @@ MOST_ANSWERS = 64  # of a node with many slots: what has just been is enough
 
 @dataclass(slots=True)
 class Pace:
-    """The answers of the window: when each ended, its tokens, the seconds of their writing."""
+    """The answers of the window: when each ended, its tokens, the seconds of their writing.
 
-    answers: deque[tuple[float, int, float]] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
+    Three plain rows, since each answer sums them up: of numbers alone that takes a third of the time.
+    """
+
+    ends: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
+    tokens: deque[int] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ANSWERS))
 
     def learn(self, tokens: int, seconds: float, now: float) -> float:
         """One more answer; the tokens per second of the window, it included. `seconds` is more than 0."""
-        answers = self.answers
-        answers.append((now, tokens, seconds))
-        while answers[0][0] < now - WINDOW_SECONDS:
-            answers.popleft()
-        return sum(count for _, count, _ in answers) / sum(took for _, _, took in answers)
+        ends = self.ends
+        ends.append(now)
+        self.tokens.append(tokens)
+        self.seconds.append(seconds)
+        while ends[0] < now - WINDOW_SECONDS:
+            ends.popleft()
+            self.tokens.popleft()
+            self.seconds.popleft()
+        return sum(self.tokens) / sum(self.seconds)
 
     def is_forgotten(self, now: float) -> bool:
         """Was the last answer so long ago that it says nothing of the next one? Not where there was none."""
-        return bool(self.answers) and now - self.answers[-1][0] >= FORGOTTEN_SECONDS
+        return bool(self.ends) and now - self.ends[-1] >= FORGOTTEN_SECONDS

@@ -11,7 +11,7 @@ import pytest
 from server.affinity import Memories
 from server.breaker import Breaker, BreakerState, on_sent
 from server.contexts import context_length, fits_context
-from server.nodes import Load, ModelCopy, NodeId, NodeStatus
+from server.nodes import ModelCopy, NodeId, NodeStatus
 from server.roster import LOOKED_AT, learned_weight
 from server.routing import Choice, Demand, Policy, Refusal, choose, same_copy
 from tests.server.roster_parts import (
@@ -306,6 +306,9 @@ def test_the_owners_weight_stays_whatever_is_learned() -> None:
 
 
 def test_speeds_that_are_equal_but_for_noise_share_a_weight() -> None:
-    assert learned_weight(Load(tokens_per_second=10.3)) == learned_weight(Load(tokens_per_second=10.7))
-    assert learned_weight(Load(tokens_per_second=10.0)) < learned_weight(Load(tokens_per_second=12.0))
-    assert learned_weight(Load()) == learned_weight(Load(tokens_per_second=10.0))
+    def weight(speed: float | None) -> float:
+        return learned_weight(change(roster_of(node_of("a", weight=None)), "a", tokens_per_second=speed))
+
+    assert weight(10.3) == weight(10.7)
+    assert weight(10.0) < weight(12.0)
+    assert weight(None) == weight(10.0)

@@ -11,7 +11,7 @@ from server.breaker import CLOSED, Breaker, BreakerLimits, BreakerState
 from server.care.pace import WINDOW_SECONDS
 from server.errors import NodeBroken, NodeBusy, NodeError, NodeRefused, NodeStalled, NodeUnreachable
 from server.exchange import AskRequest, Durations, NodeDone, Usage
-from server.nodes import Load, NodeId
+from server.nodes import Load, ModelCopy, ModelKey, NodeId
 from server.roster import Seat
 from server.verdicts import (
     BUSY_SECONDS,
@@ -31,6 +31,7 @@ from tests.server.scripted_nodes import MODEL, chat, node_of, roster_of
 NOW = 100.0
 LIMITS = BreakerLimits()
 SECOND = 10**9
+LARGE = ModelKey("qwen:7b")
 TRIAL = Breaker(BreakerState.HALF_OPEN, 3, 1)
 BUSY = [
     (None, BUSY_SECONDS),
@@ -46,11 +47,16 @@ def done_of(read: int = 100, told: int = 20, **seconds: float) -> NodeDone:
     return NodeDone("stop", "qwen:1b", Usage(read, told), Durations(**spent))
 
 
-def success(load: Load, done: NodeDone, reads_cold: bool = True, **changes: Any) -> Load:
+def seat_with(load: Load, *, model: ModelKey = MODEL, size_bytes: int = 1000) -> Seat:
+    copy = ModelCopy(model, "d", size_bytes)
+    return Seat(node_of("a"), load, Memories().of(NodeId("a")), model, copy, 1)
+
+
+def success(load: Load, done: NodeDone, reads_cold: bool = True, model: ModelKey = MODEL, **changes: Any) -> Load:
     outcome = Outcome(
         **{"done": done, "tokens": 20, "first_token_seconds": 1.5, "generation_seconds": 4.0, "at": NOW, **changes}
     )
-    learn_success(load, outcome, done.usage.prompt_tokens if reads_cold else 0)
+    learn_success(seat_with(load, model=model), outcome, done.usage.prompt_tokens if reads_cold else 0)
     return load
 
 
@@ -61,6 +67,16 @@ def test_speeds_are_learned_from_what_the_node_says() -> None:
     load = success(Load(), done_of(100, 20, prompt=5.0, generation=2.0))
     assert (load.tokens_per_second, load.prompt_tokens_per_second, load.first_token_seconds) == (10.0, 20.0, 1.5)
     assert load.answered == 1
+
+
+def test_each_model_has_figures_of_its_own_beside_those_of_the_node() -> None:
+    load = success(Load(), done_of(100, 20, prompt=1.0, generation=1.0))
+    success(load, done_of(100, 20, prompt=5.0, generation=4.0), model=LARGE, first_token_seconds=5.5)
+    small, large = load.speeds.of(MODEL), load.speeds.of(LARGE)
+    assert small is not None and large is not None
+    assert (small.tokens_per_second, small.prompt_tokens_per_second, small.first_token_seconds) == (20.0, 100.0, 1.5)
+    assert (large.tokens_per_second, large.prompt_tokens_per_second, large.first_token_seconds) == (5.0, 20.0, 5.5)
+    assert (load.tokens_per_second, load.prompt_tokens_per_second) == (8.0, 76.0)
 
 
 def test_where_the_node_does_not_say_what_was_seen_counts() -> None:
@@ -150,7 +166,7 @@ def test_a_request_that_breaks_one_node_after_another_gives_no_strike_but_the_fi
 def test_only_the_trial_judges_a_breaker_that_is_half_open() -> None:
     """Then exactly one request tries: those sent before it opened have no say, however they end."""
     for judge in (
-        lambda load: learn_success(load, Outcome(done_of(), 20, 1.0, 2.0, NOW), 0, trial=False),
+        lambda load: learn_success(seat_with(load), Outcome(done_of(), 20, 1.0, 2.0, NOW), 0, trial=False),
         lambda load: learn_failure(load, NodeBroken("x"), NOW, LIMITS, trial=False),
         lambda load: learn_nothing(load, NOW, trial=False),
     ):
@@ -281,7 +297,7 @@ def test_a_homecoming_shows_how_much_is_held(
     """How many a node keeps is learned from `prompt_eval_duration`."""
     place.told(chat("hi"), "hello", done_of(100, 10))
     place.told(chat("other"), "x")
-    place.seat.load.prompt_tokens_per_second = speed
+    place.seat.load.speeds.used(MODEL, 0).prompt_tokens_per_second = speed
     request = chat("hi", "hello", "?")
     match = place.found(request)
     assert match is not None
@@ -290,6 +306,19 @@ def test_a_homecoming_shows_how_much_is_held(
     assert place.seat.memory.capacity == capacity
     again = place.found(request)
     assert (again.certain if again is not None else None) is certain
+
+
+def test_the_speed_of_another_model_does_not_tell_a_homecoming(place: Place) -> None:
+    """A small model reads anew as fast as a large one would read what it holds."""
+    place.told(chat("hi"), "hello", done_of(100, 10))
+    place.told(chat("other"), "x")
+    speeds = place.seat.load.speeds
+    speeds.used(MODEL, 0).prompt_tokens_per_second = 600.0
+    speeds.used(LARGE, 0).prompt_tokens_per_second = place.seat.load.prompt_tokens_per_second = 20.0
+    match = place.found(chat("hi", "hello", "?"))
+    assert match is not None and match.depth == 1
+    place.remembering.came_home(place.seat, match, done_of(120, 5, prompt=0.2), NOW + 10)
+    assert place.seat.memory.capacity == 1, "read anew, so it is not held"
 
 
 def test_later_turns_and_their_gaps_are_noticed(place: Place) -> None:

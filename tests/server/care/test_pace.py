@@ -32,7 +32,7 @@ def test_a_busy_node_is_judged_by_its_last_answers() -> None:
     for number in range(3 * MOST_ANSWERS):
         speed = pace.learn(10, 10.0 if number < MOST_ANSWERS else 1.0, number / 100)
     assert speed == 10.0
-    assert len(pace.answers) == MOST_ANSWERS
+    assert len(pace.ends) == len(pace.tokens) == len(pace.seconds) == MOST_ANSWERS
 
 
 def test_from_ten_to_three_tokens_a_second_within_the_window() -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from server.errors import RequestInvalid
-from server.nodes import Load, NodeId, NodeSpec
+from server.nodes import NodeId, NodeSpec
 from server.phones.registration import DISPLACED, Registration, distinct, is_at, joined, moved, plain, renewed
 from server.phones_entry import entry_of, spec_of
-from server.roster import learned_weight
+from server.roster import Seat, learned_weight
+from tests.server.scripted_nodes import node_of, seat_of
 
 ID, OTHER = NodeId("a" * 32), NodeId("b" * 32)
 PHONE = Registration(ID, "Pixel 5", 11434, {"chip": "SM8550", "ram_bytes": 6_000_000_000, "tokens_per_second": 12.5})
@@ -54,11 +55,14 @@ def test_the_end_of_a_cable_stays_where_it_is(host: str) -> None:
 
 
 def test_what_was_measured_counts_until_more_is_known() -> None:
-    load = Load()
-    assert learned_weight(load, {"tokens_per_second": 16.0}) == 16.0
-    assert learned_weight(load, {}) == learned_weight(load, {"tokens_per_second": "fast"}) < 16.0
-    load.tokens_per_second = 4.0
-    assert learned_weight(load, {"tokens_per_second": 16.0}) == 4.0
+    def seat(**details: str | float) -> Seat:
+        return seat_of(node_of("a", weight=None, details=details))
+
+    assert learned_weight(seat(tokens_per_second=16.0)) == 16.0
+    assert learned_weight(seat()) == learned_weight(seat(tokens_per_second="fast")) < 16.0
+    used = seat(tokens_per_second=16.0)
+    used.load.tokens_per_second = 4.0
+    assert learned_weight(used) == 4.0
 
 
 def test_an_address_that_changed_hands_counts_once() -> None:
