@@ -31,16 +31,19 @@ def adb_binary() -> Path | None:
     return Path(found) if found else None
 
 
-async def start_server(port: int) -> None:
+async def start_server(port: int, program: Path | None = None) -> None:
     """Start a server that outlives us, as every adb server does. Raises AdbError with what the program said."""
-    program = adb_binary()
+    program = program or adb_binary()
     if program is None:
         raise AdbError(NO_BINARY)
     # The server keeps what it inherits open for ever, so it gets nothing of ours to hold.
     null = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        str(program), "-P", str(port), "start-server", stdin=null, stdout=null, stderr=null
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            str(program), "-P", str(port), "start-server", stdin=null, stdout=null, stderr=null
+        )
+    except OSError as problem:  # made for another processor, or gone since it was found
+        raise AdbError(f"{program} does not run: {problem.strerror or problem}") from problem
     try:
         async with asyncio.timeout(START_SECONDS):
             status = await process.wait()

@@ -144,6 +144,8 @@ class AdbTracker:
         try:
             await self._start(self._options.port)
         except AdbError as problem:
+            if self.server_problem != problem.message:
+                log.warning('%s (POTLUCK_ADB is "on"; tried again every few seconds)', problem.message)
             self.server_problem = problem.message
             await self._clock.sleep(START_SECONDS)
             raise AdbServerGone(problem.message) from problem

@@ -40,3 +40,13 @@ async def test_a_port_that_is_taken_is_a_sentence(tmp_path: Path, monkeypatch: p
     async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0) as other:
         with pytest.raises(AdbError, match="could not start a server"):
             await start_server(other.sockets[0].getsockname()[1])
+
+
+async def test_a_program_for_another_processor_is_a_sentence(tmp_path: Path, unused_tcp_port: int) -> None:
+    program = tmp_path / "adb"
+    program.write_bytes(b"\x7fELF no program at all")
+    program.chmod(0o755)
+    with pytest.raises(AdbError, match=r"adb does not run: Exec format error"):
+        await start_server(unused_tcp_port, program)
+    with pytest.raises(AdbError, match=r"gone does not run: No such file"):
+        await start_server(unused_tcp_port, tmp_path / "gone")

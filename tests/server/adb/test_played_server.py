@@ -161,7 +161,9 @@ async def test_a_server_that_hangs_at_the_end_keeps_nobody_from_ending() -> None
     assert server.count("host-serial:S1:killforward") == 1
 
 
-async def test_a_server_that_cannot_be_started_is_told_and_tried_again_with_pauses(unused_tcp_port: int) -> None:
+async def test_a_server_that_cannot_be_started_is_told_once_and_tried_again_with_pauses(
+    unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -175,6 +177,7 @@ async def test_a_server_that_cannot_be_started_is_told_and_tried_again_with_paus
     task = asyncio.create_task(tracker.run())
     await until(lambda: slept.count(START_SECONDS) >= 2)
     assert tracker.status()["problem"] == "there is no adb program here"
+    assert caplog.messages == ['there is no adb program here (POTLUCK_ADB is "on"; tried again every few seconds)']
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
