@@ -4,6 +4,7 @@
     ├── RequestInvalid               422 or 400: the caller's own mistake, with the field's name
     ├── ModelNotFound                404: no node has it; the nearest names are in the hint
     ├── NodeUnknown                  404: the fleet has no node of this name
+    ├── InvitationUnknown            404: no invitation of this name is open
     ├── ModelInUse                   409: a node answers with the model just now, so it cannot be loaded otherwise
     ├── LoopbackOnly                 409: no phone could reach the gateway, so none is invited
     ├── FleetFileUnusable            409: the fleet file, or the secrets beside it, cannot be read or written
@@ -97,6 +98,15 @@ class NodeUnknown(GatewayError):
         shown = node if len(node) <= LONGEST_QUOTED else f"{node[:LONGEST_QUOTED]}…"
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else None
         super().__init__(f"node '{shown}' not found", hint=hint, field="node")
+
+
+class InvitationUnknown(GatewayError):
+    status = 404
+    code = "invitation_not_found"
+
+    def __init__(self, invitation: str) -> None:
+        shown = invitation if len(invitation) <= LONGEST_QUOTED else f"{invitation[:LONGEST_QUOTED]}…"
+        super().__init__(f"no invitation '{shown}' is open", hint="it may be used, expired or withdrawn already")
 
 
 class ModelInUse(GatewayError):

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from potluck.cli.safe_text import one_line
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
+NO_CONTENT = 204  # done, and there is nothing to say about it
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's own answer, as JSON.")]
 
 
 def ask(
@@ -37,7 +40,8 @@ def ask(
         call = Call(method, path, timeout, lambda value: dict(as_record(value, "an object")), body)
         settings = client_settings(gateway, chosen_key(key_file, os.environ))
         with translated(gateway), httpx.Client(**settings) as client:
-            return call.read(client.request(method, path, json=body, timeout=timeout))
+            answer = client.request(method, path, json=body, timeout=timeout)
+            return {} if answer.status_code == NO_CONTENT else call.read(answer)
 
 
 def told(

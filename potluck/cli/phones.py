@@ -1,4 +1,4 @@
-"""`potluck phones`: invite phones into the fleet, look at them, and change them. Speaks to the gateway.
+"""`potluck phones`: look at the fleet's phones and change them; inviting is next door. Speaks to the gateway.
 
 Text from phones is made harmless before it is shown. A phone is named by its id, the beginning of it, or its name; what
 fits several is refused, since a wrong phone removed is worse than a word more.
@@ -7,7 +7,6 @@ fits several is refused, since a wrong phone removed is worse than a word more.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +14,9 @@ from urllib.parse import quote
 
 import typer
 
+from potluck.cli import invitations
 from potluck.cli.connection import KeyFile, Url
-from potluck.cli.gateway_calls import ask, print_json, records, text
-from potluck.cli.qr_code import drawn
+from potluck.cli.gateway_calls import AsJson, ask, print_json, records, text
 from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
 from potluck.cli.text_table import lines_of
@@ -28,7 +27,6 @@ _JOINED_ID = re.compile(r"[0-9a-f]{32}")
 SHOWN_OF_ID = 8  # figures: no two phones of a fleet have the same
 SHORTEST_ID = 4  # fewer characters of an id name a phone by accident
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's own answer, as JSON.")]
 Phone = Annotated[str, typer.Argument(help="Its name, its id, or the first four or more figures of the id.")]
 
 app = typer.Typer(
@@ -39,28 +37,9 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def invite(
-    minutes: Annotated[
-        float, typer.Option("--minutes", "-m", min=1, max=1440, help="How long the invitation is good for.")
-    ] = 15.0,
-    model: Annotated[str | None, typer.Option("--model", help="The model that the phone is set up with.")] = None,
-    qr: Annotated[bool | None, typer.Option("--qr/--no-qr", help="A QR code; by default at a terminal.")] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    key_file: KeyFile = None,
-) -> None:
-    """Show a line, also as a QR code, that brings one phone into the fleet: paste it into Termux there."""
-    wish = {"minutes": minutes} | ({"model": model} if model else {})
-    told = ask(url, key_file, "POST", "/api/phones/invite", wish)
-    if as_json:
-        print_json(told)
-        return
-    command = one_line(str(told.get("command", "")))
-    if qr or (qr is None and sys.stdout.isatty()):
-        typer.echo(drawn(command, sys.stdout.encoding))
-    for line in invitation_lines(told, minutes):
-        typer.echo(line)
+app.command()(invitations.invite)
+app.command("invitations")(invitations.invitations)
+app.command()(invitations.withdraw)
 
 
 @app.command("list")
@@ -172,17 +151,6 @@ def kept_words(phone: Mapping[str, Any]) -> str:
         return f"{warmed}; keeps a model as long as it likes itself"
     seconds = f"{keep_alive:g} s" if _is_number(keep_alive) else text(keep_alive)
     return f"{warmed}; keeps a model {'for ever' if seconds.startswith('-') else f'for {seconds}'} after a request"
-
-
-def invitation_lines(told: Mapping[str, Any], minutes: float) -> list[str]:
-    """The line to type, until when, and the same by other addresses of the gateway."""
-    lines = ["In Termux on the phone:", "", f"  {one_line(str(told.get('command', '')))}", ""]
-    lines.append(f"Good for one phone and {minutes:g} minutes. The phone must be in the gateway's network.")
-    others = records(told.get("links"))[1:]
-    if others:
-        lines.append("Other addresses of the gateway, if that one is in another network than the phone:")
-        lines += [f"  {text(one.get('url'))}  ({text(one.get('interface'))})" for one in others]
-    return lines
 
 
 def table(phones: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from server.api.ask import AskApi
 from server.api.ask_batch import BatchApi
 from server.api.fleet import FleetApi
 from server.api.incoming import ClientGone, Incoming, Receive, Scope
+from server.api.invitations import INVITATIONS_PREFIX, InvitationsApi
 from server.api.join import JOIN_PREFIX, JoinApi
 from server.api.models import ModelsApi
 from server.api.ollama import OllamaApi
@@ -52,7 +53,7 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
     many = OpenAIBatchApi(services, chat, completions)
     ollama, listing, held = OllamaApi(services), OllamaModelsApi(services), ModelsApi(services)
     refuse, pipeline = listing.refuse, PipelineApi(services)
-    join, phones = JoinApi(services), PhonesApi(services)
+    join, phones, invitations = JoinApi(services), PhonesApi(services), InvitationsApi(services)
     return {
         "/": {"GET": pages.root},
         "/dashboard/": {"GET": pages.asset},
@@ -88,7 +89,9 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/join": {"GET": join.script},
         JOIN_PREFIX: {"GET": join.invited},
         "/api/phones": {"GET": phones.listed},
-        "/api/phones/invite": {"POST": phones.invite},
+        "/api/phones/invite": {"POST": invitations.invite},
+        "/api/phones/invitations": {"GET": invitations.listed},
+        INVITATIONS_PREFIX: {"DELETE": invitations.withdraw},
         "/api/phones/join": {"POST": join.join},
         "/api/phones/report": {"POST": join.report},
         PHONES_PREFIX: {"POST": phones.order, "PATCH": phones.patch, "DELETE": phones.remove},

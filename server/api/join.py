@@ -82,7 +82,9 @@ class JoinApi:
             if len(token) > LONGEST_TOKEN:
                 raise CallerRefused("this invitation is not known here")
             _check_place(incoming)
-            invitation = self._joining.begin(token, _peer(incoming))
+            # Who asks for the head alone, as previews of links do, sets up nothing.
+            come = self._joining.see if incoming.method == "HEAD" else self._joining.begin
+            invitation = come(token, _peer(incoming))
         except (CallerRefused, RequestInvalid, TooManyTries) as error:
             await self._send_away(incoming, error)
             return

@@ -1,43 +1,25 @@
-"""The owner's side of phones: invite, list, drain, resume, rename, remove. Ordinary calls, with a key where keys are.
+"""The owner's side of phones: list, drain, resume, rename, remove. Ordinary calls, with a key where keys are.
 
 Draining is the entry's `enabled`: running answers end as they would, nothing new comes, and it lasts through a restart.
 """
 
 from __future__ import annotations
 
-import asyncio
-import io
-import re
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
-
-import segno
 
 from server.api import fields
 from server.api.fleet import condition_record, iso_time
 from server.api.incoming import Incoming
 from server.api.services import Services
-from server.backends.resolver import is_address
-from server.errors import LoopbackOnly, MethodRefused, NodeUnknown, PathUnknown, RequestInvalid
+from server.errors import MethodRefused, NodeUnknown, PathUnknown, RequestInvalid
 from server.nodes import Load, Node, NodeId, model_key
-from server.phones.invitations import DEFAULT_MINUTES, LONGEST_MINUTES, SHORTEST_MINUTES
-from server.phones.links import Link, command_of, links_of
-from server.phones.reach import is_private
 from server.phones_entry import AUTO, keep_alive_of, warm_up_of, warm_up_word
 from server.placement import may_load
-from transport.interfaces import interfaces, source_towards
 
 PHONES_PREFIX = "/api/phones/"
-# An address of documentation (RFC 5737): nothing is sent there, only the way to it is asked for.
-ELSEWHERE = "192.0.2.1"
 LONGEST_NAME = 100
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}")
-_INVITE_FIELDS: dict[str, fields.Check] = {
-    "minutes": fields.number(SHORTEST_MINUTES, LONGEST_MINUTES),
-    "model": fields.filled_text,
-}
 
 
 def _as_in_file(read: Callable[[Any], Any]) -> fields.Check:
@@ -62,25 +44,6 @@ _PATCH_FIELDS: dict[str, fields.Check] = {
 class PhonesApi:
     def __init__(self, services: Services) -> None:
         self._services, self._joining = services, services.joining
-
-    async def invite(self, incoming: Incoming) -> None:
-        wish = fields.checked(await incoming.json(), _INVITE_FIELDS)
-        model = wish.get("model")
-        if model is not None and not _MODEL.fullmatch(model):
-            raise RequestInvalid("'model' is no name of a model", field="model")
-        links = await self._links(incoming)
-        token, invitation = self._joining.invite(wish.get("minutes", DEFAULT_MINUTES), model)
-        records = [self._link(one, token) for one in links]
-        incoming.reply.headers.append((b"cache-control", b"no-store"))
-        await incoming.reply.answer_json(
-            {
-                "token": token,
-                "expires_at": iso_time(invitation.expires_at),
-                "links": records,
-                "command": records[0]["command"],
-                "qr_svg": records[0]["qr_svg"],
-            }
-        )
 
     async def listed(self, incoming: Incoming) -> None:
         nodes = [node for node in self._services.registry.fleet.nodes.values() if self._is_phone(node)]
@@ -120,24 +83,6 @@ class PhonesApi:
         await self._joining.remove(phone.id)
         await incoming.reply.answer_json({"id": phone.id, "name": phone.name, "removed": True})
 
-    async def _links(self, incoming: Incoming) -> tuple[Link, ...]:
-        services, (host, port) = self._services, incoming.scope.get("server") or ("", None)
-        listening = services.exposure.address
-        if listening is None:  # another server than uvicorn, or a socket that was handed to it
-            called_here = port is not None and is_private(host)
-            listening = host if called_here else services.settings.host
-        # A proxy's word for the scheme is about the proxy: phones come to the gateway's own port.
-        by_tls = incoming.scope.get("scheme") == "https" and b"x-forwarded-proto" not in incoming.headers
-        scheme = "https" if by_tls else "http"
-        asked_at = (host, port or services.settings.port)
-        return links_of(await addresses_of(listening), asked_at, interfaces(), source_towards(ELSEWHERE), scheme)
-
-    def _link(self, link: Link, token: str) -> dict[str, Any]:
-        url = link.with_token(token)
-        command = command_of(url)
-        told = {"url": url, "address": link.address, "interface": link.interface}
-        return {**told, "command": command, "qr_svg": qr_svg(command)}
-
     def _is_phone(self, node: Node) -> bool:
         """One that has joined stays one, whatever it says of itself."""
         if node.spec.kind != "ollama" or node.spec.origin == "embedded":
@@ -172,6 +117,7 @@ class PhonesApi:
             "address": spec.address,
             "origin": spec.origin,
             "joined": self._joining.has_token(spec.id),
+            "joined_at": self._joining.registered_at.get(spec.id),
             "status": node.status,
             "drained": not spec.enabled,
             "in_flight": load.in_flight,
@@ -195,33 +141,3 @@ def _check_kept(phone: Node, kept: Mapping[str, Any]) -> None:
     for name in kept.get("warm_up") or ():
         if not may_load(phone, model_key(name)):
             raise RequestInvalid(f"the fleet file lets '{phone.name}' serve other models only", field="warm_up")
-
-
-async def addresses_of(host: str) -> tuple[str, ...]:
-    """Where a server listens that was told to listen at `host`; a name may have several. Raises LoopbackOnly."""
-    if not host or is_address(host):
-        return (host,)
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as problem:
-        raise LoopbackOnly(
-            f"the gateway listens at '{host}', a name that has no address any more", hint="give --host an address"
-        ) from problem
-    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-def qr_svg(text: str) -> str:
-    """The code as a picture without size of its own: who shows it decides. Always dark on light."""
-    out = io.BytesIO()
-    segno.make(text, error="m", micro=False).save(
-        out,
-        kind="svg",
-        border=4,
-        dark="#000",
-        light="#fff",
-        omitsize=True,
-        xmldecl=False,
-        svgclass=None,
-        lineclass=None,
-    )
-    return out.getvalue().decode()

@@ -58,7 +58,7 @@ class InvitationsFile:
 def _invitation(record: Any) -> Invitation:
     """Raises ValueError, KeyError, TypeError."""
     digest, model, state = bytes.fromhex(record["digest"]), record["model"], record["state"]
-    if len(digest) != DIGEST_BYTES or state not in ("open", "used") or not isinstance(model, str | None):
+    if len(digest) != DIGEST_BYTES or state not in ("open", "used", "withdrawn") or not isinstance(model, str | None):
         raise ValueError("one is broken")
     begun_at = None if record["begun_at"] is None else _time(record["begun_at"])
     return Invitation(digest, _time(record["made_at"]), _time(record["expires_at"]), model, begun_at, state)

@@ -64,6 +64,7 @@ class Joining:
         new_token: Callable[[], str] = lambda: token_urlsafe(TOKEN_BYTES),
     ) -> None:
         self.news: dict[NodeId, PhoneNews] = {}
+        self.registered_at: dict[NodeId, float] = {}  # wall clock seconds, of this run
         self._registry, self._wall, self._new_token = registry, wall, new_token
         self._ledger = Ledger(fleet_file)
         self._lookout = Lookout(look, wall)
@@ -79,9 +80,30 @@ class Joining:
     def invite(self, minutes: float, model: str | None) -> tuple[str, Invitation]:
         """A new token, which is told here and never again."""
         token = self._new_token()
+        while self._invitations.names(token):
+            token = self._new_token()
         made = self._invitations.invite(token, minutes, model, self._wall())
         self._kept.write(self._invitations.kept)
         return token, made
+
+    @property
+    def now(self) -> float:
+        """The clock that invitations go by, in seconds."""
+        return self._wall()
+
+    @property
+    def invitations(self) -> list[Invitation]:
+        """Those that a phone can still join with; the oldest first."""
+        return self._invitations.waiting(self._wall())
+
+    def withdraw(self, invitation_id: str) -> None:
+        """No phone joins with it from now on. Raises InvitationUnknown."""
+        self._invitations.withdraw(invitation_id, self._wall())
+        self._kept.write(self._invitations.kept)
+
+    def see(self, token: str, peer: str | None) -> Invitation:
+        """Somebody looks at the script and does not fetch it. Raises CallerRefused, TooManyTries."""
+        return self._counted(peer, lambda: self._invitations.see(token, self._wall()))
 
     def begin(self, token: str, peer: str | None) -> Invitation:
         """A phone fetches its script. Raises CallerRefused, TooManyTries."""
@@ -103,13 +125,16 @@ class Joining:
             report = await self._lookout.look_at(host, phone.port)
             self._refuse_taken_id(phone.id, host)
             phone_token = self._new_token()
-            await self._ledger.admit(phone.id, phone_token, lambda specs: registration.joined(specs, phone, host))
+            await self._ledger.admit(
+                phone.id, phone_token, lambda specs: self._admitted(specs, invitation, phone, host)
+            )
             self._invitations.use(invitation)
             self._kept.write(self._invitations.kept)
             used = True
         finally:
             if not used:
                 self._invitations.release(invitation)
+        self.registered_at[phone.id] = self._wall()
         name = self._listed(phone.id, report) or phone.name
         log.info("the phone %s has joined at %s", name, host)
         return Joined(phone.id, name, phone_token)
@@ -127,6 +152,7 @@ class Joining:
             report = await self._seen_at(phone_id, host, phone.port)
         if registration.renewed(known, phone, known.host if report is None else host) != known:
             await self._move(known, host, lambda specs: self._renewed(specs, phone, host))
+        self.registered_at[phone_id] = self._wall()
         return Joined(phone_id, self._listed(phone_id, report) or phone.name)
 
     def holder(self, phone_token: str, peer: str | None) -> NodeId:
@@ -206,6 +232,7 @@ class Joining:
         """It leaves the fleet file, and its token is none any more: it can come back with an invitation only."""
         await self._ledger.dismiss(phone_id)
         self.news.pop(phone_id, None)
+        self.registered_at.pop(phone_id, None)
         self._told.pop(phone_id, None)
 
     def has_token(self, phone_id: NodeId) -> bool:
@@ -251,6 +278,13 @@ class Joining:
         if node is None:
             raise CallerRefused("this phone was removed from the fleet", status=401)
         return node
+
+    def _admitted(
+        self, specs: Sequence[NodeSpec], invitation: Invitation, phone: Registration, host: str
+    ) -> Sequence[NodeSpec]:
+        """Asked at the last moment: the invitation may have been withdrawn while the phone was looked at."""
+        self._invitations.known(invitation).refuse_withdrawn()
+        return registration.joined(specs, phone, host)
 
     def _renewed(self, specs: Sequence[NodeSpec], phone: Registration, host: str) -> Sequence[NodeSpec]:
         """Like a phone that joins, but for one that must still be there."""

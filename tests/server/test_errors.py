@@ -34,6 +34,7 @@ def test_statuses_and_codes() -> None:
         "invalid_request": 422,
         "model_not_found": 404,
         "node_not_found": 404,
+        "invitation_not_found": 404,
         "model_in_use": 409,
         "forbidden": 403,
         "body_too_large": 413,

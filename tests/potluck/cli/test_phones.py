@@ -22,12 +22,6 @@ PHONE: dict[str, Any] = {
     "signal_dbm": -60, "last_error": None, "details": {},
 }  # fmt: skip
 BARE = {"id": "cd" * 16, "name": "At\x1b[2Jtic", "status": "silent", "last_error": "no route", "condition": None}
-COMMAND = "curl -sSL 'http://192.168.1.2:8000/join/secret' | bash"
-INVITED = {
-    "token": "secret", "command": COMMAND, "expires_at": "2030-01-01T00:00:00Z",
-    "links": [{"url": "http://192.168.1.2:8000/join/secret", "interface": "wlan0"},
-              {"url": "http://10.0.0.2:8000/join/secret", "interface": "eth0"}],
-}  # fmt: skip
 
 
 def gateway(*answers: tuple[int, Any]) -> Loopback:
@@ -40,37 +34,12 @@ def phones(server: Loopback, *arguments: str, **more: Any) -> Result:
     return runner.invoke(app, ["phones", *arguments, "--url", server.url], **more)
 
 
-def test_an_invitation_is_a_line_and_where_else_it_works() -> None:
-    with gateway((200, INVITED)) as server:
-        done = phones(server, "invite", "--minutes", "30", "--model", "smollm2:135m", env={"POTLUCK_API_KEY": "key"})
-        (asked,) = server.requests
-    assert (asked.method, asked.path) == ("POST", "/api/phones/invite")
-    assert json.loads(asked.body) == {"minutes": 30.0, "model": "smollm2:135m"}
-    assert asked.headers["authorization"] == "Bearer key"
-    assert f"  {COMMAND}\n" in done.stdout and "one phone and 30 minutes" in done.stdout
-    assert "http://10.0.0.2:8000/join/secret  (eth0)" in done.stdout
-    assert "█" not in done.stdout  # nobody's camera looks at a pipe
-
-
 @pytest.mark.parametrize(
     ("phone_id", "shown"), [("ab" * 16, "abababab"), ("28161FDH2000QX", "28161FDH2000QX"), ("10.0.0.7:11434", "-")]
 )
 def test_the_shown_id_names_the_phone(phone_id: str, shown: str) -> None:
     _, row = table([BARE | {"id": phone_id, "name": "Attic", "address": "10.0.0.7:11434"}])
     assert row.split()[:2] == ["Attic", shown]
-
-
-def test_the_code_where_it_is_wanted() -> None:
-    with gateway((200, INVITED)) as server:
-        assert "█" in phones(server, "invite", "--qr").stdout
-
-
-def test_a_gateway_on_loopback_refuses_in_its_own_words() -> None:
-    error = {"error": {"code": "loopback_only", "message": "only this machine", "hint": "start it otherwise"}}
-    with gateway((409, error)) as server:
-        done = phones(server, "invite")
-    assert done.exit_code == 1 and done.stdout == ""
-    assert done.stderr == "error: only this machine.\n       Start it otherwise.\n"
 
 
 def test_phones_are_listed() -> None:

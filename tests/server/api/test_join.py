@@ -59,6 +59,17 @@ async def test_the_invited_script_knows_where_it_came_from(stand: Stand) -> None
     assert (await get(app, f"/join/{token}", **FROM_PHONE)).status == 200  # a download that broke off
 
 
+async def test_a_look_at_the_head_fetches_nothing(stand: Stand) -> None:
+    app, token = made(stand).app, stand.invited()
+    head = await ask(app, "HEAD", f"/join/{token}", **FROM_PHONE)
+    assert head.status == 200
+    assert [one.begun_at for one in stand.joining.invitations] == [None]
+    whole = await get(app, f"/join/{token}", **FROM_PHONE)
+    assert head.headers["content-length"] == whole.headers["content-length"] == str(len(whole.body))
+    assert [one.begun_at for one in stand.joining.invitations] == [stand.now]
+    assert (await ask(app, "HEAD", "/join/wrong", **FROM_PHONE)).status == 404
+
+
 @pytest.mark.parametrize("host", ["a';touch x;'", "a b", "$(id)", "a\tb", "[::1", "x" * 300, "a:b", ""])
 async def test_no_header_becomes_a_command(stand: Stand, host: str) -> None:
     app, (token, _) = made(stand, allowed_hosts="*").app, stand.joining.invite(15, None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.errors import CallerRefused, TooManyTries
-from server.phones.invitations import MOST_OPEN, SETUP_SECONDS, Invitations
+from server.errors import CallerRefused, InvitationUnknown, TooManyTries
+from server.phones.invitations import CLOCK_BACK_SECONDS, MOST_OPEN, SETUP_SECONDS, Invitations
 
 
 def test_an_invitation_is_good_once() -> None:
@@ -67,6 +67,60 @@ def test_a_phone_that_began_in_time_may_finish_a_long_download() -> None:
         invitations.claim("secret", 800.0 + SETUP_SECONDS)
 
 
+def test_who_only_looks_begins_nothing() -> None:
+    invitations = Invitations()
+    made = invitations.invite("secret", 15, None, 0.0)
+    assert invitations.see("secret", 800.0) == made
+    with pytest.raises(CallerRefused, match="expired"):
+        invitations.claim("secret", 900.0)
+    with pytest.raises(CallerRefused, match="expired"):
+        invitations.see("secret", 900.0)
+
+
+def test_its_owner_may_withdraw_it() -> None:
+    invitations = Invitations()
+    made = invitations.invite("secret", 15, None, 0.0)
+    other = invitations.invite("other", 15, None, 1.0)
+    assert invitations.waiting(2.0) == [made, other]
+    invitations.withdraw(made.id, 2.0)
+    assert invitations.waiting(2.0) == [other]
+    for way in (invitations.see, invitations.begin, invitations.claim):
+        with pytest.raises(CallerRefused, match="was withdrawn"):
+            way("secret", 3.0)
+    with pytest.raises(InvitationUnknown):
+        invitations.withdraw(made.id, 3.0)
+    with pytest.raises(InvitationUnknown):
+        invitations.withdraw(other.id, 901.0)
+
+
+def test_one_that_is_withdrawn_while_a_phone_is_looked_at_stays_so() -> None:
+    invitations = Invitations()
+    made = invitations.invite("secret", 15, None, 0.0)
+    claimed = invitations.claim("secret", 1.0)
+    invitations.withdraw(made.id, 2.0)
+    with pytest.raises(CallerRefused, match="was withdrawn"):
+        invitations.known(claimed).refuse_withdrawn()
+    invitations.release(claimed)
+    with pytest.raises(CallerRefused, match="was withdrawn"):
+        invitations.claim("secret", 3.0)
+
+
+def test_a_name_is_known_by_its_token() -> None:
+    invitations = Invitations()
+    invitations.invite("secret", 15, None, 0.0)
+    assert invitations.names("secret") and not invitations.names("other")
+
+
+def test_a_clock_that_is_set_back_makes_no_invitation_good_for_years() -> None:
+    invitations, made_at = Invitations(), 1e9
+    invitations.invite("secret", 15, None, made_at)
+    invitations.see("secret", made_at - CLOCK_BACK_SECONDS)  # a board that starts with an older time
+    for way in (invitations.see, invitations.claim):
+        with pytest.raises(CallerRefused, match="expired"):
+            way("secret", 0.0)
+    assert invitations.waiting(0.0) == []
+
+
 def test_no_token_is_kept() -> None:
     invitations = Invitations()
     made = invitations.invite("secret-token", 15, None, 0.0)
@@ -91,3 +145,14 @@ def test_what_ended_is_forgotten_in_the_end() -> None:
     assert len(vars(invitations)["_all"]) <= 1024
     invitations.invite("late", 1, None, 10 * 86_400.0)
     assert len(vars(invitations)["_all"]) == 1
+    invitations.invite("early", 1, None, 0.0)
+    assert len(vars(invitations)["_all"]) == 1
+
+
+def test_those_that_are_open_are_remembered_longest() -> None:
+    invitations = Invitations()
+    invitations.invite("open", 15, None, 0.0)
+    for number in range(2000):
+        made = invitations.invite(f"token-{number}", 1000, None, 1.0)
+        invitations.withdraw(made.id, 1.0)
+    invitations.claim("open", 2.0)

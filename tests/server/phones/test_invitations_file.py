@@ -17,15 +17,17 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert path == tmp_path / "phones.invitations.json"
     assert invitations_path(Path("/tmp/demo.a1B2c3")) == Path("/tmp/demo.a1B2c3.invitations.json")
     invitations = Invitations()
-    for token in ("secret-a", "secret-b", "secret-c"):
+    for token in ("secret-a", "secret-b", "secret-c", "secret-d"):
         invitations.invite(token, 15, "smollm2:135m", 0.0)
     invitations.begin("secret-a", 5.0)
     invitations.use(invitations.claim("secret-b", 5.0))
     claimed = invitations.claim("secret-c", 5.0)
+    invitations.withdraw(invitations.see("secret-d", 5.0).id, 5.0)
     InvitationsFile(path).write(invitations.kept)
     found = InvitationsFile(path).read()
     assert found == invitations.kept and claimed not in found
-    assert [(one.begun_at, one.state) for one in found] == [(5.0, "open"), (None, "used"), (None, "open")]
+    states = [(5.0, "open"), (None, "used"), (None, "open"), (None, "withdrawn")]
+    assert [(one.begun_at, one.state) for one in found] == states
     assert path.stat().st_mode & 0o777 == 0o600 and "secret" not in path.read_text()
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     Invitations(found).claim("secret-c", 6.0)

@@ -60,6 +60,34 @@ async def test_an_invitation_brings_one_phone(stand: Stand) -> None:
     assert len(stand.entries) == 1
 
 
+async def test_one_that_is_withdrawn_while_the_phone_is_looked_at_lets_it_in_no_more(stand: Stand) -> None:
+    async def look(host: str, port: int) -> ProbeReport:
+        joining.withdraw(made.id)
+        return FOUND
+
+    joining = Joining(stand.registry, stand.fleet_file, look, lambda: stand.now)
+    token, made = joining.invite(15, None)
+    with pytest.raises(CallerRefused, match="was withdrawn"):
+        await joining.join(token, phone(), HOST)
+    assert not stand.path.exists() and not joining.has_token(NodeId(ID))
+
+
+async def test_no_two_invitations_go_by_one_name(stand: Stand) -> None:
+    tokens = iter(["first", "first", "second"])
+    joining = Joining(stand.registry, stand.fleet_file, stand.look, lambda: stand.now, lambda: next(tokens))
+    assert [joining.invite(15, None)[0] for _ in range(2)] == ["first", "second"]
+
+
+async def test_when_a_phone_registered_last_is_told(stand: Stand) -> None:
+    own = await stand.joined()
+    assert stand.joining.registered_at == {ID: 1_000.0}
+    stand.now = 2_000.0
+    await stand.joining.come_again(own, phone(), HOST)
+    assert stand.joining.registered_at == {ID: 2_000.0}
+    await stand.joining.remove(NodeId(ID))
+    assert stand.joining.registered_at == {}
+
+
 async def test_an_invitation_outlasts_a_restart_of_the_gateway(stand: Stand) -> None:
     first, second = stand.invited(), stand.invited()
     stand.joining.begin(first, HOST)
