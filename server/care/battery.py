@@ -32,11 +32,12 @@ def parse_dumpsys_battery(text: str, at: float) -> Condition:
     told = _lines(text)
     if told.get("present", "").lower() == "false":
         return Condition(at=at)  # a box without a battery: whatever stands for its level is none
-    powered = [told[key].lower() == "true" for key in POWERED_KEYS if key in told]
-    level = _percent(number(told.get("level")), number(told.get("scale")))
+    plugs = [told[key].lower() == "true" for key in POWERED_KEYS if key in told]
+    powered, status = any(plugs) if plugs else None, _word(told.get("status"))
+    level = _gauged(_percent(number(told.get("level")), number(told.get("scale"))), status, powered)
     return Condition(
         level=level,
-        charging=_charging(_word(told.get("status")), any(powered) if powered else None, level),
+        charging=_charging(status, powered, level),
         temperature_c=_dumped_degrees(told.get("temperature", ""), number(told.get("voltage"))),
         at=at,
         overheated=_overheated(told.get("health")),
@@ -52,9 +53,11 @@ def parse_termux_battery(said: str | bytes | Mapping[str, Any] | object, at: flo
     percentage = _percent(number(said.get("percentage")), 100.0)
     if percentage is None:
         percentage = _percent(number(said.get("level")), number(said.get("scale")))
+    status, powered = _word(said.get("status")), _powered(said.get("plugged"))
+    level = _gauged(percentage, status, powered)
     return Condition(
-        level=percentage,
-        charging=_charging(_word(said.get("status")), _powered(said.get("plugged")), percentage),
+        level=level,
+        charging=_charging(status, powered, level),
         temperature_c=celsius(number(said.get("temperature")), 1.0, 10.0),
         at=at,
         overheated=_overheated(said.get("health")),
@@ -107,6 +110,11 @@ def _percent(level: float | None, scale: float | None) -> float | None:
     return percent if 0.0 <= percent <= 100.0 else None
 
 
+def _gauged(level: float | None, status: str, powered: bool | None) -> float | None:
+    """None for the 0 of a phone that runs on a supply in its battery's place: who is at 0 and loses is off soon."""
+    return None if level == 0.0 and powered and status not in DISCHARGING else level
+
+
 def _charging(status: str, powered: bool | None, level: float | None) -> bool | None:
     """Does it keep its charge? Plugged in and losing is not charging; held by a charger's limit is as good."""
     if status in CHARGING:
@@ -119,8 +127,8 @@ def _charging(status: str, powered: bool | None, level: float | None) -> bool | 
 
 
 def _dumped_degrees(text: str, voltage: float | None) -> float | None:
-    """Tenths of a degree, unless a decimal point or what stands beside them shows that this dump has other units."""
+    """Tenths of a degree, unless a decimal point, or what stands beside them, shows that this dump has other units."""
     in_volts = voltage is not None and 0 < voltage < LEAST_MILLIVOLTS
-    if "." in text or in_volts:
+    if "." in text or "," in text or in_volts:
         return celsius(number(text), 1.0, 10.0, 1000.0)
     return celsius(number(text), 10.0, 100.0, 1000.0)

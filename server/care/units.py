@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+
+_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d{1,2})")  # three figures behind it would be thousands
 
 MOST_DIGITS = 12
 # Beyond, it is no battery's but another unit, or a sensor's excuse: phones switch themselves off at 60 to 70 degrees.
@@ -11,10 +14,11 @@ LEAST_GUESSED_C = 15.0  # a unit that is only guessed at must give what a phone 
 
 
 def number(value: object) -> float | None:
-    """A finite number, from text too; None for all else."""
+    """A finite number, from text too, as written in whichever country; None for all else."""
     if isinstance(value, str) and 0 < len(value) <= MOST_DIGITS:
+        comma = _DECIMAL_COMMA.fullmatch(value.strip())
         try:
-            value = float(value)
+            value = float(f"{comma[1]}.{comma[2]}" if comma else value)
         except ValueError:
             return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e12 < value < 1e12:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.care import Condition, parse_dumpsys_battery, parse_termux_battery
+from server.care import UNTROUBLED, CareLimits, Condition, decide, parse_dumpsys_battery, parse_termux_battery
 from tests.server.care import dumps
 
 AT = 50.0
@@ -67,6 +67,8 @@ def test_a_box_without_a_battery_has_no_level() -> None:
         ("43100", 43.1),  # thousandths
         ("4310", 43.1),  # hundredths
         ("31.4", 31.4),  # a decimal point: degrees
+        ("31,4", 31.4),  # as half the world writes it
+        ("1,314", None),
         ("314.0", 31.4),
         ("950", None),  # 95 degrees, or 9.5: neither is a phone's at work
         ("999999", None),
@@ -115,6 +117,30 @@ def test_levels(old: str, new: str, level: float | None) -> None:
 def test_charging(status: str, powered: str, charging: bool) -> None:
     text = dumps.PLAIN.replace("status: 2", f"status: {status}").replace("USB powered: true", f"USB powered: {powered}")
     assert dumped(text).charging is charging
+
+
+@pytest.mark.parametrize(
+    ("status", "powered", "level"),
+    [
+        ("1", "true", None),
+        ("2", "true", None),
+        ("4", "true", None),
+        ("5", "true", None),
+        ("3", "true", 0.0),
+        ("4", "false", 0.0),
+    ],
+)
+def test_a_phone_on_a_supply_in_its_batterys_place_is_not_empty(status: str, powered: str, level: float | None) -> None:
+    text = dumps.PLAIN.replace("status: 2", f"status: {status}").replace("USB powered: true", f"USB powered: {powered}")
+    condition = dumped(text.replace("level: 71", "level: 0"))
+    assert condition.level == level
+    assert decide(condition, UNTROUBLED, CareLimits(), AT).low is (level == 0.0)
+
+
+def test_the_same_of_termux() -> None:
+    assert termux(percentage=0, status="NOT_CHARGING").level is None
+    assert termux(percentage=0, status="DISCHARGING").level == 0.0
+    assert termux(percentage=0, status="UNKNOWN", plugged="UNPLUGGED").level == 0.0
 
 
 def test_charging_where_nothing_is_said_of_power() -> None:
@@ -210,7 +236,18 @@ def test_termux_overheats(health: object, overheated: bool | None) -> None:
 
 @pytest.mark.parametrize(
     ("temperature", "celsius"),
-    [(33.2, 33.2), (332, 33.2), (0.0, None), (-3.5, -3.5), (9000, None), ("33.2", 33.2), ("33,2", None), ([], None)],
+    [
+        (33.2, 33.2),
+        (332, 33.2),
+        (0.0, None),
+        (-3.5, -3.5),
+        (9000, None),
+        ("33.2", 33.2),
+        ("33,2", 33.2),
+        ("-3,25", -3.25),
+        ("33,200", None),
+        ([], None),
+    ],
 )
 def test_termux_temperatures(temperature: object, celsius: float | None) -> None:
     assert termux(temperature=temperature).temperature_c == celsius
