@@ -7,6 +7,7 @@ are no refusal of ours (a proxy's page, another server) keep their status and th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,9 @@ _BY_STATUS: dict[int, type[RequestRefused]] = {
 }
 # Enough to recognise whose page it is, short enough for one line of a terminal.
 _LONGEST_FOREIGN_TEXT = 200
+_LONGEST_PAGE = 8192
+_MARKUP = re.compile(r"<(style|script|title)\b.*?</\1\s*>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+_FOREIGN = "that is no gateway's answer: is another program, or a proxy, at this address?"
 
 
 def read_refusal(status: int, headers: Mapping[str, str], content: bytes) -> RequestRefused:
@@ -63,9 +67,11 @@ def read_refusal(status: int, headers: Mapping[str, str], content: bytes) -> Req
         return refusal(error, status=status, retry_after_seconds=retry_after)
     if isinstance(error, str):  # the dialect of Ollama
         return refusal({"message": error}, status=status, retry_after_seconds=retry_after)
-    said = " ".join(content.decode("utf-8", "replace").split())[:_LONGEST_FOREIGN_TEXT]
+    said = " ".join(_MARKUP.sub(" ", content[:_LONGEST_PAGE].decode("utf-8", "replace")).split())[
+        :_LONGEST_FOREIGN_TEXT
+    ]
     message = f"the server answered {status}" + (f": {said}" if said else "")
-    return refusal({"message": message}, status=status, retry_after_seconds=retry_after)
+    return refusal({"message": message, "hint": _FOREIGN}, status=status, retry_after_seconds=retry_after)
 
 
 def refusal(

@@ -5,8 +5,10 @@ They are imported when they are started and never before. Flags that are not our
 
 from __future__ import annotations
 
+import errno
 import os
 import runpy
+import socket
 import sys
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from potluck.cli.reports import reporting
-from potluck.errors import Misuse
+from potluck.errors import Misuse, PotluckError
 
 PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 PASS_ON_WITH_HELP: dict[str, Any] = {**PASS_ON, "help_option_names": []}
@@ -44,6 +46,8 @@ def serve(
         flags = {"host": host, "port": port, "embedded_devices": devices}
         host, port = _listening_place({name: value for name, value in flags.items() if value is not None})
         arguments = server_arguments(host, port, context.args)
+        if not _listens_elsewhere(context.args):
+            check_place(host, port)
     # The gateway reads its settings itself, and has to find there what the flags said.
     os.environ.update(POTLUCK_HOST=host, POTLUCK_PORT=str(port))
     if devices is not None:
@@ -94,7 +98,47 @@ def server_arguments(host: str, port: int, others: list[str]) -> list[str]:
             raise Misuse(f"{argument.partition('=')[0]} cannot be used: the gateway is one process with one queue")
     speed = ["--loop", "uvloop", "--http", "httptools"] if sys.platform != "win32" else []
     quiet = ["--no-access-log"]  # the gateway writes one line a request itself
-    return ["server:app", "--host", host, "--port", str(port), *speed, *quiet, *others]
+    alone = ["--workers", "1"]  # whatever WEB_CONCURRENCY says
+    return ["server:app", "--host", host, "--port", str(port), *speed, *quiet, *alone, *others]
+
+
+def _listens_elsewhere(others: list[str]) -> bool:
+    """On a socket in the file system, or on one that somebody else has opened."""
+    return any(argument.partition("=")[0] in ("--uds", "--fd") for argument in others)
+
+
+def check_place(host: str, port: int) -> None:
+    """Raises `PotluckError` where nothing can listen there. uvicorn learns it when everything else has been started."""
+    problems = []
+    try:
+        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    for family, kind, protocol, _, address in places:
+        try:
+            _bind_once(socket.socket(family, kind, protocol), address)
+        except OSError as error:
+            problems.append(error)
+    # A name may have one address of a kind that this machine lacks, and is good for the others then.
+    taken = [problem for problem in problems if problem.errno == errno.EADDRINUSE]
+    if taken or len(problems) == len(places):
+        raise _cannot_listen(host, port, (taken or problems)[0])
+
+
+def _bind_once(probe: socket.socket, address: Any) -> None:
+    """As the server does: IPv6 alone, and a port that rests after its last connection counts as free."""
+    with probe:
+        if probe.family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+def _cannot_listen(host: str, port: int, reason: OSError) -> PotluckError:
+    error = PotluckError(f"cannot listen on {host} port {port}: {reason.strerror or reason}")
+    error.hint = "stop what runs there, or choose another place with --host and --port"
+    return error
 
 
 def _must_be_there(*modules: str) -> None:

@@ -1,8 +1,9 @@
 """What `scripts/run` has to know before it starts the server: address, what to print, whether a model is wanted.
 
 `start_plan.py [flags of uvicorn]` prints four words: host, port, the address to tell people (or -), yes or no. Reads
-flags, environment and potluck.toml as the gateway does, and says at once when the port is taken, or when a list of
-devices is none, which the gateway itself would learn from the node's end only.
+flags, environment and potluck.toml as the gateway does, and says at once when the port is taken or none, when more
+processes are asked for than the one that there may be, or when a list of devices is none, which the gateway itself
+would learn from the node's end only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 from gpu_node.devices import parse_devices  # noqa: E402
 from gpu_node.errors import UsageError  # noqa: E402
 
+HIGHEST_PORT = 65535
+REFUSED = ("--workers", "--factory")  # as `potluck serve` does
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 
@@ -58,16 +61,8 @@ class StartPlan:
 
 
 def main(arguments: list[str]) -> int:
-    plan = start_plan(arguments, os.environ, _settings_file(Path("potluck.toml")))
-    if plan.listens is not None and not is_free(plan.listens[1], plan.listens[0]):
-        host, port = plan.listens
-        print(
-            f"error: cannot listen on {host} port {port}: it is taken, or no address of this machine.\n"
-            f"       Stop what runs there, or choose another port: scripts/run --port {port + 1}",
-            file=sys.stderr,
-        )
-        return 1
-    problem = problem_of(plan.devices)
+    plan = start_plan(arguments, os.environ, _settings_file(Path(os.environ.get("POTLUCK_CONFIG") or "potluck.toml")))
+    problem = problem_of_flags(arguments) or problem_of_place(plan.listens) or problem_of(plan.devices)
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -88,14 +83,35 @@ def start_plan(arguments: Sequence[str], environment: Mapping[str, str], file: M
     devices = setting("POTLUCK_EMBEDDED_DEVICES", default="").strip()
     listed = phones_listed(Path(setting("POTLUCK_PHONES_FILE", default="phones.json")))
     return StartPlan(
-        host=setting("HOST", "UVICORN_HOST", default="127.0.0.1"),
-        port=setting("PORT", "UVICORN_PORT", default="8000"),
+        host=setting("POTLUCK_HOST", "HOST", "UVICORN_HOST", default="127.0.0.1"),
+        port=setting("POTLUCK_PORT", "PORT", "UVICORN_PORT", default="8000"),
         flag_host=_flag(arguments, "--host"),
         flag_port=_flag(arguments, "--port"),
         is_https=_flag(arguments, "--ssl-certfile") is not None,
         is_plain_tcp=_flag(arguments, "--uds") is None and _flag(arguments, "--fd") is None,
         wants_model=mode == "on" or (mode == "auto" and (not listed or bool(devices))),
         devices=devices,
+    )
+
+
+def problem_of_flags(arguments: Sequence[str]) -> str:
+    """Why uvicorn must not be given these flags; empty: it may."""
+    refused = next((word for word in (argument.partition("=")[0] for argument in arguments) if word in REFUSED), None)
+    return f"{refused} cannot be used: the gateway is one process with one queue" if refused else ""
+
+
+def problem_of_place(listens: tuple[str, int] | None) -> str:
+    """Why nothing can listen there, with a way out; empty: it can, or the place is not known before the start."""
+    if listens is None:
+        return ""
+    host, port = listens
+    if port > HIGHEST_PORT:
+        return f"{port} is no port: the highest one is {HIGHEST_PORT}"
+    if is_free(port, host):
+        return ""
+    return (
+        f"cannot listen on {host} port {port}: it is taken, or no address of this machine.\n"
+        f"       Stop what runs there, or choose another port: scripts/run --port {port % HIGHEST_PORT + 1}"
     )
 
 

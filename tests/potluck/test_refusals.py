@@ -69,9 +69,11 @@ def test_retry_after(header, seconds):
 
 
 def test_foreign_bodies_keep_status_and_beginning():
-    error = read(502, b"<html>\n  Bad   gateway" + b"x" * 5000)
+    page = b"<html><head><title>502</title><style>h1 { color: red }</style></head>\n <h1>Bad   gateway</h1>"
+    error = read(502, page + b"x" * 5000)
     assert type(error) is GatewayFailed
-    assert str(error).startswith("the server answered 502: <html> Bad gateway")
+    assert str(error).startswith("the server answered 502: Bad gateway xxx")
+    assert error.hint is not None and "no gateway's answer" in error.hint
     assert len(str(error)) < 250
     assert str(read(500, b"")) == "the server answered 500"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def test_the_plain_plan() -> None:
         ([], {"HOST": "::", "PORT": "81"}, "http://[::1]:81"),
         (["--host", "::1"], {"HOST": "0.0.0.0"}, "http://[::1]:8000"),
         ([], {"UVICORN_PORT": "82"}, "http://127.0.0.1:82"),
+        ([], {"POTLUCK_HOST": "::1", "HOST": "0.0.0.0", "POTLUCK_PORT": "83", "PORT": "84"}, "http://[::1]:83"),
         (["--port", "1", "--port", "2"], {}, "http://127.0.0.1:2"),
         (["--ssl-certfile", "c.pem", "--ssl-keyfile", "k.pem"], {}, "https://127.0.0.1:8000"),
         (["--host", "gateway.local"], {}, "http://gateway.local:8000"),
@@ -136,6 +138,42 @@ def test_a_taken_port_is_told_with_a_way_out(capsys: pytest.CaptureFixture[str])
         port = other.getsockname()[1]
         assert start_plan.main(["--port", str(port)]) == 1
     assert f"scripts/run --port {port + 1}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--port", "99999"], "error: 99999 is no port: the highest one is 65535\n"),
+        (["--workers", "2"], "error: --workers cannot be used: the gateway is one process with one queue\n"),
+        (
+            ["--port", "0", "--workers=2"],
+            "error: --workers cannot be used: the gateway is one process with one queue\n",
+        ),
+        (
+            ["--port", "0", "--workers=2"],
+            "error: --workers cannot be used: the gateway is one process with one queue\n",
+        ),
+        (["--factory"], "error: --factory cannot be used: the gateway is one process with one queue\n"),
+    ],
+)
+def test_flags_that_cannot_work_are_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start_plan.main(arguments) == 1
+    assert capsys.readouterr() == ("", sentence)
+
+
+def test_another_file_of_settings_counts(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text('port = 70001\nembedded_node = "off"\n')
+    told = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "lib" / "start_plan.py"],
+        env={"POTLUCK_CONFIG": str(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr) == (1, "error: 70001 is no port: the highest one is 65535\n")
 
 
 def test_demo_ports_lie_in_a_row_beside_what_is_taken() -> None:

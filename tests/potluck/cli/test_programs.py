@@ -1,11 +1,12 @@
+import socket
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from potluck.cli import app
-from potluck.cli.programs import server_arguments
-from potluck.errors import Misuse
+from potluck.cli.programs import check_place, server_arguments
+from potluck.errors import Misuse, PotluckError
 from tests.potluck.cli.terminal import run
 
 NOWHERE = "http://127.0.0.1:9"
@@ -37,6 +38,36 @@ def test_serve_explains_a_wrong_setting_in_a_sentence():
     assert done.returncode == 2
     assert "POTLUCK_QUEUE_LIMIT" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_serve_refuses_a_taken_port_before_anything_is_started():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        done = run(NOWHERE, "serve", "--port", str(other.getsockname()[1]))
+    assert done.returncode == 1
+    assert "Address already in use" in done.stderr and "--port" in done.stderr
+    assert "Started server process" not in done.stderr
+
+
+def test_a_place_is_looked_at_as_the_server_takes_it():
+    check_place("127.0.0.1", 0)
+    check_place("localhost", 0)
+    with socket.socket() as other, pytest.raises(PotluckError, match=r"cannot listen on localhost port \d+"):
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        check_place("localhost", other.getsockname()[1])
+    with pytest.raises(PotluckError, match=r"192\.0\.2\.77 port 0"):
+        check_place("192.0.2.77", 0)
+    with pytest.raises(PotluckError, match=r"nowhere\.invalid port 0"):
+        check_place("nowhere.invalid", 0)
+
+
+def test_another_program_on_every_ipv4_address_leaves_ipv6_free():
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        check_place("::", other.getsockname()[1])
 
 
 def test_serve_passes_unknown_flags_to_uvicorn_which_judges_them():
