@@ -29,7 +29,10 @@ SILENT = (
     " nothing either, plug it in again, or switch wireless debugging off and on"
 )
 IN_USE = "local port {port} is taken by another program or phone: change 'port' of its entry in the fleet file"
-TWICE = "another phone on this computer tells the same serial number; adb cannot tell the two apart"
+TWICE = (
+    "another phone on a cable tells the same serial number, and adb cannot tell forwards of the two apart: leave one on"
+    " its cable and reach the other by Wi-Fi (potluck adb pair), where they differ"
+)
 
 # Longest first: `no permissions` has an explanation of adb's own behind it.
 WORDS: Mapping[str, str] = {
@@ -211,7 +214,30 @@ def _ways_of(
         if len(ways) == 2 and "" in ways:  # who tells no boot is the one phone of that number
             untold = ways.pop("")
             next(iter(ways.values())).extend(untold)
-    return [(number, found) for number, ways in boots.items() for found in ways.values()]
+    phones = [(number, found) for number, ways in boots.items() for found in ways.values()]
+    return _by_cable_and_air(phones, facts)
+
+
+def _by_cable_and_air(
+    phones: list[tuple[str, list[Transport]]], facts: Mapping[tuple[str, int], Facts]
+) -> list[tuple[str, list[Transport]]]:
+    """Of those whose number identifies nobody: equal boot and addresses are one phone, if at most one has a cable.
+
+    The boot alone does not tell: containers have that of their machine, emulators that of their snapshot.
+    """
+    found, alike = [], defaultdict(list)
+    for number, ways in phones:
+        told = facts.get(ways[0].key)
+        if told is not None and _is_shared(told.serialno) and told.boot and told.addresses:
+            alike[told.boot, told.addresses].append((number, ways))
+        else:
+            found.append((number, ways))
+    for same in alike.values():
+        together = [way for _, ways in same for way in ways]
+        by_cable = [number for number, ways in same for way in ways if not way.is_network]
+        number = by_cable[0] if by_cable else min(number for number, _ in same)
+        found += [(number, together)] if len(by_cable) <= 1 else same
+    return found
 
 
 def _names(phones: Iterable[tuple[str, list[Transport]]], current: Mapping[str, str]) -> dict[str, list[Transport]]:
@@ -254,9 +280,11 @@ def _phone(
 
 
 def _identity(transport: Transport, told: Facts | None) -> str:
-    if told is None or told.serialno.lower() in SHARED_SERIALS or told.serialno.startswith("EMULATOR"):
-        return shown(transport.serial)
-    return told.serialno
+    return shown(transport.serial) if told is None or _is_shared(told.serialno) else told.serialno
+
+
+def _is_shared(serialno: str) -> bool:
+    return serialno.lower() in SHARED_SERIALS or serialno.startswith("EMULATOR")
 
 
 def _serial_of(text: str) -> str:

@@ -138,6 +138,36 @@ def test_one_phone_by_cable_network_and_name_is_one_by_its_boot() -> None:
     assert over_air.id == "S1" and over_air.transport.is_network
 
 
+HOME = ("192.168.1.7",)
+
+
+def ids(facts: dict[Transport, Facts]) -> list[tuple[str, int]]:
+    """Each phone's id and by how many ways it is reached."""
+    found = phones_of(tuple(facts), {way.key: told for way, told in facts.items()}, {})
+    return sorted((phone.id, len(phone.serials)) for phone in found)
+
+
+def test_a_phone_whose_number_identifies_nobody_counts_once_by_cable_and_by_air() -> None:
+    cable, named = Transport("0123456789ABCDEF", "device", number=1), Transport("adb-x._adb-tls-connect._tcp", "device")
+    told = Facts("0123456789ABCDEF", boot=BOOT, addresses=HOME)
+    assert ids({by_wifi(7, 2): told, cable: told, named: told}) == [("0123456789ABCDEF", 3)]
+    assert ids({by_wifi(7, 2): told, named: told}) == [("10.0.0.7:5555", 2)]
+    emulator = Transport("emulator-5554", "device", number=4)
+    told = Facts("EMULATOR36X4X10X0", boot=BOOT, addresses=("10.0.2.15",))
+    assert ids({by_wifi(7, 2): told, emulator: told}) == [("emulator-5554", 2)]
+
+
+def test_an_equal_boot_alone_makes_nobody_one() -> None:
+    """Containers have the boot of their machine; emulators of one snapshot have boot and address in common."""
+    one, two = Facts("", boot=BOOT, addresses=("172.17.0.2",)), Facts("", boot=BOOT, addresses=("172.17.0.3",))
+    assert len(ids({by_wifi(7, 1): one, by_wifi(8, 2): two})) == 2
+    unknown = Facts("", boot=BOOT)
+    assert len(ids({by_wifi(7, 1): unknown, by_wifi(8, 2): unknown})) == 2
+    emulators = [Transport(f"emulator-555{number}", "device", number=number) for number in (4, 6)]
+    told = Facts("EMULATOR36X4X10X0", boot=BOOT, addresses=("10.0.2.15",))
+    assert len(ids({**dict.fromkeys(emulators, told), by_wifi(7, 1): told})) == 3
+
+
 def test_clones_of_one_number_on_cables_are_never_spoken_to() -> None:
     ways = (Transport("A", "device", number=1), Transport("A", "device", number=2))
     facts = {ways[0].key: Facts("A", boot=BOOT), ways[1].key: Facts("A", boot=OTHER_BOOT)}
