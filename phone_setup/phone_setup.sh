@@ -994,6 +994,7 @@ GATEWAY=$(cat "$HERE/gateway")
 TOKEN=$(cat "$HERE/phone_token")
 SERVER=$1
 PAUSE=${POTLUCK_REPORT_SECONDS:-30}
+THERMAL=${POTLUCK_THERMAL:-/sys/class/thermal}
 
 quote() {
     local text=${1//\\/\\\\}
@@ -1051,7 +1052,34 @@ battery() {
     told=$(timeout 10 termux-battery-status 2>/dev/null | tr '\n\t\r' '   ') || return 1
     told=${told%"${told##*[! ]}"}
     [[ $told == '{'*'}' ]] || return 1
-    printf '{"battery":%s%s}' "$told" "$(signal)"
+    printf '%s' "$told"
+}
+
+# The battery's warmth as the kernel tells it, on phones that let Termux read it, in thousandths of a degree; sixteen zones
+# at most. No other zones, since a processor at work is hot and well; and no battery's figures that are no temperature.
+zones() {
+    local zone type value told="" count=0
+    for zone in "$THERMAL"/thermal_zone*; do
+        { IFS= read -r type <"$zone/type"; } 2>/dev/null || continue
+        type=${type,,}
+        [[ $type == bms || $type =~ ^[a-z0-9_.-]*batt[a-z0-9_.-]*$ ]] || continue
+        [[ ! $type =~ cycle|soc|level|lvl|volt|curr|capacity|percent|power|_id$|-id$ ]] || continue
+        { IFS= read -r value <"$zone/temp"; } 2>/dev/null || continue
+        [[ $value =~ ^-?[1-9][0-9]{0,6}$ ]] || continue # 0: a sensor that is not there
+        if [[ $told == *"\"$type\""* ]]; then type+="-${zone##*thermal_zone}"; fi
+        told+=",\"$type\":$value"
+        count=$((count + 1))
+        if [ "$count" -eq 16 ]; then break; fi
+    done
+    [ -n "$told" ] && printf '{%s}' "${told#,}"
+}
+
+# What is reported: the battery as Termux:API tells it, its warmth from the kernel where that tells none. False: nothing is known.
+condition() {
+    local told body=""
+    if told=$(battery); then body=",\"battery\":$told$(signal)"; else told=""; fi
+    if [[ ! $told =~ \"temperature\":\ *-?[0-9.]*[1-9] ]] && told=$(zones); then body+=",\"thermal\":{\"zones\":$told}"; fi
+    [ -n "$body" ] && printf '{%s}' "${body#,}"
 }
 
 printf '%s\n' "$$" >"$HERE/report.pid"
@@ -1065,7 +1093,7 @@ while is_running "$SERVER" && is_newest; do
     if [ $((rounds % 10)) -eq 0 ]; then
         heed "$(post join "$(cat "$HERE/join.json")")"
     fi
-    if [ "$failures" -eq 0 ] && body=$(battery); then heed "$(post report "$body")"; fi
+    if [ "$failures" -eq 0 ] && body=$(condition); then heed "$(post report "$body")"; fi
     # After a failure, or a refusal, the next round renews the address as well.
     if [ $((failures + refusals)) -gt 0 ]; then rounds=0; else rounds=$((rounds + 1)); fi
     rest

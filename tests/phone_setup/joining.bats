@@ -171,6 +171,40 @@ STUB
     not grep -q Home "$FAKE/gateway.log"
 }
 
+# zone NUMBER TYPE TEMPERATURE: one of the kernel's.
+zone() {
+    mkdir -p "$POTLUCK_THERMAL/thermal_zone$1"
+    printf '%s\n' "$2" >"$POTLUCK_THERMAL/thermal_zone$1/type"
+    printf '%s\n' "$3" >"$POTLUCK_THERMAL/thermal_zone$1/temp"
+}
+
+reports() { grep -qF "POST /api/phones/report own-secret $1" "$FAKE/gateway.log"; }
+
+@test "without a temperature from Termux:API the reporter tells the kernel's, of the battery only" {
+    gateway
+    zone 0 cpu-0-0-usr 91000
+    zone 1 Battery 41000
+    zone 2 bms 40500
+    zone 3 battery 39800
+    zone 4 battery_cycle 450 # no temperature at all
+    zone 5 batt-therm 0
+    zone 6 'batt","x' 1
+    zone 7 batt_flash 'no such device'
+    mkdir "$POTLUCK_THERMAL/thermal_zone8"
+    zones='"thermal":{"zones":{"battery":41000,"bms":40500,"battery-3":39800}}'
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    went_well
+    until_true reports "{$zones}"
+    have termux-battery-status
+    echo '{"percentage": 71, "temperature": 0.0}' >"$FAKE/battery"
+    until_true reports "{\"battery\":{\"percentage\": 71, \"temperature\": 0.0},$zones}"
+    echo '{"percentage": 71, "temperature": 30.0}' >"$FAKE/battery"
+    until_true reports '{"battery":{"percentage": 71, "temperature": 30.0}}'
+    rm "$FAKE/bin/termux-battery-status"
+    for number in {20..40}; do zone "$number" "batt_$number" "300$number"; done
+    until_true grep -q '"batt_32":30032}}}$' "$FAKE/gateway.log" # with the other three: sixteen, in the order of a shell's names
+}
+
 @test "the reporter tells battery and heat, also after a restart" {
     gateway
     printf '{\n  "percentage": 71,\n  "temperature": 31.2\n}\n' >"$FAKE/battery"
