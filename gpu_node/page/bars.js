@@ -37,12 +37,16 @@ function mark(element, name, value) {
   if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
-/** One child of `list` an item: kept while its key stays, made when it is new, removed when it is gone. */
+/** One child of `list` an item: kept while its key stays, made when it is new, removed when it is gone.
+ *  Of items with one key the first counts: nodes tell what they like, and twice at that. */
 export function keep(list, items, keyOf, build, update) {
   const known = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  const placed = new Set();
   let place = list.firstElementChild;
   for (const item of items) {
-    const key = keyOf(item);
+    const key = String(keyOf(item));
+    if (placed.has(key)) continue;
+    placed.add(key);
     let child = known.get(key);
     if (child) {
       known.delete(key);

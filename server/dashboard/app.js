@@ -4,11 +4,11 @@
 import { count, make, write } from "./bars.js";
 import { showCable } from "./cable.js";
 import { showCards, summaryOf } from "./cards.js";
-import { Refused, call, forgetKey, hasKey, keepKey, read, records } from "./gateway.js";
+import { BROKEN, Refused, STRANGE, Unheard, call, forgetKey, hasKey, keepKey, read, records } from "./gateway.js";
 import { isOpen, prepareInvite } from "./invite.js";
 import { watchPhones } from "./phones.js";
 import { watchSplits } from "./splits.js";
-import { clock, seconds } from "./words.js";
+import { clock, mark, pause, seconds, seen } from "./words.js";
 
 const EVERY_MS = 1000;
 const element = (id) => document.getElementById(id);
@@ -48,9 +48,10 @@ function showFleet(health) {
   show("figure-hits", health.cache.hits ?? 0);
   show("summary", health.draining ? "The gateway is being stopped." : summaries[health.status] ?? health.status);
   show("version", `Potluck ${health.version}`);
-  [nodes, adb] = [health.nodes, health.adb];
+  showCards(element("nodes"), health.nodes, health.adb);
+  [nodes, adb] = [health.nodes, health.adb]; // now that they could be shown
   heardAt = Date.now();
-  showNodes();
+  mark(element("fleet"), "class", "");
   show("fleet-summary", summaryOf(nodes));
   showCable(adb);
   const nobody = element("no-nodes");
@@ -82,25 +83,29 @@ function showModels(nodes) {
 }
 
 async function watchFleet() {
-  for (;;) {
-    if (!document.hidden) {
-      try {
-        const health = await read("/health");
-        askForKey(false);
-        showFleet(health);
-      } catch (error) {
-        if (error.status === 401) {
-          askForKey(true, hasKey());
-          forgetKey();
-          show("summary", "Locked.");
-        } else {
-          show("summary", error instanceof Refused ? error.message : "The gateway does not answer.");
-          if (heardAt) show("fleet-summary", `As it was at ${clock(heardAt)}`);
-        }
-      }
+  for (await seen(); ; await pause(EVERY_MS)) {
+    try {
+      showFleet(await read("/health"));
+      askForKey(false);
+    } catch (error) {
+      missFleet(error);
     }
-    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
   }
+}
+
+/** What is shown stays, and says of when it is. */
+function missFleet(error) {
+  const locked = error.status === 401;
+  const inWords = error instanceof Refused || error instanceof Unheard;
+  if (locked) {
+    askForKey(true, hasKey());
+    forgetKey();
+  }
+  if (!inWords) console.warn(error);
+  show("summary", locked ? "Locked." : inWords ? error.message : STRANGE);
+  if (!heardAt) return;
+  show("fleet-summary", `As it was at ${clock(heardAt)}`);
+  mark(element("fleet"), "class", "stale");
 }
 
 // asking
@@ -166,7 +171,7 @@ async function ask(question) {
       signal: running.signal,
     });
     for await (const record of records(response)) take(record, parts, answer);
-    if (!answer.done) throw new Error("The connection ended before the answer did.");
+    if (!answer.done) throw new Unheard(BROKEN);
   } catch (error) {
     if (error.status === 401) askForKey(true, hasKey());
     const stopped = error.name === "AbortError";

@@ -1,7 +1,8 @@
 // Phones on a cable that are not of use yet, and what to do about it, in the gateway's words; there only when there are
-// any. What adb and the phones say is set as text, never as markup.
+// any, and then above all cards: somebody has to do something. What adb and the phones say is set as text, never as markup.
 
 import { keep, make, write } from "./bars.js";
+import { mark } from "./words.js";
 
 const LOOKS_BEFORE_SHOWN = 2; // a phone that was just plugged in has a trouble for a moment, while it is being asked
 const element = (id) => document.getElementById(id);
@@ -40,5 +41,6 @@ function update(item, phone) {
   write(name, phone.name);
   write(serial, phone.name === phone.serial ? "" : phone.serial);
   write(state, phone.state === "device" ? "connected" : phone.state);
+  mark(item, "class", phone.state === "device" ? "panel" : "panel bad");
   write(item.lastChild, phone.problem);
 }

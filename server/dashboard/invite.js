@@ -1,16 +1,18 @@
 // The invitation: its line and code for the address that the phone can reach, until when it is good, and that a phone has
-// joined. The secret leaves the page once nobody needs it: when the dialog closes, when it expires, when it is used.
+// joined. The secret leaves the page once nobody needs it: when the dialog closes, when it expires, is used or withdrawn.
+// What else is open stands below, by its time: whoever closed the dialog too early can still take an invitation back.
 
-import { make, write } from "./bars.js";
-import { now, post } from "./gateway.js";
+import { keep, make, write } from "./bars.js";
+import { now, post, read, remove } from "./gateway.js";
 import { whenJoined } from "./phones.js";
-import { clock, countdown } from "./words.js";
+import { clock, countdown, mark } from "./words.js";
 
 const element = (id) => document.getElementById(id);
 let made = null; // what the gateway has told, while it is good
 let turn = 0; // of the question that is wanted; answers to earlier ones are dropped
 let ticking = null;
 
+const path = (id) => `/api/phones/invitations/${encodeURIComponent(id)}`;
 export const isOpen = () => element("invite").open;
 
 async function invite() {
@@ -27,6 +29,7 @@ async function invite() {
     write(element("invite-error"), error.message);
     offer("Try again");
   }
+  if (mine === turn) await showOthers();
 }
 
 function show(answer) {
@@ -72,6 +75,69 @@ function end(words) {
   write(element("invite-news"), words);
   offer("Invite another phone");
   element("invite-again").focus();
+  showOthers();
+}
+
+/** A phone may have come by another invitation: then this one is still good. */
+async function meet(phone) {
+  if (!isOpen()) return;
+  const mine = turn;
+  const open = await openOnes();
+  if (mine !== turn || !made) return;
+  const words = `${phone.name} has joined.`;
+  if (open?.some((one) => one.id === made.id)) write(element("invite-news"), `${words} This invitation is still good.`);
+  else end(words);
+}
+
+// taking one back
+
+async function withdraw() {
+  const mine = turn;
+  element("invite-error").textContent = "";
+  try {
+    await remove(path(made.id));
+    if (mine === turn) end("The invitation is withdrawn: its line does nothing any more.");
+  } catch (error) {
+    if (mine !== turn) return;
+    if (error.status === 404) end("This invitation is over already.");
+    else write(element("invite-error"), error.message);
+  }
+}
+
+/** What a phone can still join with; null where nobody tells. */
+const openOnes = () => read("/api/phones/invitations").then((told) => told.invitations, () => null);
+
+async function showOthers() {
+  const mine = turn;
+  const open = await openOnes();
+  if (mine !== turn || !isOpen() || open === null) return;
+  const others = open.filter((one) => one.id !== made?.id);
+  element("invite-others").hidden = !others.length;
+  keep(element("invite-other-list"), others, (one) => one.id, buildOther, updateOther);
+}
+
+function buildOther(one) {
+  const item = make("li");
+  const button = make("button", "quiet", "Withdraw");
+  button.type = "button";
+  button.addEventListener("click", () => withdrawOther(one.id, item));
+  item.append(make("span"), button);
+  return item;
+}
+
+function updateOther(item, { made_at: begun, expires_at: until, fetched }) {
+  write(item.firstChild, `Made at ${clock(begun)}, ${fetched ? "being used" : "open"} until ${clock(until)}`);
+  mark(item.lastChild, "aria-label", `Withdraw the one made at ${clock(begun)}`);
+}
+
+async function withdrawOther(id, item) {
+  try {
+    await remove(path(id));
+  } catch (error) {
+    if (error.status !== 404) return void write(item.firstChild, error.message);
+  }
+  element(made ? "invite-copy" : "invite-again").focus(); // the button goes, and would take the focus with it
+  await showOthers();
 }
 
 function offer(words) {
@@ -103,6 +169,7 @@ function forget() {
   element("invite-command").value = "";
   element("invite-code").replaceChildren();
   element("invite-address").replaceChildren();
+  element("invite-others").hidden = true;
   for (const part of ["invite-until", "invite-news", "invite-error"]) write(element(part), "");
   turn += 1;
   return turn;
@@ -113,7 +180,8 @@ export function prepareInvite() {
   element("invite-again").addEventListener("click", invite);
   element("invite-copy").addEventListener("click", copy);
   element("invite-address").addEventListener("change", choose);
+  element("invite-withdraw").addEventListener("click", withdraw);
   element("invite-close").addEventListener("click", () => element("invite").close());
   element("invite").addEventListener("close", forget);
-  whenJoined((phone) => { if (isOpen() && made) end(`${phone.name} has joined.`); });
+  whenJoined(meet);
 }

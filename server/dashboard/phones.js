@@ -5,7 +5,7 @@
 import { keep, make, write } from "./bars.js";
 import { now, post, read } from "./gateway.js";
 import { careOf, makeOf, oldSince, readingsOf, tells } from "./readings.js";
-import { clock, length, mark, say } from "./words.js";
+import { clock, length, mark, pause, say, seen } from "./words.js";
 
 const EVERY_MS = 2000;
 const BARS = 4;
@@ -14,14 +14,14 @@ const ORDERS = {
   resume: { label: "Resume", running: "Resuming…", done: "is in service again" },
 };
 let told = new Map(); // by the phone's id
-let joined = null; // ids of those that have joined; null: never heard
+let joined = null; // when each of them registered last, by its id; null: never heard
 let turn = 0; // an order has changed what earlier answers say
 const running = new Map(); // orders that are under way, by the phone's id
 const troubles = new Map(); // the last order's error, by the phone's id
 const restSeen = new Map(); // when a rest began under our eyes, by the node's id
 const listeners = [];
 
-/** `listener(phone)` is called once for every phone that joins while the page is open. */
+/** `listener(phone)` is called for every phone that joins while the page is open, also for one that was known before. */
 export function whenJoined(listener) {
   listeners.push(listener);
 }
@@ -156,25 +156,31 @@ function hear(phones) {
   told = new Map(phones.map((phone) => [phone.id, phone]));
   for (const known of [troubles, restSeen]) for (const id of known.keys()) if (!told.has(id)) known.delete(id);
   const before = joined;
-  joined = new Set(phones.filter((phone) => phone.joined).map((phone) => phone.id));
+  joined = new Map(phones.filter((phone) => phone.joined).map((phone) => [phone.id, phone.joined_at]));
   if (before === null) return;
-  for (const id of joined) {
-    if (before.has(id)) continue;
-    say(`${told.get(id).name} has joined.`);
-    for (const listener of listeners) listener(told.get(id));
-  }
+  const anew = phones.filter(({ id }) => joined.has(id) && hasRegistered(before, id));
+  if (!anew.length) return;
+  say(`${anew.map((phone) => phone.name).join(", ")} ${anew.length > 1 ? "have" : "has"} joined.`);
+  for (const phone of anew) for (const listener of listeners) listener(phone);
+}
+
+/** A gateway that was started anew knows of no registration yet: that is none. */
+function hasRegistered(before, id) {
+  if (!before.has(id)) return true;
+  return joined.get(id) != null && joined.get(id) !== before.get(id);
 }
 
 /** Asks as long as the page is open. `wanted` says whether there may be any. */
 export async function watchPhones(wanted, changed) {
-  for (;;) {
-    if (!document.hidden && (joined === null || wanted())) {
+  for (await seen(); ; await pause(EVERY_MS)) {
+    if (joined !== null && !wanted()) continue;
+    try {
       const asked = turn;
-      // Where it fails, the fleet's own look tells why, and what was heard last stays as it is.
-      const answer = await read("/api/phones").catch(() => null);
-      if (answer && asked === turn && !running.size) hear(answer.phones);
+      const answer = await read("/api/phones");
+      if (asked === turn && !running.size) hear(answer.phones);
       changed();
+    } catch {
+      // The fleet's own look tells why, and what was heard last stays as it is.
     }
-    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
   }
 }

@@ -87,8 +87,8 @@ export function careOf({ resting, care_factor: share }) {
 /** What it is: chip, memory, Android. */
 export function makeOf({ details }) {
   const parts = [details.chip];
-  if (details.ram_bytes) parts.push(`${(details.ram_bytes / 2 ** 30).toFixed(1).replace(".0", "")} GB RAM`);
-  if (details.android) parts.push(`Android ${details.android}`);
+  if (details.ram_bytes) parts.push(`${(details.ram_bytes / 2 ** 30).toFixed(1).replace(".0", "")}\u00a0GB\u00a0RAM`);
+  if (details.android) parts.push(`Android\u00a0${details.android}`);
   if (details.mode && details.mode !== "native") parts.push(details.mode);
   return parts.filter(Boolean).join(" · ");
 }

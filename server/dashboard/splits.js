@@ -1,6 +1,7 @@
 // In the card of a node that runs a split model: a bar for each of its devices, and what happened to them last. Asked for
 // every two seconds, and only where there is a GPU node and somebody looks.
 
+import { pause, seen } from "./words.js";
 import { HAPPENED, count, drawRows, keep, make, rowsOf, write } from "./bars.js";
 
 const EVERY_MS = 2000;
@@ -62,16 +63,14 @@ function eventText(event) {
 
 /** Asks as long as the page is open. `ask` gives a path's record, `wanted` says whether there is anybody to ask. */
 export async function watchSplits(ask, wanted, changed) {
-  for (;;) {
-    if (!document.hidden && wanted()) {
-      try {
-        const status = await ask("/api/pipeline/status");
-        told = new Map(status.nodes.map((node) => [node.id, node]));
-      } catch {
-        told = new Map(); // the fleet's own look tells what is wrong
-      }
-      changed();
+  for (await seen(); ; await pause(EVERY_MS)) {
+    if (!wanted()) continue;
+    try {
+      const status = await ask("/api/pipeline/status");
+      told = new Map(status.nodes.map((node) => [node.id, node]));
+    } catch {
+      told = new Map(); // the fleet's own look tells what is wrong
     }
-    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+    changed();
   }
 }

@@ -5,8 +5,9 @@ let hushing = null;
 
 export const seconds = (ms) => (ms < 10000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`);
 
-/** A time of day, in the words of whoever looks. */
-export const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+/** A time of day, in the words of whoever looks. To make one that formats takes longer than all else of an update. */
+const times = new Intl.DateTimeFormat([], { hour: "numeric", minute: "2-digit" });
+export const clock = (moment) => times.format(new Date(moment));
 
 /** How long, behind a moment, in minutes and hours: seconds would change too often to be read. */
 export function length(ms) {
@@ -22,6 +23,18 @@ export function countdown(ms) {
   return minutes < 60
     ? `${minutes}:${String(left % 60).padStart(2, "0")}`
     : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+}
+
+/** So long, and until somebody looks: a page in the background asks for nothing, and is right as soon as it is seen. */
+export async function pause(ms) {
+  await new Promise((resolve) => setTimeout(resolve, ms));
+  await seen();
+}
+
+export async function seen() {
+  while (document.hidden) {
+    await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+  }
 }
 
 export function mark(element, name, value) {
