@@ -202,14 +202,13 @@ def _state(one: Mapping[str, Any]) -> str:
 
 def chosen_phone(phones: Sequence[Mapping[str, Any]], wanted: str) -> Mapping[str, Any]:
     """The one that is meant. Raises Misuse where none is, or several are."""
-    exact = [one for one in phones if one.get("id") == wanted] or [one for one in phones if one.get("name") == wanted]
     folded = wanted.casefold()
-    found = exact or [
-        one
-        for one in phones
-        if str(one.get("name", "")).casefold() == folded
-        or (len(wanted) >= SHORTEST_ID and str(one.get("id", "")).startswith(wanted))
-    ]
+    called = [one for one in phones if one.get("name") == wanted]
+    called = called or [one for one in phones if str(one.get("name", "")).casefold() == folded]
+    # A phone chooses its own first name: one that is called like the beginning of another's id is not meant by it.
+    begun = [one for one in phones if len(wanted) >= SHORTEST_ID and str(one.get("id", "")).startswith(wanted)]
+    exact = [one for one in phones if one.get("id") == wanted]
+    found = exact or [*called, *(one for one in begun if one not in called)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -128,7 +128,7 @@ class Invitations:
         return self._put(replace(found, state="claimed"))
 
     def release(self, invitation: Invitation) -> None:
-        """The phone was not let in: the invitation is as good as before."""
+        """Unless it was used or withdrawn, the invitation is as good as before."""
         held = self.known(invitation)
         self._put(replace(held, state="open") if held.state == "claimed" else held)
 

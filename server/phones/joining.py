@@ -29,7 +29,7 @@ from server.registry import NodeCondition, NodeProbed, Registry
 
 Found = TypeVar("Found")
 
-WRONG_TOKENS = 10  # of one address in a window; with 192 bits to guess it is the log and the processor that are spared
+WRONG_TOKENS = 10  # of one address in a window; with 192 bits to guess it is the processor that is spared
 REPORTS = 60  # and renewals of one phone in a window; it sends three
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,6 @@ class Joining:
     async def join(self, token: str, phone: Registration, peer: str | None) -> Joined:
         """A phone comes with an invitation. Raises GatewayError, and then the invitation is as good as before."""
         invitation = self._counted(peer, lambda: self._invitations.claim(token, self._wall()))
-        used = False
         try:
             host = callable_host(peer)
             self._refuse_taken_id(phone.id, host)
@@ -126,15 +125,13 @@ class Joining:
             self._refuse_taken_id(phone.id, host)
             phone_token = self._new_token()
             await self._ledger.admit(
-                phone.id, phone_token, lambda specs: self._admitted(specs, invitation, phone, host)
+                phone.id,
+                phone_token,
+                lambda specs: self._admitted(specs, invitation, phone, host),
+                lambda: self._used(invitation, phone.id),
             )
-            self._invitations.use(invitation)
-            self._kept.write(self._invitations.kept)
-            used = True
         finally:
-            if not used:
-                self._invitations.release(invitation)
-        self.registered_at[phone.id] = self._wall()
+            self._invitations.release(invitation)
         name = self._listed(phone.id, report) or phone.name
         log.info("the phone %s has joined at %s", name, host)
         return Joined(phone.id, name, phone_token)
@@ -285,6 +282,12 @@ class Joining:
         """Asked at the last moment: the invitation may have been withdrawn while the phone was looked at."""
         self._invitations.known(invitation).refuse_withdrawn()
         return registration.joined(specs, phone, host)
+
+    def _used(self, invitation: Invitation, phone_id: NodeId) -> None:
+        """The phone stands in the fleet file."""
+        self._invitations.use(invitation)
+        self._kept.write(self._invitations.kept)
+        self.registered_at[phone_id] = self._wall()
 
     def _renewed(self, specs: Sequence[NodeSpec], phone: Registration, host: str) -> Sequence[NodeSpec]:
         """Like a phone that joins, but for one that must still be there."""

@@ -92,6 +92,10 @@ def test_a_phone_must_be_meant_clearly(wanted: str) -> None:
     with pytest.raises(Misuse):
         chosen_phone([PHONE, *twins], wanted)
     assert chosen_phone([PHONE, *twins], "ef" * 16) == twins[1]
+    impostors = [PHONE | {"id": "ee" * 16, "name": PHONE["id"][:8]}, PHONE | {"id": "ef" * 16, "name": PHONE["id"]}]
+    with pytest.raises(Misuse, match="means 3 phones"):
+        chosen_phone([PHONE, *impostors, BARE | {"id": PHONE["id"][:8] + "0" * 24}], PHONE["id"][:8])
+    assert chosen_phone([PHONE, *impostors], PHONE["id"]) == PHONE
     with gateway((200, {"phones": [PHONE]})) as server:
         assert phones(server, "drain", "nobody").exit_code == 2
 

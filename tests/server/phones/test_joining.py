@@ -72,6 +72,24 @@ async def test_one_that_is_withdrawn_while_the_phone_is_looked_at_lets_it_in_no_
     assert not stand.path.exists() and not joining.has_token(NodeId(ID))
 
 
+async def test_a_gateway_that_stops_in_the_middle_leaves_all_or_nothing(stand: Stand) -> None:
+    tokens = iter(["invitation", "own"])
+
+    def new_token() -> str:
+        token = next(tokens)
+        if token == "own":  # from here on it is written
+            asyncio.get_running_loop().call_soon(coming.cancel)
+        return token
+
+    joining = Joining(stand.registry, stand.fleet_file, stand.look, lambda: stand.now, new_token)
+    coming = asyncio.create_task(joining.join(joining.invite(15, None)[0], phone(), HOST))
+    with pytest.raises(asyncio.CancelledError):
+        await coming
+    assert [entry["id"] for entry in stand.entries] == [ID] and stand.started().holder("own", HOST) == ID
+    with pytest.raises(CallerRefused, match="has been used"):
+        joining.begin("invitation", HOST)
+
+
 async def test_no_two_invitations_go_by_one_name(stand: Stand) -> None:
     tokens = iter(["first", "first", "second"])
     joining = Joining(stand.registry, stand.fleet_file, stand.look, lambda: stand.now, lambda: next(tokens))

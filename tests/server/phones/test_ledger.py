@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,43 @@ async def test_many_changes_at_once_are_all_made(ledger: Ledger, tmp_path: Path)
     assert sorted(ids(tmp_path)) == phones and all(ledger.holder(one) == one for one in phones)
     await asyncio.gather(*(ledger.dismiss(one) for one in phones))
     assert ids(tmp_path) == []
+
+
+async def test_a_change_that_has_begun_is_made_whole(ledger: Ledger, tmp_path: Path) -> None:
+    begun, go_on, admitted = threading.Event(), threading.Event(), []
+
+    def slowly(specs: Sequence[NodeSpec]) -> Sequence[NodeSpec]:
+        begun.set()
+        go_on.wait()
+        return adding(A)(specs)
+
+    joining = asyncio.create_task(ledger.admit(A, "token-a", slowly, lambda: admitted.append(A)))
+    await asyncio.to_thread(begun.wait)
+    joining.cancel()
+    other = asyncio.create_task(ledger.admit(B, "token-b", adding(B, "10.0.0.2")))
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    await other
+    assert ids(tmp_path) == [A, B] and ledger.holder("token-a") == A and admitted == [A]
+
+
+async def test_what_fails_after_its_caller_has_gone_leaves_nothing(ledger: Ledger) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def refused(specs: Sequence[NodeSpec]) -> Sequence[NodeSpec]:
+        begun.set()
+        go_on.wait()
+        raise RequestInvalid("no")
+
+    joining = asyncio.create_task(ledger.admit(A, "token-a", refused))
+    await asyncio.to_thread(begun.wait)
+    joining.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    assert not ledger.knows(A)
 
 
 async def test_a_broken_file_is_told(ledger: Ledger, tmp_path: Path) -> None:
