@@ -36,16 +36,18 @@ class Acquaintances:
         self.facts: dict[Connection, Facts] = {}
         self.serving: dict[Connection, str] = {}  # and the version of its Ollama
 
-    def meet(self, transports: tuple[Transport, ...]) -> None:
-        """These are all that are connected: get to know who is new, forget who left."""
+    def meet(self, transports: tuple[Transport, ...]) -> list[Connection]:
+        """These are all that are connected: get to know who is new, forget who left; those are the result."""
         here = {transport.key: transport for transport in transports if transport.state == READY}
-        for key in [key for key in self._tasks if key not in here]:
+        left = [key for key in self._tasks if key not in here]
+        for key in left:
             self._tasks.pop(key).cancel()
         self.facts = {key: facts for key, facts in self.facts.items() if key in here}
         self.serving = {key: version for key, version in self.serving.items() if key in here}
         for key, transport in here.items():
             if key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._get_to_know(transport), name=f"adb {transport.serial}")
+        return left
 
     def of(self, transport: Transport) -> Acquaintance | None:
         """Another one for each connection, also where adb tells no numbers."""

@@ -28,6 +28,8 @@ SILENT = (
     "adb lists it, but it has stopped answering: is Ollama still running there (status.sh in Termux)? If adb answers"
     " nothing either, plug it in again, or switch wireless debugging off and on"
 )
+LOOSE = "its connection breaks off again and again: try another cable, another port or a powered hub"
+HELD_OFF = LOOSE + "; it gets work when the connection has held for {seconds:g} s"
 IN_USE = "local port {port} is taken by another program or phone: change 'port' of its entry in the fleet file"
 TWICE = (
     "another phone on a cable tells the same serial number, and adb cannot tell forwards of the two apart: leave one on"

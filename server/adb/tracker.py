@@ -17,10 +17,11 @@ from typing import Any, Literal
 from server.adb.acquaintances import Acquaintance, Acquaintances
 from server.adb.binary import start_server
 from server.adb.care_reader import READ_SECONDS, CareReader
+from server.adb.contacts import STEADY_SECONDS, Contacts
 from server.adb.listing import Listing
 from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
 from server.adb.server_link import ANSWER_SECONDS, ServerLink
-from server.adb.states import IN_USE, NOT_ANSWERING, SILENT, AdbPhone, Transport, phones_of, shown
+from server.adb.states import HELD_OFF, IN_USE, LOOSE, NOT_ANSWERING, SILENT, AdbPhone, Transport, phones_of, shown
 from server.clock import Clock
 from server.errors import AdbError, AdbRefused, AdbServerGone
 from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeStatus
@@ -67,6 +68,7 @@ class AdbTracker:
         self._news = asyncio.Event()
         self._listing = Listing(registry)
         self._acquaintances = Acquaintances(self._link, self._clock, self._news.set)
+        self._contacts = Contacts()
         self._transports: tuple[Transport, ...] = ()
         self._current: dict[str, str] = {}  # the way that is used to each phone
         self._seen: dict[str, Acquaintance | None] = {}  # with the connection that it was planned for
@@ -185,7 +187,8 @@ class AdbTracker:
         if transports == self._transports:
             return
         self._transports = transports
-        self._acquaintances.meet(transports)
+        for serial, _ in self._acquaintances.meet(transports):
+            self._contacts.broke(serial, self._clock.monotonic())
         self._news.set()
 
     async def _settle(self) -> None:
@@ -197,11 +200,15 @@ class AdbTracker:
         for forward in forwards:  # it was another gateway's, made at the same moment: free when it goes
             self._blocked.pop(forward.local_port, None)
         self._left = set(forwards) & (set(forwards) if self._left is None else self._left)
-        serving = {phone.id for phone in phones if phone.transport.key in self._acquaintances.serving}
+        known = self._acquaintances.serving
+        serving = {phone.id for phone in phones if phone.transport.key in known and not self._is_loose(phone)}
         plan = plan_forwards(phones, serving, forwards, self._listing.entries(), self._memory())
         await self._carry_out(plan)
         self._remember(phones, plan)
         self._tell(phones)
+
+    def _is_loose(self, phone: AdbPhone) -> bool:
+        return self._contacts.is_loose(phone.transport.serial, self._clock.monotonic())
 
     def _memory(self) -> Memory:
         now = self._clock.monotonic()
@@ -284,6 +291,8 @@ class AdbTracker:
         if phone.id in plan.conflicts:
             return IN_USE.format(port=plan.conflicts[phone.id])
         place = plan.places.get(phone.id)
+        if self._is_loose(phone):
+            return LOOSE if place is not None else HELD_OFF.format(seconds=STEADY_SECONDS)
         here = place is None or place.port is not None
         if here and phone.transport.key not in self._acquaintances.serving:
             return NOT_ANSWERING.format(port=DEFAULT_OLLAMA_PORT)

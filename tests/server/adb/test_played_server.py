@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
+from server.adb.contacts import MOST_BREAKS, STEADY_SECONDS
 from server.adb.ports import preferred_port
-from server.adb.states import QUESTION
+from server.adb.states import LOOSE, QUESTION
 from server.adb.tracker import SETTLE_SECONDS, START_SECONDS, AdbOptions, AdbTracker
 from server.clock import Clock
 from server.errors import AdbError
-from server.nodes import NodeId, NodeStatus
-from server.registry import Registry
+from server.nodes import NodeId, NodeSpec, NodeStatus
+from server.registry import NodeListed, Registry
 from tests.server.adb.lab import until
 from tests.server.adb.played_server import CUT, HANG, PlayedServer, framed, playing
 
@@ -29,11 +31,13 @@ async def hurry(seconds: float) -> None:
 
 @asynccontextmanager
 async def tracking(
-    server: PlayedServer, sleep: Callable[[float], Awaitable[None]] = hurry
+    server: PlayedServer,
+    sleep: Callable[[float], Awaitable[None]] = hurry,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[tuple[AdbTracker, Registry]]:
     registry = Registry()
     options = AdbOptions(port=server.port, look_seconds=0.05, patience_seconds=0.3)
-    tracker = AdbTracker(registry, options, Clock(sleep=sleep))
+    tracker = AdbTracker(registry, options, Clock(monotonic, sleep=sleep))
     task = asyncio.create_task(tracker.run())
     try:
         yield tracker, registry
@@ -152,6 +156,40 @@ async def test_a_forward_that_cannot_be_made_is_tried_at_the_next_port() -> None
         async with tracking(server) as (_, registry):
             await until(lambda: listed(registry) == ["S1"])
             assert [*server.forwards] == [f"tcp:{preferred_port('S1', 1)}"]
+
+
+async def test_a_phone_whose_connection_breaks_off_again_and_again_gets_work_when_it_has_held() -> None:
+    now = 0.0
+    async with playing() as server, tracking(server, monotonic=lambda: now) as (tracker, registry):
+        for _ in range(MOST_BREAKS):
+            await until(lambda: listed(registry) == ["S1"])
+            now += 2.0
+            server.forwards.clear()
+            server.said["host:devices-l"] = framed("")
+            await until(lambda: listed(registry) == [])
+            server.said.clear()
+        await until(lambda: tracker.problems.get("S1", "").startswith(LOOSE))
+        looks = server.count("host:devices-l")
+        await until(lambda: server.count("host:devices-l") > looks + 3)
+        assert listed(registry) == [] and server.forwards == {}
+        now += STEADY_SECONDS
+        await until(lambda: listed(registry) == ["S1"])
+        assert tracker.problems == {}
+
+
+async def test_an_entry_whose_connection_is_loose_is_told_so_and_stays() -> None:
+    now = 0.0
+    async with playing() as server, tracking(server, monotonic=lambda: now) as (tracker, registry):
+        registry.emit(NodeListed(NodeSpec(NodeId("shelf"), "shelf", "ollama", "127.0.0.1", 21000, serial="S1"), 0.0))
+        for _ in range(MOST_BREAKS):
+            await until(lambda: [*server.forwards] == ["tcp:21000"])
+            now += 2.0
+            server.said["host:devices-l"] = framed("")
+            await until(lambda: tracker.phones == ())
+            server.forwards.clear()
+            server.said.clear()
+        await until(lambda: tracker.problems.get("S1") == LOOSE and [*server.forwards] == ["tcp:21000"])
+        assert listed(registry) == ["shelf"]
 
 
 async def test_a_server_that_hangs_at_the_end_keeps_nobody_from_ending() -> None:
