@@ -68,6 +68,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise UsageError(f"cannot listen on {host}: {error.strerror or error}") from error
+    except UnicodeError as error:  # a part of the name is empty or too long
+        raise UsageError(f"cannot listen on {host}: that is no name of a host") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

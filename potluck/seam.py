@@ -27,6 +27,10 @@ def translated(url: str) -> Iterator[None]:
         raise Misuse(f"{url!r} is no address of a gateway: {reason_of(error)}") from error
     except httpx.TransportError as error:
         raise GatewayUnreachable(f"the connection to {url} broke ({reason_of(error)})", url) from error
+    except UnicodeDecodeError:  # of a text that came: the caller's
+        raise
+    except UnicodeError as error:  # the system's, for a name that no name can be: too long, or with empty parts
+        raise Misuse(f"{url!r} is no address of a gateway: that is no name of a host") from error
     except (httpx.HTTPError, httpx.StreamError) as error:
         raise UnexpectedAnswer(f"what {url} sent cannot be read ({reason_of(error)})") from error
 

@@ -75,7 +75,7 @@ class FleetFile:
             specs = load(path)
         except FleetFileError as problem:
             log.error("%s %s; the fleet stays as it was", path, problem)
-            self.state = replace(self.state, error=str(problem), line=problem.line, column=problem.column)
+            self.state = replace(self.state, error=problem.message, line=problem.line, column=problem.column)
             return
         events = changes(self.state.specs, specs, now)
         self.state = FleetFileState(path, specs, loaded_at=now)

@@ -182,6 +182,8 @@ def _ask(
                 reply = client.request(method, target, json=body) if body else client.request(method, target)
         except httpx.TransportError as error:
             _fail(f"no node answers at {url} ({reason_of(error)})", "Start one with: potluck node. Elsewhere: --node.")
+        except UnicodeError as error:  # the system's, for a name with an empty part or one that is too long
+            raise Misuse(f"'{url}' is no address of a node: that is no name of a host") from error
         return _read(reply, url)
 
 

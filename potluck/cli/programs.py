@@ -112,7 +112,7 @@ def check_place(host: str, port: int) -> None:
     problems = []
     try:
         places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that no name can be: too long, or with empty parts
         raise _cannot_listen(host, port, error) from error
     for family, kind, protocol, _, address in places:
         try:
@@ -135,8 +135,9 @@ def _bind_once(probe: socket.socket, address: Any) -> None:
         probe.bind(address)
 
 
-def _cannot_listen(host: str, port: int, reason: OSError) -> PotluckError:
-    error = PotluckError(f"cannot listen on {host} port {port}: {reason.strerror or reason}")
+def _cannot_listen(host: str, port: int, reason: OSError | UnicodeError) -> PotluckError:
+    why = (reason.strerror if isinstance(reason, OSError) else None) or reason
+    error = PotluckError(f"cannot listen on {host} port {port}: {why}")
     error.hint = "stop what runs there, or choose another place with --host and --port"
     return error
 

@@ -25,6 +25,11 @@ def test_the_relay_listens_from_the_first_moment() -> None:
         assert is_loopback_socket(listener)
 
 
+def test_what_is_no_name_of_a_host_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match=r"^cannot listen on a\.\.b: that is no name of a host$"):
+        bind("a..b", 0)
+
+
 def test_there_need_be_no_relay() -> None:
     assert bind_relay(settings(no_relay=True)) is None
 

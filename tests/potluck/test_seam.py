@@ -16,6 +16,7 @@ URL = "http://127.0.0.1:8000"
         (httpx.ReadError(""), GatewayUnreachable),
         (httpx.RemoteProtocolError("cut"), GatewayUnreachable),
         (httpx.UnsupportedProtocol("gopher"), Misuse),
+        (UnicodeError("label too long"), Misuse),
         (httpx.DecodingError("not gzip"), UnexpectedAnswer),
         (httpx.TooManyRedirects("round"), UnexpectedAnswer),
         (httpx.StreamClosed(), UnexpectedAnswer),

@@ -33,13 +33,13 @@ class Followed:
         self.news.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 self.news.clear()
                 await self.news.wait()
 
     async def until_error(self, present: bool) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (self.file.state.error is not None) is not present:  # noqa: ASYNC110  # an error gives no event
                 await asyncio.sleep(0.005)
 
@@ -85,7 +85,8 @@ def test_a_broken_file_keeps_the_fleet_and_says_where(tmp_path: Path, caplog: py
     followed.file.reload()
     state = followed.file.state
     assert (state.line, state.column, state.specs, state.loaded_at) == (2, 3, (A,), 1000.0)
-    assert state.error is not None and "did you mean 'host'?" in state.error and len(followed.events) == 1
+    assert state.error is not None and state.error.endswith("did you mean 'host'?") and "line" not in state.error
+    assert len(followed.events) == 1
     assert "did you mean 'host'?" in caplog.text
     path.write_text('[{"host": "b"}]')
     followed.file.reload()

@@ -119,3 +119,5 @@ def test_what_is_no_node_is_told() -> None:
     assert (gone.exit_code, "no node answers at" in gone.stderr, "potluck node" in gone.stderr) == (1, True, True)
     nonsense = runner.invoke(app, ["devices", "list", "--node", "ftp://here"])
     assert nonsense.exit_code == 2
+    nameless = runner.invoke(app, ["devices", "list", "--node", "a..b"])
+    assert (nameless.exit_code, "that is no name of a host" in nameless.stderr) == (2, True)

@@ -59,8 +59,8 @@ def test_a_place_is_looked_at_as_the_server_takes_it():
         check_place("localhost", other.getsockname()[1])
     with pytest.raises(PotluckError, match=r"192\.0\.2\.77 port 0"):
         check_place("192.0.2.77", 0)
-    with pytest.raises(PotluckError, match=r"nowhere\.invalid port 0"):
-        check_place("nowhere.invalid", 0)
+    with pytest.raises(PotluckError, match=r"cannot listen on a+ port 0"):
+        check_place("a" * 64, 0)
 
 
 def test_another_program_on_every_ipv4_address_leaves_ipv6_free():
