@@ -31,6 +31,7 @@ from server.errors import GatewayDraining, GatewayError, InternalError, MethodRe
 from server.http_errors import Dialect, Header
 
 Handler = Callable[[Incoming], Awaitable[None]]
+Routes = dict[str, dict[str, Handler]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Answered without a key: nothing here tells anything about the fleet. Phones that join bring secrets of their own.
@@ -42,30 +43,37 @@ _CORS_METHODS = b"GET, POST, PATCH, DELETE, HEAD, OPTIONS"
 _CORS_SECONDS = b"600"
 
 
-def route_table(services: Services) -> dict[str, dict[str, Handler]]:
+def route_table(services: Services) -> Routes:
     """Path to method to handler. A path that ends in a slash stands for all paths below it."""
-    ask, batch, fleet, pages = AskApi(services), BatchApi(services), FleetApi(services), PagesApi()
-    chat, completions, models = (
-        OpenAIChatApi(services),
-        OpenAICompletionsApi(services),
-        OpenAIModelsApi(services),
-    )
-    many = OpenAIBatchApi(services, chat, completions)
-    ollama, listing, held = OllamaApi(services), OllamaModelsApi(services), ModelsApi(services)
-    refuse, pipeline = listing.refuse, PipelineApi(services)
-    join, phones, invitations = JoinApi(services), PhonesApi(services), InvitationsApi(services)
+    parts = (_prompts, _openai, _ollama, _models, _phones, _state)
+    return {path: methods for part in parts for path, methods in part(services).items()}
+
+
+def _prompts(services: Services) -> Routes:
+    ask, batch = AskApi(services), BatchApi(services)
     return {
-        "/": {"GET": pages.root},
-        "/dashboard/": {"GET": pages.asset},
         "/ask": {"POST": ask.ask},
         "/ask_stream": {"POST": ask.ask_stream},
         "/ask_batch": {"POST": batch.ask_batch},
+    }
+
+
+def _openai(services: Services) -> Routes:
+    chat, completions, models = OpenAIChatApi(services), OpenAICompletionsApi(services), OpenAIModelsApi(services)
+    many = OpenAIBatchApi(services, chat, completions)
+    return {
         "/v1/chat/completions": {"POST": chat.chat},
         "/v1/completions": {"POST": completions.completions},
         "/v1/batch/completions": {"POST": many.completions},
         "/v1/embeddings": {"POST": completions.embeddings},
         "/v1/models": {"GET": models.list_models},
         "/v1/models/": {"GET": models.one_model},
+    }
+
+
+def _ollama(services: Services) -> Routes:
+    ollama, listing = OllamaApi(services), OllamaModelsApi(services)
+    return {
         "/api/generate": {"POST": ollama.generate},
         "/api/chat": {"POST": ollama.chat},
         "/api/embed": {"POST": ollama.embed},
@@ -74,18 +82,31 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/api/ps": {"GET": listing.ps},
         "/api/show": {"POST": listing.show},
         "/api/version": {"GET": listing.version},
-        "/api/pull": {"POST": refuse},
-        "/api/push": {"POST": refuse},
-        "/api/create": {"POST": refuse},
+        "/api/pull": {"POST": listing.refuse},
+        "/api/push": {"POST": listing.refuse},
+        "/api/create": {"POST": listing.refuse},
         "/api/copy": {"POST": listing.refuse_known},
         "/api/delete": {"DELETE": listing.refuse_known},
-        "/api/blobs/": {"GET": refuse, "POST": refuse},
+        "/api/blobs/": {"GET": listing.refuse, "POST": listing.refuse},
+    }
+
+
+def _models(services: Services) -> Routes:
+    """What nodes hold, and on which devices."""
+    held, pipeline = ModelsApi(services), PipelineApi(services)
+    return {
         "/api/models": {"GET": held.listed},
         "/api/models/load": {"POST": held.load},
         "/api/models/unload": {"POST": held.unload},
         "/api/models/pull": {"POST": held.pull},
         "/api/gpu": {"GET": held.gpu},
         PIPELINE_PATH: {"GET": pipeline.status},
+    }
+
+
+def _phones(services: Services) -> Routes:
+    join, phones, invitations = JoinApi(services), PhonesApi(services), InvitationsApi(services)
+    return {
         "/join": {"GET": join.script},
         JOIN_PREFIX: {"GET": join.invited},
         "/api/phones": {"GET": phones.listed},
@@ -95,6 +116,14 @@ def route_table(services: Services) -> dict[str, dict[str, Handler]]:
         "/api/phones/join": {"POST": join.join},
         "/api/phones/report": {"POST": join.report},
         PHONES_PREFIX: {"POST": phones.order, "PATCH": phones.patch, "DELETE": phones.remove},
+    }
+
+
+def _state(services: Services) -> Routes:
+    fleet, pages = FleetApi(services), PagesApi()
+    return {
+        "/": {"GET": pages.root},
+        "/dashboard/": {"GET": pages.asset},
         "/health": {"GET": fleet.health},
         "/live": {"GET": fleet.live},
         "/ready": {"GET": fleet.ready},
