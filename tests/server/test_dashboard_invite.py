@@ -145,6 +145,68 @@ async def test_the_page_notices_that_the_phone_has_joined(chromium: Chromium, tm
         assert "joined" not in await browser.page.inner_text("#invite")
 
 
+async def test_a_known_phone_that_registers_anew_has_joined_too(chromium: Chromium, tmp_path: Path):
+    drawer = Drawer.in_folder(tmp_path)
+    node = await drawer.add(20, "Pixel 5")
+    async with page_of(chromium, drawer.page()) as browser:
+        await browser.shows(f"[data-node='{node}'] .foot button", "Drain")
+        token = token_of(await invited(browser))
+        drawer.stand.now += 60.0
+        await drawer.add(21, "Pixel 6")  # by an invitation from elsewhere
+        await browser.shows("#invite-news", "Pixel 6 has joined. This invitation is still good.")
+        assert await browser.page.input_value("#invite-command")
+        await drawer.add(20, "Pixel 5", token)
+        await browser.shows("#invite-news", "Pixel 5 has joined.")
+        await nothing_stays(browser)
+        await browser.shows("#news", "Pixel 5 has joined.")
+        drawer.joining.registered_at.clear()  # as in a gateway that was started anew
+        for number in (22, 23):
+            await drawer.add(number, f"Pixel {number}")
+        await browser.shows("#news", "Pixel 23")
+        assert "Pixel 5" not in await browser.page.inner_text("#news")
+
+
+async def test_an_invitation_is_withdrawn(chromium: Chromium, tmp_path: Path):
+    drawer = Drawer.in_folder(tmp_path)
+    async with page_of(chromium, drawer.page()) as browser:
+        await invited(browser)
+        await browser.page.focus("#invite-withdraw")
+        await browser.page.keyboard.press("Enter")
+        await browser.shows("#invite-news", "The invitation is withdrawn")
+        assert [*drawer.joining.invitations] == []
+        await nothing_stays(browser)
+        await playwright.expect(browser.page.locator("#invite-again")).to_be_focused()
+        await browser.page.click("#invite-again")
+        await browser.shows("#invite-until", "left")
+        await browser.page.route("**/api/phones/invitations/*", lambda route: route.abort())
+        await browser.page.click("#invite-withdraw")
+        await browser.shows("#invite-error", "The gateway does not answer.")
+        assert await browser.page.input_value("#invite-command")  # it is still good
+        await browser.page.unroute_all(behavior="wait")
+        for one in [*drawer.joining.invitations]:
+            drawer.joining.withdraw(one.id)
+        await browser.page.click("#invite-withdraw")
+        await browser.shows("#invite-news", "This invitation is over already.")
+        await nothing_stays(browser)
+
+
+async def test_invitations_of_closed_dialogs_are_withdrawn_from_the_list(chromium: Chromium, tmp_path: Path):
+    drawer = Drawer.in_folder(tmp_path)
+    async with page_of(chromium, drawer.page()) as browser:
+        await invited(browser)
+        await playwright.expect(browser.page.locator("#invite-others")).to_be_hidden()
+        await browser.page.keyboard.press("Escape")
+        line = await invited(browser)
+        listed = browser.page.locator("#invite-other-list li")
+        await playwright.expect(listed).to_have_count(1)
+        await playwright.expect(listed).to_contain_text("Made at")
+        await listed.get_by_role("button", name="Withdraw the one made at").click()
+        await playwright.expect(browser.page.locator("#invite-others")).to_be_hidden()
+        await playwright.expect(browser.page.locator("#invite-copy")).to_be_focused()
+        assert await browser.page.input_value("#invite-command") == line
+        assert len([*drawer.joining.invitations]) == 1
+
+
 async def test_an_invitation_that_expires_goes_by_the_gateways_clock(chromium: Chromium, tmp_path: Path):
     drawer = Drawer.in_folder(tmp_path)
 

@@ -39,9 +39,18 @@ FAINT = """() => {
 NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, img")]
   .filter((one) => !(one.labels?.length || one.ariaLabel || one.alt || one.textContent.trim()))
   .map((one) => one.outerHTML)"""
-# How far down the page things are.
-PLACES = """() => [...document.querySelectorAll(".node, .node button, footer")]
-  .map((one) => Math.round(one.getBoundingClientRect().y + scrollY))"""
+# Where things are on the page.
+PLACES = """() => [...document.querySelectorAll(".node, .node button, .readings > div, footer")]
+  .map((one) => one.getBoundingClientRect())
+  .map((place) => [Math.round(place.x), Math.round(place.y + scrollY)])"""
+# How far from its card's edge each reading begins: once for all cards of one width, where they stand below one another.
+COLUMNS = """() => [...new Set([...document.querySelectorAll(".readings")].map((one) => [...one.children]
+  .map((cell) => Math.round(cell.getBoundingClientRect().x - one.getBoundingClientRect().x)).join(" ")))]"""
+# Readings that reach into their neighbours, and what is too small for a finger (WCAG 2.5.5).
+CRAMPED = """() => [...document.querySelectorAll(".readings > div")]
+  .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)"""
+SMALL = """() => [...document.querySelectorAll("button, select, input, footer a")]
+  .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 44).map((one) => one.outerHTML)"""
 
 
 def card(node: str) -> str:
@@ -209,7 +218,7 @@ async def test_nothing_moves_and_nothing_is_built_anew_each_second(chromium: Chr
             await browser.shows(f"{card(node)} .battery", "50 %")
         before = await browser.page.evaluate(PLACES)
         await browser.page.evaluate("document.querySelectorAll('#nodes *').forEach((one) => { one.known = true; })")
-        for level in (49.0, 9.5):
+        for level in (100.0, 9.5):
             drawer.tell(nodes[1], level=level, charging=True, temperature_c=31.0)
             await browser.shows(f"{card(nodes[1])} .battery", f"{round(level)} %")
         await browser.page.click(f"{card(nodes[2])} .foot button")
@@ -218,6 +227,7 @@ async def test_nothing_moves_and_nothing_is_built_anew_each_second(chromium: Chr
         assert await browser.page.evaluate(PLACES) == before
         strangers = "[...document.querySelectorAll('#nodes *')].filter((one) => !one.known).length"
         assert await browser.page.evaluate(strangers) == 0
+        assert len(await browser.page.evaluate(COLUMNS)) == 1
 
 
 async def test_phones_on_a_cable_and_what_to_do_about_them(chromium: Chromium, tmp_path: Path):
@@ -235,7 +245,7 @@ async def test_phones_on_a_cable_and_what_to_do_about_them(chromium: Chromium, t
             cabled(MARKUP, MARKUP, name=f"{MARKUP}2", state=MARKUP),
         )
         await browser.shows("[data-serial='0A30'] .problem", "unlock it and tap Allow")
-        await browser.shows("[data-serial='0A30'] .state", "unauthorized")
+        await browser.shows("[data-serial='0A30'].bad .state", "unauthorized")
         items = browser.page.locator("#cable-phones li")
         await playwright.expect(items).to_have_count(2)
         for part, words in (("name", f"{MARKUP}2"), ("serial", MARKUP), ("state", MARKUP), ("problem", MARKUP)):
@@ -278,7 +288,7 @@ async def test_the_whole_drawer_can_be_read_on_any_screen(chromium: Chromium, tm
     drawer = Drawer.in_folder(tmp_path)
     hot, silent = await drawer.add(20, "hot-" * 20), await drawer.add(21, "silent")
     drained, warm = await drawer.add(22, "drained"), await drawer.add(23, MARKUP)
-    drawer.tell(hot, level=8.0, charging=False, temperature_c=46.5, thermal_status=4)
+    drawer.tell(hot, signal=-40, level=100.0, charging=False, temperature_c=46.5, thermal_status=5)
     drawer.tell(silent, ago=900, level=50.0, charging=True)
     drawer.tell(warm, level=22.0, charging=False, temperature_c=40.0, thermal_status=2)
     drawer.silence(silent)
@@ -291,12 +301,15 @@ async def test_the_whole_drawer_can_be_read_on_any_screen(chromium: Chromium, tm
         for width in (1280, 768, 360):
             await browser.page.set_viewport_size({"width": width, "height": 800})
             assert await browser.page.evaluate("document.documentElement.scrollWidth") <= width
+            assert await browser.page.evaluate(CRAMPED) == []
+            assert len(await browser.page.evaluate(COLUMNS)) == 1
         for scheme in ("light", "dark"):
             await browser.page.emulate_media(color_scheme=scheme)
             assert await browser.page.evaluate(FAINT) == []
             await browser.page.click("#invite-open")
             await browser.shows("#invite-until", "left")
             assert await browser.page.evaluate(FAINT) == []
+            assert await browser.page.evaluate(SMALL) == []
             await browser.page.click("#invite-close")
         assert await browser.page.evaluate(NAMELESS) == []
         labels = [await one.get_attribute("aria-label") for one in await browser.page.locator(".foot button").all()]
