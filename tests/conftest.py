@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 from pytest_asyncio import is_async_test
@@ -31,7 +32,19 @@ SETTINGS_WITHOUT_PREFIX = frozenset({"ENABLE_LRU_CACHE", "HOST", "PORT"})
 # Threads that libraries start once for the whole process and never end: tqdm's monitor and torch's compile pool.
 LIBRARY_THREADS = ("tqdm", "torch", "TMonitor", "pydevd", "SubprocPool", "Thread-auto_conversion")
 # A thread or child that was told to end may need a moment on a busy machine; one that was not told never ends.
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 20.0
+# So may a task that ends when the system tells of the other end of its socket.
+TASK_GRACE_SECONDS = 5.0
+LOOK_SECONDS = 0.01
+
+# Examples are the same in every run, however long one takes on a busy machine. Who looks for others says so:
+# `scripts/test --hypothesis-profile=search`.
+SLOW = (hypothesis.HealthCheck.too_slow,)
+for _name, _repeats in (("same", True), ("search", False)):
+    hypothesis.settings.register_profile(
+        _name, derandomize=_repeats, database=None, deadline=None, suppress_health_check=SLOW
+    )
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure() -> None:
@@ -40,6 +53,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already: read before anything imports torch
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # as _settled_heap does after each file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +78,13 @@ async def chromium() -> AsyncIterator[Any]:
 
     async with browser.launched() as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Whatever ran before, torch draws the same numbers in a test: none is one in ten thousand beyond its tolerance."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +138,7 @@ def _no_tasks_left(request: pytest.FixtureRequest, _nothing_left_running: None) 
     reported: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: reported.append(context))
     yield
-    runner.run(_turns_of_the_loop())
+    runner.run(_turns_of_the_loop(before))
     left = [task for task in asyncio.all_tasks(loop) - before if not task.done()]
     loop.set_exception_handler(None)
     if left:
@@ -122,12 +147,12 @@ def _no_tasks_left(request: pytest.FixtureRequest, _nothing_left_running: None) 
         pytest.fail("the event loop reported: " + "; ".join(map(_report_text, reported)), pytrace=False)
 
 
-async def _turns_of_the_loop() -> None:
+async def _turns_of_the_loop(before: set[asyncio.Task[Any]]) -> None:
     """Let cancelled tasks take their last step and closed transports close."""
-    current = asyncio.current_task()
-    for _ in range(10):
-        await asyncio.sleep(0)
-        if asyncio.all_tasks() == {current}:
+    kept = {*before, asyncio.current_task()}
+    for turn in range(10 + int(TASK_GRACE_SECONDS / LOOK_SECONDS)):
+        await asyncio.sleep(0 if turn < 10 else LOOK_SECONDS)
+        if not asyncio.all_tasks() - kept:
             return
 
 
@@ -136,7 +161,7 @@ def _remaining(look: Callable[[], list[Any]]) -> list[Any]:
     deadline = time.monotonic() + GRACE_SECONDS
     found = look()
     while found and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(LOOK_SECONDS)
         found = look()
     return found
 

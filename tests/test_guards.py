@@ -98,7 +98,11 @@ def test_environment(turn):
 
 
 def _run(folder: Path, text: str) -> str:
-    shutil.copy(ROOT / "tests" / "conftest.py", folder / "conftest.py")
+    guards, short = re.subn(
+        r"^(\w*GRACE_SECONDS) = .*", r"\1 = 0.3", (ROOT / "tests/conftest.py").read_text(), flags=re.M
+    )
+    assert short == 2, "what is left here on purpose need not be waited for as long as on a busy machine"
+    (folder / "conftest.py").write_text(guards)
     shutil.copy(ROOT / "pyproject.toml", folder / "pyproject.toml")
     (folder / "tests").mkdir()
     (folder / "tests" / "test_it.py").write_text(text)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
 P = ParamSpec("P")
-OUTSIDE_SECONDS = 5.0  # what a thread of the loop's own executor may take
+OUTSIDE_SECONDS = 60.0  # what a thread of the loop's own executor may take
 
 
 class JumpingSelector(selectors.DefaultSelector):

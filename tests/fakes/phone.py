@@ -171,13 +171,13 @@ class FakePhone:
     def thaw(self) -> None:
         self.state.thaw()
 
-    async def until(self, condition: Callable[[PhoneCounters], bool], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[PhoneCounters], bool], seconds: float = 60.0) -> None:
         """Wait until the counters fulfil it; raises TimeoutError. Watching costs a look each millisecond."""
         async with asyncio.timeout(seconds):
             for _ in itertools.takewhile(lambda _: not condition(self.counters), itertools.count()):
                 await asyncio.sleep(0.001)
 
-    async def idle(self, seconds: float = 5.0) -> None:
+    async def idle(self, seconds: float = 60.0) -> None:
         """Wait until no request is in flight: whoever left has been noticed."""
         await self.until(lambda counters: counters.in_flight == 0, seconds)
 

@@ -46,6 +46,6 @@ async def test_a_daemon_that_is_ended_twice_at_once_ends_quietly_and_comes_back(
         made = adbd.connections
         await adbd.start()
         await server.link.connect(adbd.address)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while adbd.connections == made:  # noqa: ASYNC110  # the adb server's own state
                 await asyncio.sleep(0.02)

@@ -155,7 +155,7 @@ def test_a_cut_file_is_one_sentence(tiny_gguf: Path, tmp_path: Path, share: floa
     assert "\n" not in str(caught.value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(st.binary(max_size=80))
 def test_random_bytes_give_only_our_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "random").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + data)
@@ -163,7 +163,7 @@ def test_random_bytes_give_only_our_error(tmp_path: Path, data: bytes) -> None:
         read_gguf_header(tmp_path / "random")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(st.integers(0, 600), st.binary(min_size=1, max_size=12))
 def test_a_changed_header_gives_a_header_or_our_error(tmp_path: Path, at: int, change: bytes) -> None:
     """Never another error, and never a tensor beyond the end."""

@@ -115,9 +115,9 @@ def test_a_driver_that_hangs_holds_up_no_pause() -> None:
     fleet.watch(back.set)
     hot.start()
     try:
-        assert back.wait(10.0)
+        assert back.wait(60)
         assert "cpu:0" in names(fleet)
-        assert driver.looked.wait(10.0)
+        assert driver.looked.wait(60)
     finally:
         driver.answers.set()
         hot.stop()

@@ -153,7 +153,7 @@ def test_two_processes_wait_for_each_other(store: ModelStore, tmp_path: Path, lo
             waiter.join(0.01)
         shutil.copytree(kept, folder)
         before = log.getvalue()
-    waiter.join(20)
+    waiter.join(60)
     assert found == [folder]
     assert log.getvalue() == before, "the other process had done the work"
 

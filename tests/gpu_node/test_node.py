@@ -172,7 +172,7 @@ def test_it_does_not_outlive_a_parent_that_is_killed(tiny_folder: Path, tmp_path
     parent.wait()
     # The pipe that the child inherited as its stdout ends when the child does.
     parent.stdout.read()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_alive(child)

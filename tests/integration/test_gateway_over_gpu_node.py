@@ -96,7 +96,7 @@ async def stand(kind: str, folder: Path, script: Script | None = None, **setting
         place = cast(FakePhone, Place(port, kind))
         async with (
             live_gateway(folder, place, probe_interval_s=0.05, **settings) as live,
-            httpx.AsyncClient(base_url=live.address, timeout=20) as http,
+            httpx.AsyncClient(base_url=live.address, timeout=60) as http,
         ):
             yield Stand(node, live, http, port)
 

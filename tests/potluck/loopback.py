@@ -103,7 +103,7 @@ class Loopback:
         """As if the server were killed; its port is free then."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         self._listener.close()
 
     @property

@@ -39,7 +39,7 @@ async def test_a_line_that_is_cut_before_every_answer_is_given_up(tmp_path):
         await relay.open()
         node.cut_after(0, every_time=True)
         with pytest.raises(NodeUnreachable):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await relay.push("mine", tmp_path)
         assert node.accepted > 2
 

@@ -125,7 +125,7 @@ class Answered:
         return sum(isinstance(event, Done | Failed) for event in self.events)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for what a real socket brings about; the time only bounds a failure."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the fakes count, they do not signal

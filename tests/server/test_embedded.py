@@ -82,7 +82,7 @@ class Home:
         self.registry.emit(NodeListed(spec, 0.0))
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110  # a child process has no event to wait for
                 await asyncio.sleep(0.002)
 
@@ -325,7 +325,7 @@ async def test_a_child_whose_parent_is_killed_ends_too(tmp_path: Path):
     )
     environ = {**os.environ, "DIARY": str(diary), "PYTHONPATH": str(Path(embedded.__file__).parents[1])}
     process = await asyncio.create_subprocess_exec(sys.executable, str(parent), env=environ)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (diary.exists() and diary.read_text().endswith("\n")):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         pid = json.loads(diary.read_text())["pid"]

@@ -75,7 +75,7 @@ async def test_who_is_in_a_hurry_shares_with_nobody() -> None:
         patient = asyncio.create_task(bench.ask(bench.request(cacheable=True)))
         assert isinstance((await hurried).failed.error, DeadlineExceeded)
         assert (await patient).done.cache == "miss"
-        again = await bench.ask(bench.request(cacheable=True, deadline_seconds=5.0))
+        again = await bench.ask(bench.request(cacheable=True, deadline_seconds=60.0))
         assert again.done.cache == "hit"
 
 
@@ -84,7 +84,7 @@ async def test_a_hanging_render_does_not_outlast_the_deadline() -> None:
         phones[0].fail(Fault.cut(5), paths="chat")
         phones[1].fail(Fault.hang(), paths="render")
         request = bench.request(options={"temperature": 1, "seed": 2}, deadline_seconds=0.5)
-        answered = await asyncio.wait_for(bench.ask(request), 3)
+        answered = await asyncio.wait_for(bench.ask(request), 60)
         assert isinstance(answered.failed.error, DeadlineExceeded)
 
 

@@ -33,7 +33,7 @@ def run(loop_factory: LoopFactory, work: Coroutine[Any, Any, None]) -> None:
 
     async def bounded() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await work
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:

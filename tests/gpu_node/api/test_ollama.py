@@ -23,7 +23,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 async def until(event: asyncio.Event) -> None:
-    await asyncio.wait_for(event.wait(), 5)
+    await asyncio.wait_for(event.wait(), 60)
 
 
 async def test_a_chat_streams_line_by_line_and_ends_with_the_facts() -> None:

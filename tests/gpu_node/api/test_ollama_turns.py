@@ -21,7 +21,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 async def until(event: asyncio.Event) -> None:
-    await asyncio.wait_for(event.wait(), 5)
+    await asyncio.wait_for(event.wait(), 60)
 
 
 async def test_nothing_is_sent_before_the_first_token() -> None:

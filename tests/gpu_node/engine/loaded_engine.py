@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from gpu_node.engine.sequence import (
 from gpu_node.engine.step import Step
 from tests.fakes.scripted_runner import ScriptedRunner
 
+PATIENCE_SECONDS = 60.0  # of a test on a busy machine
 GREEDY = SamplingOptions(temperature=0)
 REQUEST = GenerationRequest(RawPrompt("hi"), GREEDY, Bounds(100, max_tokens=8))
 ENDLESS = replace(REQUEST, bounds=Bounds(100))
@@ -36,7 +38,7 @@ class Gate:
             self._left -= 1
             return
         self.held.set()
-        assert self._go_on.wait(10)
+        assert self._go_on.wait(PATIENCE_SECONDS)
 
     def open(self) -> None:
         self._go_on.set()
@@ -48,7 +50,7 @@ async def engine_of(load: Callable[[], ScriptedRunner], **options: object) -> As
     try:
         yield engine
     finally:
-        assert await engine.close()
+        assert await engine.close(PATIENCE_SECONDS)
 
 
 @asynccontextmanager
@@ -69,15 +71,13 @@ async def collect(engine: Engine, request: GenerationRequest = REQUEST) -> tuple
 
 
 async def until(event: threading.Event) -> None:
-    assert await asyncio.to_thread(event.wait, 5)
+    assert await asyncio.to_thread(event.wait, PATIENCE_SECONDS)
 
 
 async def settled(engine: Engine) -> None:
     """Nobody is left in the core, once the thread has heard of everything."""
-    for _ in range(500):
-        stats = engine.stats()
-        if not stats.running + stats.waiting:
-            break
+    end = time.monotonic() + PATIENCE_SECONDS
+    while (stats := engine.stats()).running + stats.waiting and time.monotonic() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.002)
     assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
     assert not engine.busy

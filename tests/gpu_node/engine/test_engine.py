@@ -41,6 +41,7 @@ from tests.gpu_node.engine.loaded_engine import (
     settled,
     until,
 )
+from tests.gpu_node.serving import until_true
 
 
 async def test_tokens_come_then_one_done() -> None:
@@ -62,7 +63,7 @@ async def test_requests_are_answered_together() -> None:
             asyncio.create_task(collect(engine, replace(REQUEST, prompt=RawPrompt(f"q{number}"))))
             for number in range(5)
         ]
-        await asyncio.sleep(0.02)
+        await until_true(lambda: engine._worker._commands.qsize() == 5)
         gate.open()
         results = await asyncio.gather(first, *others)
         assert results[0][0].encode() == bytes(greedy(mixed, b"hi", 8))
@@ -89,8 +90,10 @@ async def test_more_than_fit_into_the_line_are_refused_at_once() -> None:
     async with loaded(runner, max_running=1, max_waiting=2) as engine:
         tasks = [asyncio.create_task(collect(engine)) for _ in range(6)]
         await until(gate.held)
-        refused, _ = await asyncio.wait(tasks, timeout=0.1)
-        assert len(refused) >= 3
+        refused, waiting = set(), set(tasks)
+        while len(refused) < 3:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            refused |= done
         assert all(isinstance(task.exception(), NodeBusy) for task in refused)
         gate.open()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -153,11 +156,7 @@ def test_a_loop_that_is_closed_in_the_middle_harms_nobody() -> None:
 
     async def go_on() -> None:
         assert (await collect(engine))[1].output_tokens == 8
-        for _ in range(200):
-            if not engine.stats().running:
-                break
-            await asyncio.sleep(0.005)
-        assert engine.stats().running == 0
+        await until_true(lambda: not engine.stats().running)
         assert await engine.close()
 
     kept: list[object] = []

@@ -33,6 +33,7 @@ from tests.gpu_node.engine.loaded_engine import (
     settled,
     until,
 )
+from tests.gpu_node.serving import until_true
 
 
 async def test_any_number_of_callers_share_one_load() -> None:
@@ -40,7 +41,7 @@ async def test_any_number_of_callers_share_one_load() -> None:
 
     def load() -> ScriptedRunner:
         loads.append(1)
-        assert gate.wait(5)
+        assert gate.wait(60)
         return ScriptedRunner()
 
     async with engine_of(load) as engine:
@@ -163,6 +164,7 @@ async def test_an_idle_engine_takes_no_turns() -> None:
             setattr(engine._core, "turn", counted)  # noqa: B010  an object of ours, watched
 
         await asyncio.wrap_future(engine._worker.submit(watch))
+        await until_true(lambda: bool(turns))
         await asyncio.sleep(0.05)
         assert turns == [1]  # after the command, and no other
 
@@ -226,7 +228,7 @@ async def test_stopping_ends_those_who_wait_for_the_load() -> None:
     runner = ScriptedRunner()
 
     def load() -> ScriptedRunner:
-        gate.wait(5)
+        gate.wait(60)
         return runner
 
     engine = Engine(load)

@@ -89,7 +89,7 @@ def test_the_first_guides_of_a_model_are_made_once_though_many_ask() -> None:
     shelf = GuideShelf(make)
 
     def ask() -> None:
-        gate.wait(5)
+        gate.wait(60)
         shelf.of(RUNNER)(JsonGuide())
 
     threads = [threading.Thread(target=ask) for _ in range(4)]

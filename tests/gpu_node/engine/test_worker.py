@@ -96,7 +96,7 @@ def test_turns_follow_each_other_until_there_is_nothing_to_do_and_then_only_comm
     work, idle = ScriptedWork(), threading.Event()
     work.script = [lambda: 0.0] * 10 + [lambda: idle.set()]
     with worker_of(work) as worker:
-        assert idle.wait(5)
+        assert idle.wait(60)
         assert work.turns == 11
         for commands in range(1, 4):
             assert worker.submit(lambda: work.turns).result(5) <= 10 + commands
@@ -106,7 +106,7 @@ def test_a_command_ends_the_waiting_between_turns() -> None:
     work, waited = ScriptedWork(), threading.Event()
     work.script.append(lambda: waited.set() or 3600.0)
     with worker_of(work) as worker:
-        assert waited.wait(5)
+        assert waited.wait(60)
         assert worker.submit(lambda: 7).result(5) == 7
 
 
@@ -114,7 +114,7 @@ def test_a_thread_that_dies_is_replaced_and_the_new_one_revives_first() -> None:
     work = ScriptedWork()
     work.script = [die, lambda: None]
     with worker_of(work) as worker:
-        assert work.second_turn.wait(5)
+        assert work.second_turn.wait(60)
         assert worker.alive and worker.submit(lambda: 7).result(5) == 7
     assert [type(death) for death in work.revived] == [SystemExit]
 
@@ -123,7 +123,7 @@ def test_commands_that_wait_survive_the_death() -> None:
     work, gate, ran = ScriptedWork(), threading.Event(), list[int]()
 
     def die_later() -> None:
-        assert gate.wait(5)
+        assert gate.wait(60)
         die()
 
     work.script = [die_later]
@@ -132,7 +132,7 @@ def test_commands_that_wait_survive_the_death() -> None:
         gate.set()
         for future in futures:
             future.result(5)
-        assert work.second_turn.wait(5)
+        assert work.second_turn.wait(60)
     assert ran == [0, 1, 2] and len(work.revived) == 1
 
 
@@ -140,7 +140,7 @@ def test_dying_while_reviving_counts_too() -> None:
     work = ScriptedWork()
     work.script, work.fail_to_revive = [die], 2
     with worker_of(work) as worker:
-        assert work.second_turn.wait(5)
+        assert work.second_turn.wait(60)
         assert worker.submit(lambda: 7).result(5) == 7
     assert len(work.revived) == 3
 
@@ -149,7 +149,7 @@ def test_too_many_deaths_in_short_time_are_final_until_somebody_asks_again() -> 
     work = ScriptedWork()
     work.script = [die] * (MOST_DEATHS + 1)
     with worker_of(work) as worker:
-        assert work.given_up.wait(5)
+        assert work.given_up.wait(60)
         assert len(work.revived) == MOST_DEATHS
         assert worker.submit(lambda: 7).result(5) == 7
         assert worker.alive
@@ -160,7 +160,7 @@ def test_who_asks_while_it_gives_up_is_heard() -> None:
     work.script = [die] * (MOST_DEATHS + 1)
     work.on_giving_up = lambda: asked.append(worker.submit(lambda: 7))
     with worker_of(work) as worker:
-        assert work.given_up.wait(5)
+        assert work.given_up.wait(60)
         assert asked[0].result(5) == 7
 
 

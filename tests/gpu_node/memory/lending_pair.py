@@ -33,7 +33,7 @@ class QueueChannel:
         self._out.put(data)
 
     def hear(self) -> memoryview:
-        data = self._in.get(timeout=20)
+        data = self._in.get(timeout=60)
         if data is None:
             self._in.put(None)
             raise LinkClosed("the other side is gone")
@@ -69,7 +69,7 @@ def served(lender: Lender, stage: int, form: CacheForm) -> Iterator[tuple[LentBl
         yield LentBlocks(stage, form, here, here.close), here
     finally:
         here.close()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the lender hangs"
 
 

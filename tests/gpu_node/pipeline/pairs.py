@@ -18,7 +18,7 @@ ENDS = LinkEnds(0, 1, epoch=3)
 SILENCE_SECONDS = 0.08
 PATIENT = LinkSettings(frame_bytes=1 << 16, beat_seconds=1.0, silence_seconds=20.0)
 # Where heartbeats must keep something alive meanwhile, also on a loaded machine.
-BRISK = LinkSettings(frame_bytes=1 << 22, beat_seconds=0.02, silence_seconds=0.3)
+BRISK = LinkSettings(frame_bytes=1 << 22, beat_seconds=0.02, silence_seconds=1.0)
 HASTY = LinkSettings(frame_bytes=1 << 16, beat_seconds=0.02, silence_seconds=SILENCE_SECONDS)
 
 
@@ -45,7 +45,7 @@ def beside(work: Callable[[], Any]) -> Iterator[Result]:
     try:
         yield result
     finally:
-        result.join(20)
+        result.join(60)
         assert not result.is_alive(), "the thread hangs"
 
 

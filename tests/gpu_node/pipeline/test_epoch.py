@@ -34,7 +34,7 @@ def test_a_ring_of_one_admits_the_head_and_then_goes_to_it(tmp_path: Path) -> No
             connected(str(tmp_path / "own"), LinkEnds(HEAD, 0, 3)) as first,
             head.admit([LinkEnds(0, HEAD, 3)], 20) as last,
         ):
-            made.join(20)
+            made.join(60)
             assert [link.ends for link in made.value] == [first.ends, last.ends]
             assert epoch.links == made.value
             epoch.end("enough")

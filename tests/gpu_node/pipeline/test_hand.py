@@ -47,7 +47,7 @@ class Scene:
         before = self._counted()
         self.worker.send(said)
         with self.changed:
-            assert self.changed.wait_for(lambda: self._counted() > before, 10)
+            assert self.changed.wait_for(lambda: self._counted() > before, 60)
 
     def _counted(self) -> int:
         hand = self.hand
@@ -147,7 +147,7 @@ def test_an_end_of_its_link_is_its_end_with_the_process_own_reason() -> None:
         it.process.ending = "its process ended with code 3: no luck"
         it.worker.link.close()
         with it.changed:
-            assert it.changed.wait_for(lambda: it.hand.gone, 10)
+            assert it.changed.wait_for(lambda: it.hand.gone, 60)
         assert it.hand.gone == "its process ended with code 3: no luck"
         it.hand.lose("another reason")
         it.hand.send(Done(1))

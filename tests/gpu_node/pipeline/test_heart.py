@@ -108,7 +108,7 @@ def test_its_thread_beats_and_tells_of_ends() -> None:
         other.settimeout(20)
         assert len(other.recv(64)) == 64
         other.close()
-        assert told.wait(20)
+        assert told.wait(60)
         heart.stop()
 
 

@@ -89,7 +89,7 @@ def test_what_is_called_off_while_it_is_read_leaves_nothing(folder: Path) -> Non
 def test_orders_that_wait_are_called_off_by_later_ones(folder: Path) -> None:
     with preparing() as (listener, _, work):
         go_on = threading.Event()
-        listener.at_progress = lambda: go_on.wait(20)
+        listener.at_progress = lambda: go_on.wait(60)
         work.begin(order(1, folder, 0, 1))
         assert eventually(lambda: bool(listener.said))
         work.begin(order(2, folder, 0, 2))

@@ -46,7 +46,7 @@ class Stages:
         try:
             while True:
                 message = receive_step(self.before, BOUNDS, None).message
-                assert self.hold.wait(20)
+                assert self.hold.wait(60)
                 self.seen.append(tuple(row.tokens[0] for row in message.rows))
                 rows = [row.tokens[0] for row in message.rows for _ in range(row.output_tokens)]
                 width = SHAPE.vocabulary if message.want == "logits" else SHAPE.hidden_size
@@ -178,7 +178,7 @@ def test_a_link_that_ends_loses_what_is_under_way(which: str) -> None:
         assert ring.over and ring.under_way == 0
         with pytest.raises(StageLost):
             ring.begin(step(3))
-        assert isinstance(ends.get(timeout=10), LinkError)
+        assert isinstance(ends.get(timeout=60), LinkError)
 
 
 def test_its_own_end_is_told_to_nobody() -> None:
@@ -218,6 +218,6 @@ def test_a_step_that_begins_as_the_ring_is_closed_ends_too() -> None:
             errors.put(error)
 
     threading.Thread(target=finish, daemon=True).start()
-    assert isinstance(errors.get(timeout=10), StageLost)
+    assert isinstance(errors.get(timeout=60), StageLost)
     for _, line in pairs:
         line.close()

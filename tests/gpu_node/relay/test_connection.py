@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -69,8 +70,9 @@ async def test_nothing_may_be_asked_before_the_handshake() -> None:
 async def test_who_greets_too_slowly_is_shown_the_door() -> None:
     async with scripted(greeting_seconds=0.05) as (here, _), raw(here) as silent, raw(here) as slow:
         hello = slow.hello()
-        for at in range(len(hello) - 1):
-            await slow.send(hello[at : at + 1])
+        with contextlib.suppress(ConnectionError):  # on a busy machine it is shown the door before it has said so much
+            for at in range(len(hello) - 1):
+                await slow.send(hello[at : at + 1])
         await silent.closed_by_node()
         await slow.closed_by_node()
         await until_true(lambda: here.server.figures.connections == 0)

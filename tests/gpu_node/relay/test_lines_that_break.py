@@ -62,7 +62,7 @@ def test_every_answer_is_heard_whole_and_once(cuts: list[Cut], lengths: list[int
     async def story() -> None:
         async with real(lambda: ScriptedRunner(mixed)) as here, cutting_line(here.port, cuts) as line:
             session = RelaySession(Place("127.0.0.1", line.port), Access(None), AT_ONCE)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await reach(session)
                 await asyncio.gather(*(listen(session, number, most) for number, most in enumerate(lengths)))
             await session.close()

@@ -39,7 +39,7 @@ class Slow:
 
     def begin(self, offer: Push) -> Incoming:
         self.begun.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         return self.staging.begin(offer)
 
 
@@ -77,7 +77,7 @@ class Node:
             pass  # nobody is left to hear it
 
     async def close(self) -> None:
-        await asyncio.wait_for(asyncio.gather(*self.tasks), 20)
+        await asyncio.wait_for(asyncio.gather(*self.tasks), 60)
 
 
 @asynccontextmanager
@@ -277,7 +277,7 @@ async def test_the_second_client_waits_and_then_finds_it_done(tmp_path: Path, fi
 
 
 async def test_a_silent_client_loses_its_turn_and_nothing_else(tmp_path: Path, files: Files) -> None:
-    node = Node(tmp_path, silence_seconds=0.05)
+    node = Node(tmp_path, silence_seconds=0.5)
     async with serving(node) as first, serving(node) as second:
         silent = await offered(first, "tiny", files)
         await answer(silent)

@@ -80,7 +80,7 @@ async def test_ctrl_c_at_a_question_ends_it_at_once(server: RealAdbServer, phone
     assert program.stdout is not None
     await program.stdout.readuntil(b"[y/N]")
     program.send_signal(signal.SIGINT)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await program.wait()  # while nothing is typed and stdin stays open
     _, said = await program.communicate()
     assert program.returncode in (1, STOPPED) and b"Traceback" not in said, said

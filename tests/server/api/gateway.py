@@ -251,7 +251,7 @@ async def served(app: Any, **config: Any) -> AsyncIterator[str]:
 
 async def until(predicate: Callable[[], Any]) -> None:
     """Let others run until it is so; what another process or socket has to do takes real time."""
-    for turn in range(4000):
+    for turn in range(12_000):
         if predicate():
             return
         await asyncio.sleep(0 if turn < 200 else 0.005)

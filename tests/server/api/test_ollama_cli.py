@@ -61,7 +61,7 @@ async def test_every_command_works(version: str, tmp_path: Path):
     phones = [FakePhone(PhoneSettings(version=f"{version}.0")) for _ in range(2)]
     async with phones[0], phones[1], live_gateway(tmp_path, *phones, probe_interval_s=0.1) as live:
         nodes = live.gateway.services.registry
-        http = httpx.AsyncClient(base_url=live.address, timeout=20)
+        http = httpx.AsyncClient(base_url=live.address, timeout=60)
         async with http:
             for exchange in recorded:
                 if exchange.path == "/api/ps":  # between commands a person lets the probes see what they did

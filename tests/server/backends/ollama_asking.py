@@ -12,7 +12,7 @@ from server.exchange import NodeEvent, Token
 from server.nodes import NodeId, NodeSpec
 from tests.fakes.phone import FakePhone
 
-PATIENCE = Patience(connect=5, first_token=5, between_tokens=5, total=20)
+PATIENCE = Patience(connect=60, first_token=60, between_tokens=60, total=60)
 MODEL = "smollm2:135m"
 CALL = Call("chat", MODEL, messages=[{"role": "user", "content": "hi"}])
 

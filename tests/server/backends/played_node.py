@@ -43,7 +43,7 @@ class PlayedNode:
 
     async def until_closed(self) -> None:
         """Wait until every client has left."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.open:  # noqa: ASYNC110  # the other side of a socket has no event to wait for
                 await asyncio.sleep(0.001)
 

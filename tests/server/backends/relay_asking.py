@@ -14,7 +14,7 @@ from server.nodes import NodeId, NodeSpec
 from tests.fakes.relay_node import FakeRelayNode
 from wire.messages_stats import DeviceRecord, HolderRecord, ModelRecord, ResidentRecord, Stats
 
-PATIENCE = Patience(connect=5, first_token=5, between_tokens=5, total=20)
+PATIENCE = Patience(connect=60, first_token=60, between_tokens=60, total=60)
 CALL = Call("chat", "tiny", messages=[{"role": "user", "content": "Paris?"}])
 REPORT = Stats(
     (("version", "0.1.0"), ("slots", 32), ("running", 2)),

@@ -10,6 +10,7 @@ import pytest
 
 from server.backends.connection import MAX_HEAD_BYTES, PAUSE_ABOVE_BYTES, Connection
 from server.errors import NodeBroken, NodeStalled, NodeUnreachable
+from tests.fakes.clock_loop import on_clock_loop
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: 1\r\n\r\n"
 BODY = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
@@ -225,6 +226,7 @@ async def test_past_the_end_of_all_it_is_a_stall_of_the_whole():
     assert caught.value.phase == "total"
 
 
+@on_clock_loop
 async def test_a_later_deadline_counts_and_an_earlier_one_too():
     line = Line(begun=False)
     line.begin(seconds=0.02)
@@ -245,6 +247,7 @@ async def test_a_later_deadline_counts_and_an_earlier_one_too():
     assert caught.value.phase == "between_tokens"
 
 
+@on_clock_loop
 async def test_time_in_which_nobody_reads_does_not_count():
     line = Line(begun=False)
     line.begin(seconds=0.01)

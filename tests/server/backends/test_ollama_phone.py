@@ -80,7 +80,8 @@ async def test_each_way_to_fail_has_its_error_and_leaves_no_work(
 async def test_silence_is_a_stall_of_its_phase(backend: OllamaBackend, fault: Fault, phase: str):
     async with FakePhone(PhoneSettings()) as phone:
         phone.fail(fault)
-        patience = Patience(connect=5, first_token=0.1, between_tokens=0.1, total=20)
+        short = {phase: 0.2}
+        patience = Patience(**{"connect": 60, "first_token": 60, "between_tokens": 60, "total": 60, **short})
         events, error = await read(backend, spec_of(phone), ask(phone), patience)
         assert isinstance(error, NodeStalled) and error.phase == phase
         assert len(events) == (fault.after_tokens or 0)
@@ -91,7 +92,7 @@ async def test_bytes_that_make_no_line_are_silence(backend: OllamaBackend):
     """A node that trickles says nothing; only a whole record counts."""
     line = b'{"message":{"content":"a"},"done":false}\n'
     async with played(Play(streamed(line, *[b" "] * 200), then="hang", pause=0.01)) as node:
-        patience = Patience(connect=5, first_token=1, between_tokens=0.2, total=20)
+        patience = Patience(connect=60, first_token=60, between_tokens=0.2, total=60)
         events, error = await read(backend, node.spec(), CALL, patience)
     assert isinstance(error, NodeStalled) and error.phase == "between_tokens" and len(events) == 1
 
@@ -99,7 +100,7 @@ async def test_bytes_that_make_no_line_are_silence(backend: OllamaBackend):
 async def test_the_whole_time_is_bounded_too(backend: OllamaBackend):
     line = b'{"message":{"content":"a"},"done":false}\n'
     async with played(Play(streamed(*[line] * 500), then="hang", pause=0.005)) as node:
-        patience = Patience(connect=5, first_token=5, between_tokens=5, total=0.1)
+        patience = Patience(connect=60, first_token=60, between_tokens=60, total=0.6)
         events, error = await read(backend, node.spec(), CALL, patience)
     assert isinstance(error, NodeStalled) and error.phase == "total" and events
 

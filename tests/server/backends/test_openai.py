@@ -17,7 +17,7 @@ from server.exchange import Embedding, NodeDone, NodeEvent, Token
 from server.nodes import NodeSpec
 from tests.server.backends.played_node import Play, played, recorded, streamed, whole
 
-PATIENCE = Patience(connect=5, first_token=5, between_tokens=5, total=20)
+PATIENCE = Patience(connect=60, first_token=60, between_tokens=60, total=60)
 CALL = Call("chat", "m", messages=[{"role": "user", "content": "hi"}])
 TOKEN = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -94,7 +94,7 @@ async def test_each_way_to_fail_has_its_error(backend: OpenAIBackend, play: Play
 
 
 async def test_silence_is_a_stall(backend: OpenAIBackend):
-    patience = Patience(connect=5, first_token=0.1, between_tokens=0.1, total=20)
+    patience = Patience(connect=60, first_token=60, between_tokens=0.2, total=60)
     async with played(Play(streamed(TOKEN, b": still here\n\n", ended=False), then="hang")) as node:
         events, error = await read(backend, node.spec(kind="openai"), CALL, patience)
     assert isinstance(error, NodeStalled) and error.phase == "between_tokens" and events == [Token("a")]

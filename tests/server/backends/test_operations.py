@@ -14,7 +14,8 @@ from server.nodes import NodeSpec
 from server.patience import Patience
 from tests.server.backends.played_node import Play, played, streamed, whole
 
-PATIENCE = Patience(1.0, 1.0, 0.05, 5.0)
+PATIENCE = Patience(60.0, 60.0, 60.0, 60.0)
+HASTY = Patience(60.0, 60.0, 0.05, 60.0)
 LOAD = "/api/models/load"
 
 
@@ -32,14 +33,14 @@ async def lines(operations: NodeOperations, spec: NodeSpec, patience: Patience =
 
 async def test_an_object_is_asked_for_with_the_nodes_key(operations: NodeOperations):
     async with played(Play([whole(200, b'{"gpus":[]}')])) as node:
-        assert await operations.ask(node.spec(api_key_env="KEY"), "/api/gpu", 1.0) == {"gpus": []}
+        assert await operations.ask(node.spec(api_key_env="KEY"), "/api/gpu", 60.0) == {"gpus": []}
         assert node.head().startswith("GET /api/gpu HTTP/1.1")
         assert "Authorization: Bearer secret" in node.head()
 
 
 async def test_an_order_brings_its_body(operations: NodeOperations):
     async with played(Play([whole(200, b'{"status":"unloaded"}')])) as node:
-        told = await operations.order(node.spec(), "/api/models/unload", {"model": "m"}, 1.0)
+        told = await operations.order(node.spec(), "/api/models/unload", {"model": "m"}, 60.0)
         assert (told, node.body()) == ({"status": "unloaded"}, {"model": "m"})
 
 
@@ -60,7 +61,7 @@ async def test_other_answers_are_errors_for_objects_and_lines(
 ):
     async with played(Play([answer])) as node:
         with pytest.raises(kind, match=word):
-            await operations.ask(node.spec(), "/api/gpu", 1.0)
+            await operations.ask(node.spec(), "/api/gpu", 60.0)
         with pytest.raises(kind, match=word):
             await lines(operations, node.spec())
 
@@ -71,7 +72,7 @@ async def test_nobody_there_and_nobody_answering(operations: NodeOperations):
             await operations.ask(node.spec(), "/api/gpu", 0.05)
         await node.until_closed()
     with pytest.raises(NodeUnreachable):
-        await operations.ask(node.spec(), "/api/gpu", 1.0)
+        await operations.ask(node.spec(), "/api/gpu", 60.0)
 
 
 async def test_lines_come_one_by_one_and_the_connection_is_kept(operations: NodeOperations):
@@ -86,7 +87,7 @@ async def test_lines_come_one_by_one_and_the_connection_is_kept(operations: Node
 async def test_lines_that_stop_coming(operations: NodeOperations):
     async with played(Play(streamed(b'{"status":"loading"}\n', ended=False), then="hang")) as node:
         with pytest.raises(NodeStalled) as stalled:
-            await lines(operations, node.spec())
+            await lines(operations, node.spec(), HASTY)
         assert stalled.value.phase == "load"
         await node.until_closed()
 
@@ -99,7 +100,7 @@ async def test_lines_that_are_cut(operations: NodeOperations):
 
 async def test_who_stops_listening_hangs_up(operations: NodeOperations):
     async with played(Play(streamed(b'{"status":"loading"}\n', ended=False), then="hang")) as node:
-        async with aclosing(operations.lines(node.spec(), LOAD, {}, Patience(1.0, 1.0, 60.0, 60.0))) as found:
+        async with aclosing(operations.lines(node.spec(), LOAD, {}, PATIENCE)) as found:
             assert await anext(found) == {"status": "loading"}
         await node.until_closed()
 

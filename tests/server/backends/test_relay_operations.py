@@ -22,7 +22,7 @@ from wire.messages_session import Error, ErrorCode
 from wire.messages_stats import ResidentRecord, Stats
 from wire.messages_work import Load, Phase, Progress, Unload
 
-PATIENCE = Patience(5, 5, 5, 20)
+PATIENCE = Patience(60, 60, 60, 60)
 LOAD, UNLOAD = "/api/models/load", "/api/models/unload"
 
 

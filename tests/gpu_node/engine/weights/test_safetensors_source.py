@@ -119,7 +119,7 @@ def test_places_are_not_believed(header: Any, told: str, tmp_path: Path) -> None
         read_tensors(file)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=100)
 @given(st.binary(max_size=60))
 def test_random_bytes_give_only_our_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "random").write_bytes(data)
