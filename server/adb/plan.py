@@ -14,6 +14,7 @@ from server.adb.states import AdbPhone
 from server.nodes import DEFAULT_OLLAMA_PORT, NodeId, NodeSpec
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+SEEN_AT = "address"  # a detail of entries by host name: where the phone was when it told of itself last
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,8 @@ def _is_at_home(phone: AdbPhone, entry: NodeSpec) -> bool:
     """Is its address the phone's? Addresses of separate networks may be equal; then other things differ."""
     told = {"chip": phone.told.chip, "android": phone.told.android}
     differ = any(word and entry.details.get(name, word) != word for name, word in told.items())
-    return entry.kind == "ollama" and entry.host in phone.told.addresses and not differ
+    at = {entry.host, entry.details.get(SEEN_AT)}
+    return entry.kind == "ollama" and not at.isdisjoint(phone.told.addresses) and not differ
 
 
 def is_movable(entry: NodeSpec) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from secrets import token_urlsafe
 from typing import TypeVar
 
+from server.backends.resolver import Resolver
 from server.care import Condition
 from server.errors import CallerRefused, FleetFileUnusable, GatewayError, RequestInvalid
 from server.nodes import Node, NodeId, NodeSpec, ProbeReport
@@ -20,7 +21,7 @@ from server.phones.attempts import Attempts, source_of
 from server.phones.invitations import TOKEN_BYTES, Invitation, Invitations
 from server.phones.invitations_file import InvitationsFile, invitations_path
 from server.phones.ledger import Edit, Ledger, edited
-from server.phones.lookout import WINDOW_SECONDS, Look, Lookout
+from server.phones.lookout import WINDOW_SECONDS, Look, Lookout, Resolve
 from server.phones.reach import callable_host
 from server.phones.registration import Registration
 from server.phones.sightings import Sightings, refuse_stranger
@@ -62,12 +63,13 @@ class Joining:
         look: Look,
         wall: Callable[[], float],
         new_token: Callable[[], str] = lambda: token_urlsafe(TOKEN_BYTES),
+        resolve: Resolve | None = None,
     ) -> None:
         self.news: dict[NodeId, PhoneNews] = {}
         self.registered_at: dict[NodeId, float] = {}  # wall clock seconds, of this run
         self._registry, self._wall, self._new_token = registry, wall, new_token
         self._ledger = Ledger(fleet_file)
-        self._lookout = Lookout(look, wall)
+        self._lookout = Lookout(look, resolve or Resolver().resolve, wall)
         self._kept = InvitationsFile(invitations_path(fleet_file.state.path))
         self._invitations = Invitations(self._kept.read())
         self._sightings = Sightings()
@@ -122,12 +124,13 @@ class Joining:
             host = callable_host(peer)
             self._refuse_taken_id(phone.id, host)
             report = await self._lookout.look_at(host, phone.port)
+            names = await self._lookout.names_of(host, self._names_at(phone.port))
             self._refuse_taken_id(phone.id, host)
             phone_token = self._new_token()
             await self._ledger.admit(
                 phone.id,
                 phone_token,
-                lambda specs: self._admitted(specs, invitation, phone, host),
+                lambda specs: self._admitted(invitation, lambda: registration.joined(specs, phone, host, names)),
                 lambda: self._used(invitation, phone.id),
             )
         finally:
@@ -147,7 +150,7 @@ class Joining:
         report = None
         if not registration.is_at(known, host, phone.port):
             report = await self._seen_at(phone_id, host, phone.port)
-        if registration.renewed(known, phone, known.host if report is None else host) != known:
+        if registration.renewed(known, phone, host) != known:
             await self._move(known, host, lambda specs: self._renewed(specs, phone, host))
         self.registered_at[phone_id] = self._wall()
         return Joined(phone_id, self._listed(phone_id, report) or phone.name)
@@ -177,14 +180,15 @@ class Joining:
         try:
             host = callable_host(peer)
             known = self._node(phone_id).spec
-            if registration.is_at(known, host, known.port):
-                return
-            report = await self._seen_at(phone_id, host, known.port)
-            await self._move(
-                known,
-                host,
-                lambda specs: edited(specs, phone_id, lambda spec: registration.moved(spec, host, spec.port)),
-            )
+            report = None
+            if not registration.is_at(known, host, known.port):
+                report = await self._seen_at(phone_id, host, known.port)
+            if registration.moved(known, host, known.port) != known:
+                await self._move(
+                    known,
+                    host,
+                    lambda specs: edited(specs, phone_id, lambda spec: registration.moved(spec, host, spec.port)),
+                )
             self._listed(phone_id, report)
             self._told.pop(phone_id, None)
         except GatewayError as error:  # what it told of its battery counts all the same
@@ -258,8 +262,8 @@ class Joining:
 
     async def _move(self, known: NodeSpec, host: str, wanted: Edit) -> None:
         await self._ledger.change(wanted)
-        if known.host != host:
-            self._sightings.moved(known.id, known.host, self._wall())
+        if registration.place_of(known) != host:
+            self._sightings.moved(known.id, registration.place_of(known), self._wall())
 
     def _refuse_taken_id(self, phone_id: NodeId, host: str) -> None:
         """An invitation adds a phone, and takes the place of none that is there."""
@@ -276,12 +280,15 @@ class Joining:
             raise CallerRefused("this phone was removed from the fleet", status=401)
         return node
 
-    def _admitted(
-        self, specs: Sequence[NodeSpec], invitation: Invitation, phone: Registration, host: str
-    ) -> Sequence[NodeSpec]:
+    def _names_at(self, port: int) -> set[str]:
+        """The host names by which the owner has listed what serves at this port."""
+        specs = [node.spec for node in self._registry.fleet.nodes.values() if node.spec.origin == "file"]
+        return {spec.host for spec in specs if spec.port == port and registration.is_named(spec)}
+
+    def _admitted(self, invitation: Invitation, entered: Callable[[], Sequence[NodeSpec]]) -> Sequence[NodeSpec]:
         """Asked at the last moment: the invitation may have been withdrawn while the phone was looked at."""
         self._invitations.known(invitation).refuse_withdrawn()
-        return registration.joined(specs, phone, host)
+        return entered()
 
     def _used(self, invitation: Invitation, phone_id: NodeId) -> None:
         """The phone stands in the fleet file."""

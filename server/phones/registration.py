@@ -11,7 +11,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from server.adb.plan import LOOPBACK, SEEN_AT
 from server.adb.ports import preferred_port
+from server.backends.resolver import is_address
 from server.errors import RequestInvalid
 from server.nodes import NodeId, NodeSpec
 from server.phones_entry import CABLE_HOST
@@ -36,11 +38,17 @@ def plain(text: str, longest: int = LONGEST_TEXT) -> str:
     return "".join(character for character in text if character.isprintable())[:longest].strip()
 
 
-def joined(specs: Sequence[NodeSpec], phone: Registration, host: str) -> tuple[NodeSpec, ...]:
-    """The fleet file's nodes once this phone, found at `host`, is one of them. Raises RequestInvalid."""
-    known = next((spec for spec in specs if spec.id == phone.id), None) or _same_place(specs, phone, host)
+def joined(
+    specs: Sequence[NodeSpec], phone: Registration, host: str, names: Collection[str] = ()
+) -> tuple[NodeSpec, ...]:
+    """The fleet file's nodes once this phone, found at `host`, is one of them. `names`: host names that lead there.
+
+    Raises RequestInvalid.
+    """
+    known = next((spec for spec in specs if spec.id == phone.id), None) or _same_place(specs, phone, {host, *names})
     if known is not None and known.kind != "ollama":
-        raise RequestInvalid("this id belongs to another kind of node in the fleet file", field="id")
+        what = "id" if known.id == phone.id else "address"
+        raise RequestInvalid(f"this {what} belongs to another kind of node in the fleet file", field="id")
     others = [_displaced(spec, host, phone.port) for spec in specs if spec is not known]
     if known is None:
         name = distinct(phone.name, {spec.name for spec in others})
@@ -54,7 +62,7 @@ def renewed(known: NodeSpec, phone: Registration, host: str) -> NodeSpec:
     """The phone's entry after it has told where and what it is now."""
     spec = moved(known, host, phone.port)
     name = phone.name if spec.name in (spec.id, known.address) else spec.name
-    marks = {key: value for key, value in spec.details.items() if key == DISPLACED}
+    marks = {key: value for key, value in spec.details.items() if key in (DISPLACED, SEEN_AT)}
     return replace(spec, id=phone.id, name=name, details={**phone.details, **marks})
 
 
@@ -69,17 +77,30 @@ def listed(found: NodeSpec) -> NodeSpec:
 
 
 def moved(known: NodeSpec, host: str, port: int) -> NodeSpec:
-    """The entry with another address. A host name follows the phone by itself, and where a cable ends is this
-    machine's business; a port at either would be one that nobody has looked at.
+    """The entry with another address. A host name follows the phone by itself, and only notes the address, by which a
+    phone that is plugged in is known; where a cable ends is this machine's business. A port at either would be one
+    that nobody has looked at.
     """
+    if is_named(known):
+        return replace(known, details={**known.details, SEEN_AT: host})
     if not _is_movable(known):
         return known
-    details = {key: value for key, value in known.details.items() if key != DISPLACED}
+    details = {key: value for key, value in known.details.items() if key not in (DISPLACED, SEEN_AT)}
     return replace(known, host=host, port=port, details=details, enabled=known.enabled or DISPLACED in known.details)
 
 
+def place_of(spec: NodeSpec) -> str:
+    """The address at which the phone was last, as far as its entry tells."""
+    return str(spec.details.get(SEEN_AT, spec.host)) if is_named(spec) else spec.host
+
+
+def is_named(spec: NodeSpec) -> bool:
+    """Is it listed by a host name, which somebody's name server answers for?"""
+    return spec.host not in LOOPBACK and not is_address(spec.host)
+
+
 def is_at(spec: NodeSpec, host: str, port: int) -> bool:
-    """Is nothing to be renewed for a phone that comes from there?"""
+    """Would a phone that comes from there be called where it is called already?"""
     return not _is_movable(spec) or (DISPLACED not in spec.details and (spec.host, spec.port) == (host, port))
 
 
@@ -92,11 +113,10 @@ def distinct(name: str, taken: Collection[str]) -> str:
     return found
 
 
-def _same_place(specs: Sequence[NodeSpec], phone: Registration, host: str) -> NodeSpec | None:
-    """The entry that the owner wrote by hand for this phone, which is known by its address only."""
-    return next(
-        (spec for spec in specs if spec.id == spec.address and (spec.host, spec.port) == (host, phone.port)), None
-    )
+def _same_place(specs: Sequence[NodeSpec], phone: Registration, hosts: Collection[str]) -> NodeSpec | None:
+    """The entry that the owner wrote by hand for this phone, whatever he calls it: two would count it twice."""
+    found = (spec for spec in specs if spec.host in hosts and spec.port == phone.port)
+    return next((spec for spec in found if not PHONE_ID.fullmatch(spec.id)), None)
 
 
 def _displaced(spec: NodeSpec, host: str, port: int) -> NodeSpec:
@@ -108,7 +128,4 @@ def _displaced(spec: NodeSpec, host: str, port: int) -> NodeSpec:
 
 def _is_movable(spec: NodeSpec) -> bool:
     """Only an address may change by the phone's word."""
-    try:
-        return not ipaddress.ip_address(spec.host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+    return is_address(spec.host) and not ipaddress.ip_address(spec.host.partition("%")[0]).is_loopback

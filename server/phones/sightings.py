@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 from server.errors import RequestInvalid
 from server.nodes import Node, NodeId, NodeStatus
+from server.phones.registration import place_of
 
 RETURN_SECONDS = 300.0  # a phone that left an address and comes back within this time may be two phones
 MOST_LEFT = 1024
@@ -44,7 +45,7 @@ def refuse_stranger(node: Node, host: str) -> None:
 
 def answers_elsewhere(node: Node, host: str) -> bool:
     """As far as the last probe tells."""
-    return node.status is NodeStatus.READY and not node.failed_probes and node.spec.host != host
+    return node.status is NodeStatus.READY and not node.failed_probes and place_of(node.spec) != host
 
 
 def _taken(node: Node) -> RequestInvalid:

@@ -24,12 +24,13 @@ def phone(phone_id: str = ID, name: str = "Pixel 5", port: int = 11434, **detail
 
 @dataclass
 class Stand:
-    """`there` is who answers; `looked` is whom the gateway has called."""
+    """`there` is who answers; `looked` is whom the gateway has called; `names` is what name servers say."""
 
     folder: Path
     now: float = 1_000.0
     there: dict[tuple[str, int], ProbeReport | NodeError] = field(default_factory=lambda: {(HOST, 11434): FOUND})
     looked: list[tuple[str, int]] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.registry = Registry()
@@ -40,7 +41,7 @@ class Stand:
 
     def started(self) -> Joining:
         """As a gateway that starts has it."""
-        return Joining(self.registry, self.fleet_file, self.look, lambda: self.now)
+        return Joining(self.registry, self.fleet_file, self.look, lambda: self.now, resolve=self.resolve)
 
     async def look(self, host: str, port: int) -> ProbeReport:
         self.looked.append((host, port))
@@ -48,6 +49,11 @@ class Stand:
         if isinstance(found, NodeError):
             raise found
         return found
+
+    async def resolve(self, name: str) -> list[str]:
+        if name not in self.names:
+            raise OSError(f"no address for {name}")
+        return self.names[name]
 
     @property
     def entries(self) -> list[dict[str, Any]]:

@@ -84,6 +84,22 @@ async def test_a_report_tells_the_condition_and_renews_the_address(stand: Stand)
     assert stand.entries[0]["host"] == "192.168.1.99"
 
 
+async def test_a_phone_by_host_name_notes_its_address_and_is_not_called_there(stand: Stand) -> None:
+    own = await stand.joined()
+    stand.path.write_text(stand.path.read_text().replace(HOST, "pixel.lan"))
+    stand.fleet_file.reload()
+    await stand.joining.come_again(own, phone(), HOST)
+    assert (stand.entries[0]["host"], stand.entries[0]["details"]["address"]) == ("pixel.lan", HOST)
+    await stand.joining.report(NodeId(ID), WARM, None, "192.168.1.99")
+    assert (stand.entries[0]["host"], stand.entries[0]["details"]["address"]) == ("pixel.lan", "192.168.1.99")
+    await stand.joining.report(NodeId(ID), WARM, None, "8.8.8.8")
+    assert stand.entries[0]["details"]["address"] == "192.168.1.99"
+    assert stand.looked == [(HOST, 11434)]
+    before = stand.path.stat().st_ino
+    await stand.joining.report(NodeId(ID), WARM, None, "192.168.1.99")
+    assert stand.path.stat().st_ino == before, "written only where something is new"
+
+
 @pytest.mark.parametrize("peer", ["127.0.0.1", "8.8.8.8", "192.168.1.99"])
 async def test_a_report_from_elsewhere_counts_but_moves_nothing(stand: Stand, peer: str) -> None:
     held = stand.joining.holder(await stand.joined(), HOST)

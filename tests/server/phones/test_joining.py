@@ -281,6 +281,18 @@ async def test_edits_of_the_owner_meanwhile_are_kept(stand: Stand) -> None:
     assert [entry["host"] for entry in stand.entries] == [HOST, "10.0.0.1", HOST]
 
 
+async def test_a_phone_that_its_owner_has_listed_by_host_name_counts_once(stand: Stand) -> None:
+    stand.path.write_text('[{"host": "pixel.lan"}, {"host": "gone.lan"}, {"host": "10.0.0.9", "port": 11435}]')
+    stand.fleet_file.reload()
+    stand.names = {"pixel.lan": ["fd00::1", HOST]}
+    await stand.joined()
+    first, *others = stand.entries
+    assert (first["host"], first["id"], first["details"]["address"]) == ("pixel.lan", ID, HOST)
+    assert others == [{"host": "gone.lan"}, {"host": "10.0.0.9", "port": 11435}]
+    await stand.joined()  # it has lost its token, and is no stranger
+    assert len(stand.entries) == 3
+
+
 async def test_the_id_of_a_node_that_was_found_is_refused(stand: Stand) -> None:
     stand.registry.emit(NodeListed(NodeSpec(NodeId(ID), "tower", "relay", "10.0.0.9", 8765, origin="discovered"), 0.0))
     with pytest.raises(RequestInvalid):

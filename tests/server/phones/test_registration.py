@@ -6,9 +6,21 @@ from dataclasses import replace
 
 import pytest
 
+from server.adb.plan import SEEN_AT, Memory, entry_for
+from server.adb.states import AdbPhone, Facts, Transport
 from server.errors import RequestInvalid
 from server.nodes import NodeId, NodeSpec
-from server.phones.registration import DISPLACED, Registration, distinct, is_at, joined, moved, plain, renewed
+from server.phones.registration import (
+    DISPLACED,
+    Registration,
+    distinct,
+    is_at,
+    joined,
+    moved,
+    place_of,
+    plain,
+    renewed,
+)
 from server.phones_entry import entry_of, spec_of
 from server.roster import Seat, learned_weight
 from tests.server.scripted_nodes import node_of, seat_of
@@ -36,14 +48,41 @@ def test_an_entry_by_address_becomes_the_phones_own() -> None:
     byhand = NodeSpec(NodeId(f"{HOST}:11434"), f"{HOST}:11434", "ollama", HOST, 11434, weight=3.0)
     (phone,) = joined([byhand], PHONE, HOST)
     assert (phone.id, phone.name, phone.weight) == (ID, "Pixel 5", 3.0)
-    assert len(joined([replace(byhand, id=NodeId("own"))], PHONE, HOST)) == 2
+    (phone,) = joined([replace(byhand, id=NodeId("own"), name="Shelf")], PHONE, HOST)
+    assert (phone.id, phone.name, phone.weight) == (ID, "Shelf", 3.0)
+    assert len(joined([replace(byhand, port=11435)], PHONE, HOST)) == 2
+    with pytest.raises(RequestInvalid, match="this address belongs to another kind"):
+        joined([replace(byhand, kind="openai")], PHONE, HOST)
+
+
+def test_an_entry_by_host_name_becomes_the_phones_own_where_the_name_leads_to_it() -> None:
+    byhand = NodeSpec(NodeId("pixel.lan:11434"), "pixel.lan:11434", "ollama", "pixel.lan", 11434, weight=3.0)
+    (phone,) = joined([byhand], PHONE, HOST, {"pixel.lan"})
+    assert (phone.id, phone.name, phone.host, phone.weight) == (ID, "Pixel 5", "pixel.lan", 3.0)
+    assert len(joined([byhand], PHONE, HOST)) == len(joined([byhand], PHONE, HOST, {"other.lan"})) == 2
+    assert len(joined([replace(byhand, id=OTHER)], PHONE, HOST, {"pixel.lan"})) == 2, "another phone that has joined"
+
+
+def test_a_phone_by_host_name_is_known_on_a_cable_by_the_address_that_it_had_last() -> None:
+    known = NodeSpec(ID, "Kitchen", "ollama", "kitchen.local", 11434, details={"chip": "SM8550"})
+    facts = Facts(serialno="S1", addresses=(HOST,))
+    plugged = AdbPhone("S1", "Pixel 5", Transport("S1", "device"), ("S1",), known=True, told=facts)
+    assert entry_for(plugged, [], [known], Memory()) is None
+    (entry,) = joined([known], PHONE, HOST)
+    assert entry_for(plugged, [], [entry], Memory()) is entry
+    assert entry_for(plugged, [], [moved(entry, "192.168.1.99", 11434)], Memory()) is None
+    assert spec_of(entry_of(entry)) == entry
 
 
 def test_a_host_name_of_the_owners_is_kept() -> None:
     known = NodeSpec(ID, "Kitchen", "ollama", "kitchen.local", 11434)
     assert joined([known], PHONE, HOST)[0].host == "kitchen.local"
-    assert moved(known, HOST, 22_000) is known, "a port of a machine that nobody has looked at"
+    noted = moved(known, HOST, 22_000)
+    assert noted == replace(known, details={SEEN_AT: HOST}), "a port of a machine that nobody has looked at"
     assert is_at(known, HOST, 11434) and is_at(known, HOST, 22_000)
+    assert (place_of(known), place_of(noted)) == ("kitchen.local", HOST)
+    by_address = replace(noted, host="10.0.0.1")
+    assert place_of(by_address) == "10.0.0.1" and SEEN_AT not in moved(by_address, HOST, 11434).details
     assert not is_at(replace(known, host="10.0.0.1"), HOST, 11434)
 
 
@@ -62,6 +101,7 @@ def test_what_was_measured_counts_until_more_is_known() -> None:
     assert learned_weight(seat()) == learned_weight(seat(tokens_per_second="fast")) < 16.0
     used = seat(tokens_per_second=16.0)
     used.load.tokens_per_second = 4.0
+    used.weigh(0.0)
     assert learned_weight(used) == 4.0
 
 
@@ -72,7 +112,7 @@ def test_an_address_that_changed_hands_counts_once() -> None:
     assert not is_at(displaced, HOST, 11434)
     back = moved(displaced, "192.168.1.21", 11434)
     assert back == replace(stale, host="192.168.1.21")
-    owners = replace(stale, id=NodeId("by-hand"))
+    owners = replace(stale, id=NodeId("by-hand"), port=11435)
     assert joined([owners], PHONE, HOST)[0] is owners
 
 
