@@ -95,7 +95,13 @@ class Services:
             "ro.board.platform": "gs201",
             "ro.hardware": "panther",
         }
-        self._programs: dict[str, Callable[[list[str]], Told]] = {
+        self._programs = self._installed()
+        self.dumps: dict[str, str] = {}
+        self.tell_battery()
+        self.tell_heat()
+
+    def _installed(self) -> dict[str, Callable[[list[str]], Told]]:
+        return {
             "echo": lambda words: " ".join(words) + "\n",
             "getprop": self._getprop,
             "cat": self._cat,
@@ -112,9 +118,6 @@ class Services:
             "rm": self._rm,
             "mkdir": self._mkdir,
         }
-        self.dumps: dict[str, str] = {}
-        self.tell_battery()
-        self.tell_heat()
 
     def tell_battery(self, level: int = 80, celsius: float = 25.0, charging: bool = True) -> None:
         status = 2 if charging else 3
