@@ -61,5 +61,12 @@ class Lookout:
         """Those of these host names that lead to this address, as far as name servers say so in time."""
         asked = {name: asyncio.ensure_future(self._resolve(name)) for name in list(names)[:MOST_NAMES]}
         if not asked:
-            answers = dict(zip(asked, found, strict=True))
+            return frozenset()
+        try:
+            await asyncio.wait(asked.values(), timeout=NAMES_SECONDS)
+        finally:
+            for question in asked.values():
+                question.cancel()
+        found = await asyncio.gather(*asked.values(), return_exceptions=True)
+        answers = dict(zip(asked, found, strict=True))
         return frozenset(name for name, told in answers.items() if isinstance(told, list) and host in told)
