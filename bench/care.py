@@ -161,8 +161,8 @@ class Fleet:
     def _get_up(self, phone: Phone) -> None:
         assert phone.seat is not None
         phone.seat.load.in_flight -= 1
-        self.roster.touch(phone.seat.id, self.now)
         self.roster.reweigh(phone.seat.id, self.now)
+        self.roster.touch(phone.seat.id, self.now)
         phone.seat = phone.answer = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Protocol
 
 from prometheus_client import (
@@ -187,6 +188,7 @@ class _Gauges:
         phones = self._believed(nodes)
         for name, text, read, combined in _PER_PHONE:
             yield _per_node(name, text, phones, read, combined)
+        yield _per_model(nodes)
         yield self._resting()
         yield _per_node(
             "potluck_held_conversations",
@@ -303,4 +305,19 @@ def _per_node(name: str, text: str, nodes: ByName, read: _Reading, combined: _Co
         values = [value for node, load in sharing if (value := read(node, load)) is not None]
         if values:
             family.add_metric([label], combined(values))
+    return family
+
+
+def _per_model(nodes: ByName) -> Metric:
+    """Of what a node has and has run; beyond so many series, nothing more is told."""
+    text = "Learned writing speed of a node with one model."
+    family = GaugeMetricFamily("potluck_model_tokens_per_second", text, labels=["model", "node"])
+    found: dict[tuple[str, str], float] = {}
+    for label, sharing in nodes.items():
+        for node, load in sharing:
+            for model, speed in list(load.speeds.by_model.items()):  # the loop goes on while this is read
+                if model in node.models and speed.tokens_per_second is not None:
+                    found[model, label] = found.get((model, label), 0.0) + speed.tokens_per_second
+    for labels, value in islice(found.items(), MOST_CHILDREN):
+        family.add_metric(labels, value)
     return family

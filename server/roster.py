@@ -36,7 +36,10 @@ class Seat:
     model: ModelKey
     copy: ModelCopy
     slots: int
-    weight: float = 1.0
+    weight: float = 1.0  # this and the next three are kept up by `weigh`, so that a look at many seats costs little
+    speed: float | None = None  # tokens/s; None where nothing was learned, or not for long
+    prompt_speed: float = UNKNOWN_PROMPT_SPEED
+    first_token_seconds: float = 0.0
     expected_seconds: float = 0.0  # for a typical answer, kept up by `Roster.touch`; 0 until measured
 
     @property
@@ -48,18 +51,15 @@ class Seat:
         """What tells this copy's conversations from another's: the digest, or the name where there is none."""
         return self.copy.digest or self.model
 
-    @property
-    def prompt_speed(self) -> float:
-        """Of this model here: shown, or reckoned from another; else what the node has shown in all."""
-        load = self.load
-        known = load.speeds.reading(self.model, self.copy.size_bytes)
-        return known or load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
-
-    def speed(self, now: float) -> float | None:
-        """Tokens/s, likewise; None where nothing was learned, or not for long."""
-        load = self.load
-        known = load.speeds.writing(self.model, self.copy.size_bytes, now)
-        return known or (None if load.pace.is_forgotten(now) else load.tokens_per_second)
+    def weigh(self, now: float) -> None:
+        """Speeds of this model here, shown or reckoned from another, else what the node has shown in all."""
+        load, model, size = self.load, self.model, self.copy.size_bytes
+        speeds = load.speeds
+        in_all = None if load.pace.is_forgotten(now) else load.tokens_per_second
+        self.speed = speeds.writing(model, size, now) or in_all
+        self.prompt_speed = speeds.reading(model, size) or load.prompt_tokens_per_second or UNKNOWN_PROMPT_SPEED
+        self.first_token_seconds = speeds.first_token(model) or load.first_token_seconds or 0.0
+        self.weight = weight_of(self)
 
     @property
     def sure_prompt_speed(self) -> float | None:
@@ -137,7 +137,7 @@ class Roster:
         if seat is None:
             return
         load = seat.load
-        seat.expected_seconds = expected_seconds(seat, now) / (seat.node.care.factor or 1.0)
+        seat.expected_seconds = expected_seconds(seat) / (seat.node.care.factor or 1.0)
         if load.in_flight >= seat.slots or load.breaker.state is BreakerState.HALF_OPEN:
             self._take(node_id)
             return
@@ -200,7 +200,7 @@ class Roster:
         if node.spec.last_resort:
             self.last_resorts.add(node.id)
         seat = self.seats[node.id] = Seat(node, load, memory, key, node.models[key], node.slots)
-        seat.weight = weight_of(seat, now)
+        seat.weigh(now)
         self.touch(node.id, now)
 
     def remove(self, node_id: NodeId) -> None:
@@ -224,26 +224,28 @@ class Roster:
         return seats + list(islice(self.free.values(), LOOKED_AT - len(seats)))
 
     def reweigh(self, node_id: NodeId, now: float) -> None:
-        """A node whose weight is "auto" has shown its speed, or not for long."""
+        """A node has shown its speed, or not for long. `touch` it afterwards."""
         seat = self.seats.get(node_id)
-        if seat is not None and seat.node.spec.weight is None:
-            seat.weight = weight_of(seat, now)
-            if node_id in self.free:
-                self.rotation.join(node_id, seat.weight)
+        if seat is None:
+            return
+        before = seat.weight
+        seat.weigh(now)
+        if seat.weight != before and node_id in self.free:
+            self.rotation.join(node_id, seat.weight)
 
 
-def weight_of(seat: Seat, now: float) -> float:
+def weight_of(seat: Seat) -> float:
     """The owner's weight or the learned one; less while the phone is warm. One that rests is not weighed."""
     own = seat.node.spec.weight
-    return (learned_weight(seat, now) if own is None else own) * (seat.node.care.factor or 1.0)
+    return (learned_weight(seat) if own is None else own) * (seat.node.care.factor or 1.0)
 
 
-def learned_weight(seat: Seat, now: float = 0.0) -> float:
+def learned_weight(seat: Seat) -> float:
     """Tokens/s in steps of a tenth of a power of two: speeds that are equal but for noise share a weight.
 
     Until one is learned, and once it is forgotten, what a joined phone measured when it was set up counts.
     """
-    speed = seat.speed(now) or measured_speed(seat) or UNKNOWN_SPEED
+    speed = seat.speed or measured_speed(seat) or UNKNOWN_SPEED
     return float(2.0 ** (round(math.log2(min(max(speed, SLOWEST), FASTEST)) * 10) / 10))
 
 
@@ -259,13 +261,11 @@ def measured_speed(seat: Seat) -> float | None:
     return told * times_as_fast(seat.copy.size_bytes, copy.size_bytes)
 
 
-def expected_seconds(seat: Seat, now: float) -> float:
+def expected_seconds(seat: Seat) -> float:
     """How long a typical answer would take now; 0 for a node that has not been measured, or not for long."""
-    load, speed = seat.load, seat.speed(now)
-    if speed is None:
+    if seat.speed is None:
         return 0.0
-    first = load.speeds.first_token(seat.model) or load.first_token_seconds or 0.0
-    return first + TYPICAL_ANSWER_TOKENS / speed * (1 + load.in_flight)
+    return seat.first_token_seconds + TYPICAL_ANSWER_TOKENS / seat.speed * (1 + seat.load.in_flight)
 
 
 def _slower(one: float | None, other: float | None) -> float | None:

@@ -54,13 +54,17 @@ class Speeds:
         """Tokens/s of the model, shown or reckoned; None where neither is possible."""
         speed = self.by_model.get(model)
         shown = None if speed is None else speed.tokens_per_second_at(now)
-        return shown or self._reckoned(size_bytes, lambda other: other.tokens_per_second_at(now))
+        if shown:
+            return shown
+        return self._reckoned(size_bytes, lambda other: other.tokens_per_second_at(now))
 
     def reading(self, model: str, size_bytes: int) -> float | None:
         """Prompt tokens/s, likewise."""
         speed = self.by_model.get(model)
         shown = None if speed is None else speed.prompt_tokens_per_second
-        return shown or self._reckoned(size_bytes, lambda other: other.prompt_tokens_per_second)
+        if shown:
+            return shown
+        return self._reckoned(size_bytes, lambda other: other.prompt_tokens_per_second)
 
     def first_token(self, model: str) -> float | None:
         """Seconds until the first token came, where it has been seen: it hangs on too much to be reckoned."""

@@ -126,6 +126,7 @@ class FleetApi:
             "tokens_per_second": _rounded(load.tokens_per_second),
             "prompt_tokens_per_second": _rounded(load.prompt_tokens_per_second),
             "first_token_s": _rounded(load.first_token_seconds, 3),
+            "model_speeds": _model_speeds(node, load),
             "weight": "auto" if spec.weight is None else spec.weight,
             "last_resort": spec.last_resort,
             "answered": load.answered,
@@ -137,6 +138,20 @@ class FleetApi:
             "resting": node.resting,
             "resting_since": None if node.resting is None else iso_time(node.care.since),
         }
+
+
+def _model_speeds(node: Node, load: Load) -> dict[str, Any]:
+    """What each model has shown there, of those that it still has."""
+    shown = ((copy.name, load.speeds.of(key)) for key, copy in node.models.items())
+    return {
+        name: {
+            "tokens_per_second": _rounded(speed.tokens_per_second),
+            "prompt_tokens_per_second": _rounded(speed.prompt_tokens_per_second),
+            "first_token_s": _rounded(speed.first_token_seconds, 3),
+        }
+        for name, speed in shown
+        if speed is not None
+    }
 
 
 def condition_record(condition: Condition) -> dict[str, Any]:

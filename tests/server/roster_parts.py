@@ -34,10 +34,11 @@ def refused(roster: Roster, demand: Demand = DEMAND, policy: Policy = POLICY, no
 
 
 def change(roster: Roster, name: str, now: float = NOW, **changes: Any) -> Seat:
-    """The load of a node changes, and its seat is touched as whoever changes it must."""
+    """The load of a node changes, and its seat is weighed and touched as whoever changes it must."""
     seat = roster.seats[NodeId(name)]
     for field, value in changes.items():
         setattr(seat.load, field, value)
+    roster.reweigh(seat.id, now)
     roster.touch(seat.id, now)
     return seat
 

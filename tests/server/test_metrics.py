@@ -14,9 +14,10 @@ from server.breaker import Breaker, BreakerState
 from server.care import Condition
 from server.exchange import AskRequest, CallerId, NodeShare, RequestId, Timings, Usage
 from server.metrics import MOST_CHILDREN, Metrics
-from server.nodes import NodeId
+from server.nodes import ModelCopy, NodeId, ProbeReport, model_key
 from server.observer import RequestRecord
 from server.registry import NodeCondition
+from server.speeds import MOST_MODELS
 from tests.server.api.gateway import MODEL, fleet, report, spec
 from tests.server.api.scripted_dispatch import ScriptedDispatch
 
@@ -160,6 +161,33 @@ def test_nodes_of_one_name_share_their_series_in_counters_and_gauges():
     assert {dict(labels).get("node") for _, labels in samples(metrics)} == {None, "phone", "c"}
 
 
+def test_the_speed_of_each_model_that_a_node_has_and_has_run():
+    registry = fleet((spec("a", name="phone"), report()), (spec("b", name="phone"), report()), (spec("c"), report()))
+    metrics = Metrics(registry)
+    metrics.watch(ScriptedDispatch(), 1.0)
+    for name, speed in (("a", 9.0), ("b", 3.0)):
+        registry.loads[NodeId(name)].speeds.used(model_key(MODEL), 0).tokens_per_second = speed
+        registry.loads[NodeId(name)].speeds.used("gone", 0).tokens_per_second = 1.0
+    registry.loads[NodeId("c")].speeds.used(model_key(MODEL), 0)
+    series = [labels for name, labels in samples(metrics) if name == "potluck_model_tokens_per_second"]
+    assert series == [(("model", MODEL), ("node", "phone"))]
+    assert value(metrics, "potluck_model_tokens_per_second", model=MODEL, node="phone") == 12.0
+
+
+def test_models_without_end_make_no_series_without_end():
+    names = [f"m{number}" for number in range(MOST_MODELS)]
+    held = ProbeReport("0.31.1", tuple(ModelCopy(name) for name in names))
+    count = MOST_CHILDREN // MOST_MODELS + 1
+    registry = fleet(*[(spec(f"n{number}"), held) for number in range(count)])
+    for load in registry.loads.values():
+        for name in names:
+            load.speeds.used(name, 0).tokens_per_second = 1.0
+    metrics = Metrics(registry)
+    metrics.watch(ScriptedDispatch(), 1.0)
+    told = [labels for name, labels in samples(metrics) if name == "potluck_model_tokens_per_second"]
+    assert len(told) == MOST_CHILDREN
+
+
 def test_what_phones_tell_and_who_rests():
     registry = fleet((spec("a", name="phone"), report()), (spec("b", name="phone"), report()), (spec("c"), report()))
     metrics = Metrics(registry)
@@ -207,6 +235,7 @@ def test_the_page_lists_every_metric_with_its_labels():
     metrics._fleet.emit(NodeCondition(NodeId("kitchen"), Condition(80.0, True, 30.0, 0, at=5.0), 5.0))
     metrics._fleet.loads[NodeId("kitchen")].tokens_per_second = 1.0
     metrics._fleet.loads[NodeId("kitchen")].prompt_tokens_per_second = 1.0
+    metrics._fleet.loads[NodeId("kitchen")].speeds.used(model_key(MODEL), 0).tokens_per_second = 1.0
     told = {}
     for name, labels in samples(metrics):
         if name.startswith("potluck_"):

@@ -124,7 +124,7 @@ def test_what_coming_home_saves_is_judged_by_the_nodes_own_reading_speed() -> No
     memories = Memories()
     roster = roster_of(node_of("a"), memories=memories)
     memory_with(roster, "a", key=1, tokens=300)
-    roster.seats[NodeId("a")].load.prompt_tokens_per_second = 10.0
+    change(roster, "a", prompt_tokens_per_second=10.0)
     assert find_home([(1, 1)], roster, memories, NOW).waits_until == NOW + 30  # type: ignore[union-attr]
 
 

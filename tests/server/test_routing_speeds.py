@@ -141,10 +141,10 @@ def test_limits_stand_on_what_was_shown_and_never_shrink_by_reckoning() -> None:
     small, large = phones.seat("a", SMALL), phones.seat("a", LARGE)
     assert (large.sure_speed, large.sure_prompt_speed) == (None, None)
     phones.told("a", SMALL, 21.0, reading=90.0)
-    assert (large.sure_speed, large.sure_prompt_speed) == (7.0, 30.0), "a large one is given its time"
+    assert (large.sure_speed, large.sure_prompt_speed) == (pytest.approx(7.0), 30.0), "a large one is given its time"
     phones = Phones("a")
     small = phones.seat("a", SMALL)
     phones.told("a", LARGE, 7.0, reading=30.0)
-    assert (small.sure_speed, small.sure_prompt_speed) == (7.0, 30.0), "a small one may be slower than its size says"
+    assert (small.sure_speed, small.sure_prompt_speed) == (pytest.approx(7.0), 30.0), "not the 21 of its size"
     phones.told("a", SMALL, 21.0, NOW + 2 * FORGOTTEN_SECONDS, reading=90.0)
-    assert (small.sure_speed, small.sure_prompt_speed) == (21.0, 90.0)
+    assert (small.sure_speed, small.sure_prompt_speed) == (pytest.approx(21.0), 90.0)

@@ -21,6 +21,9 @@ async def test_health_tells_the_whole_and_each_node():
     load = registry.loads[KITCHEN]
     load.in_flight, load.answered, load.failed = 1, 5, 2
     load.tokens_per_second, load.prompt_tokens_per_second, load.first_token_seconds = 9.96, 80.04, 1.23456
+    shown = load.speeds.used(MODEL, 0)
+    shown.tokens_per_second, shown.prompt_tokens_per_second = 12.34, 99.99
+    load.speeds.used("gone", 0).tokens_per_second = 1.0
     load.last_error = "cut"
     answer = await get(gateway(registry=registry).app, "/health")
     told = answer.json()
@@ -57,6 +60,7 @@ async def test_health_tells_the_whole_and_each_node():
         "tokens_per_second": 10.0,
         "prompt_tokens_per_second": 80.0,
         "first_token_s": 1.235,
+        "model_speeds": {MODEL: {"tokens_per_second": 12.3, "prompt_tokens_per_second": 100.0, "first_token_s": None}},
         "weight": "auto",
         "last_resort": False,
         "answered": 5,

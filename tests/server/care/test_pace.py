@@ -32,7 +32,7 @@ def test_a_busy_node_is_judged_by_its_last_answers() -> None:
     for number in range(3 * MOST_ANSWERS):
         speed = pace.learn(10, 10.0 if number < MOST_ANSWERS else 1.0, number / 100)
     assert speed == 10.0
-    assert len(pace.ends) == len(pace.tokens) == len(pace.seconds) == MOST_ANSWERS
+    assert len(pace.answers) == MOST_ANSWERS
 
 
 def test_from_ten_to_three_tokens_a_second_within_the_window() -> None:
@@ -56,3 +56,12 @@ def test_what_was_learned_long_ago_is_forgotten() -> None:
     assert pace.is_forgotten(100.0 + FORGOTTEN_SECONDS)
     assert pace.learn(10, 10.0, 100.0 + FORGOTTEN_SECONDS) == 1.0
     assert not pace.is_forgotten(101.0 + FORGOTTEN_SECONDS)
+
+
+def test_an_absurd_answer_leaves_no_trace_when_it_goes() -> None:
+    """Sums of fractions would have lost all that is small beside it."""
+    pace = Pace()
+    pace.learn(10, 1e30, 0.0)
+    assert pace.learn(10, 1.0, WINDOW_SECONDS) < 1e-6
+    assert pace.learn(10, 1.0, WINDOW_SECONDS + 0.1) == 10.0
+    assert pace.learn(10, 1e-30, WINDOW_SECONDS + 0.2) == pytest.approx(15.0)
