@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,8 @@ def edit(path: Path, change: Callable[[tuple[NodeSpec, ...]], Iterable[NodeSpec]
         content = _content(path)
         before = _nodes(content)
         after = tuple(change(before))
+        for _, message in _listed_twice(after):
+            raise FleetFileError(message)
         if after == before or save(path, after, partial(_is_still, path, content)):
             return
     raise OSError(errno.EBUSY, "others write it all the time")
@@ -179,7 +181,21 @@ def _specs(text: str, entries: list[Any], base: Place) -> tuple[NodeSpec, ...]:
             raise _error(text, (*base, index), message)
         seen[spec.id] = index
         specs.append(spec)
+    for index, message in _listed_twice(specs):
+        raise _error(text, (*base, index, "serial"), message)
     return tuple(specs)
+
+
+def _listed_twice(specs: Iterable[NodeSpec]) -> Iterator[tuple[int, str]]:
+    """Entries of one serial: each would have the phone's one forward, and the phone twice the work."""
+    seen: dict[str, int] = {}
+    for index, spec in enumerate(specs):
+        if spec.serial is None or not spec.enabled:
+            continue
+        if spec.serial in seen:
+            same = f"entry {index + 1} is the phone of entry {seen[spec.serial] + 1} (serial {spec.serial})"
+            yield index, f"{same}: list it once, or set 'enabled' to false in one"
+        seen[spec.serial] = index
 
 
 def _error(text: str, place: Place, message: str) -> FleetFileError:

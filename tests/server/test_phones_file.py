@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from server.adb.ports import preferred_port
 from server.nodes import NodeId, NodeSpec
 from server.phones_entry import FIELDS, EntryError, entry_of, spec_of
-from server.phones_file import MAX_FILE_BYTES, FleetFileError, load, parse
+from server.phones_file import MAX_FILE_BYTES, FleetFileError, edit, load, parse
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "phones.schema.json").read_text())
@@ -228,6 +229,7 @@ def test_both_forms_of_the_file():
         ('{"phones": [{"host": "a"},\n {"port": 1}]}', 2, 2, "'host' is missing"),
         ('[{"host": "a"},\n {"host": "A"}]', 2, 2, "same node as entry 1"),
         ('[{"host": "a", "id": "x"},\n {"host": "b", "id": "x"}]', 2, 2, "give one an 'id'"),
+        ('[{"serial": "S1"},\n {"id": "x", "serial": "S1"}]', 2, 14, "the phone of entry 1 (serial S1)"),
         ('[{"host": "a",\n "host": "b"}]', 2, 2, "twice"),
         ('[{"host": "a",\n "weight": NaN}]', 2, 12, "no number"),
         ("[" * 100_000, 1, 1, "nested"),
@@ -242,6 +244,20 @@ def test_a_mistake_is_told_with_its_place(text: str, line: int, column: int, wor
     found = error(text)
     assert (found.line, found.column) == (line, column) and words in found.message
     assert str(found) == f"line {line}, column {column}: {found.message}"
+
+
+def test_a_phone_may_stand_in_a_second_entry_that_is_switched_off():
+    off = '{"host": "a", "serial": "S1", "enabled": false}'
+    assert [spec.enabled for spec in parse(f'[{off}, {{"serial": "S1"}}]')] == [False, True]
+
+
+def test_no_order_lists_a_phone_twice(tmp_path: Path):
+    path = tmp_path / "phones.json"
+    path.write_text('[{"host": "a", "serial": "S1", "enabled": false}, {"serial": "S1"}]')
+    before = path.read_bytes()
+    with pytest.raises(FleetFileError, match="list it once"):
+        edit(path, lambda specs: [replace(spec, enabled=True) for spec in specs])
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("depth", range(300, 520, 7))
