@@ -54,9 +54,13 @@ class RestMemory:
         """With this phone's rest; the oldest goes where there are too many."""
         if rest == Rest() and phone not in self.rests:
             return self
-        others = ((name, kept.remembered(now)) for name, kept in self.rests.items() if name != phone)
-        kept = {name: one for name, one in (*others, (phone, rest)) if one != Rest()}
-        return RestMemory(dict(list(kept.items())[-MOST_REMEMBERED:]))
+        kept = dict(self.rests)  # what is too old goes when it is the oldest of too many, and is not believed before
+        kept.pop(phone, None)
+        if rest.remembered(now) != Rest():
+            kept[phone] = rest
+        if len(kept) > MOST_REMEMBERED:
+            del kept[next(iter(kept))]
+        return RestMemory(kept)
 
 
 def _young(told: Condition | None, now: float) -> Condition | None:

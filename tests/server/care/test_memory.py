@@ -64,10 +64,10 @@ def test_the_newest_words_of_a_rest() -> None:
     assert Rest(newer, older).newest is newer and Rest(None, older).newest is older and Rest().newest is None
 
 
-def test_those_that_recovered_and_those_of_long_ago_take_no_room() -> None:
+def test_those_that_recovered_take_no_room() -> None:
     memory = RestMemory().renewed("one", Rest(heat=told(0.0, temperature_c=44.0)), 0.0)
     assert memory.renewed("one", Rest(), 1.0) == RestMemory()
-    assert list(memory.renewed("two", Rest(charge=told(9000.0, level=9.0)), 9000.0).rests) == ["two"]
+    assert memory.renewed("two", Rest(charge=told(0.0, level=9.0)), 9000.0) == memory, "it is too old already"
     assert memory.renewed("three", Rest(), 1.0) is memory
 
 
