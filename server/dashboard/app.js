@@ -223,6 +223,7 @@ element("key-form").addEventListener("submit", (event) => {
   element("key").value = "";
   notice(null);
   askForKey(false);
+  element("prompt").focus(); // the field that had it is gone; a key that is wrong takes it back
 });
 
 prepareInvite();

@@ -7,6 +7,7 @@ import { buildFoot, buildPhone, phoneOf, showFoot, showPhone, tellsOf } from "./
 import { buildSplits, showSplits } from "./splits.js";
 import { mark } from "./words.js";
 
+const MODELS_SHOWN = 8; // of a node that has dozens the rest is a number: the list of models to ask for names them all
 const WORDS = { unknown: "not asked yet", silent: "does not answer", draining: "leaving", disabled: "switched off" };
 // In this order they are counted; the words behind a number.
 const SUMS = [
@@ -69,7 +70,7 @@ function updateCard(card, node, adb) {
   write(top.firstChild, node.name);
   write(top.lastChild, state);
   write(place, placeOf(node, adb));
-  keep(models, node.models, (model) => model, buildModel, (item, model) => updateModel(item, model, node.resident.includes(model)));
+  keep(models, modelsOf(node), (model) => model.name, buildModel, updateModel);
   write(facts, factsOf(node));
   write(error, look === "good" ? "" : node.last_error ?? "");
   error.hidden = !error.textContent;
@@ -86,16 +87,26 @@ function placeOf(node, adb) {
   return [where, kind, node.last_resort ? "last resort" : ""].filter(Boolean).join(" · ");
 }
 
+/** Those in memory first where not all have room. */
+function modelsOf({ models, resident }) {
+  const all = [...new Set(models)].map((name) => ({ name, look: resident.includes(name) ? "resident" : "" }));
+  if (all.length <= MODELS_SHOWN) return all;
+  const [loaded, others] = [all.filter((model) => model.look), all.filter((model) => !model.look)];
+  const shown = [...loaded, ...others].slice(0, MODELS_SHOWN - 1);
+  return [...shown, { name: `and ${all.length - shown.length} more`, look: "more" }];
+}
+
 function buildModel() {
   const item = make("li");
   item.append(make("span"), make("span", "visually-hidden"));
   return item;
 }
 
-function updateModel(item, model, resident) {
-  write(item.firstChild, model);
+function updateModel(item, { name, look }) {
+  const resident = look === "resident";
+  write(item.firstChild, name);
   write(item.lastChild, resident ? ", in memory" : "");
-  mark(item, "class", resident ? "resident" : "");
+  mark(item, "class", look);
   if (resident) mark(item, "title", "in memory");
   else item.removeAttribute("title");
 }

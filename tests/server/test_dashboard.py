@@ -13,8 +13,8 @@ from server.api.pipeline import PIPELINE_PATH
 from server.backends.relay_split import split_record
 from server.errors import NoNodes
 from server.exchange import NodeShare, Queued, Started, Token
-from server.nodes import NodeId
-from server.registry import ProbeFailed
+from server.nodes import NodeId, ResidentModel
+from server.registry import NodeProbed, ProbeFailed
 from tests.fakes.browser import Chromium, playwright
 from tests.fakes.phone import FakePhone, PhoneSettings
 from tests.server.api.gateway import MODEL, fleet, gateway, report, spec
@@ -38,6 +38,11 @@ async def test_the_fleet_is_shown_live(chromium: Chromium):
         await browser.shows("[data-node=kitchen] .state", "free")
         await browser.shows("[data-node=attic] .models", "other:1b")
         await browser.shows("#figure-nodes", "2/2")
+        many = report(*(f"model-{index}:1b" for index in range(20)), resident=(ResidentModel("model-15:1b", 4096),))
+        registry.emit(NodeProbed(NodeId("attic"), many, 1_500.0))
+        await browser.shows("[data-node=attic] .models li:last-child", "and 13 more")
+        await playwright.expect(browser.page.locator("[data-node=attic] .models li")).to_have_count(8)
+        await browser.shows("[data-node=attic] .models .resident:first-child", "model-15:1b, in memory")
         registry.loads[NodeId("kitchen")].in_flight = 1
         for moment in range(3):
             registry.emit(ProbeFailed(NodeId("attic"), "no route to the attic", 2_000.0 + moment))
@@ -177,8 +182,10 @@ async def test_a_locked_gateway_asks_for_the_key(chromium: Chromium):
         await browser.page.fill("#key", "wrong")
         await browser.page.press("#key", "Enter")
         await browser.shows("#notice", "does not know this key")
+        await playwright.expect(browser.page.locator("#key")).to_be_focused()
         await browser.page.fill("#key", "s3cret")
         await browser.page.press("#key", "Enter")
+        await playwright.expect(browser.page.locator("#prompt")).to_be_focused()
         await browser.shows("[data-node=kitchen]", "kitchen")
         await playwright.expect(browser.page.locator("#key-form")).to_be_hidden()
         await browser.ask("hi")

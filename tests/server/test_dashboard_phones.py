@@ -218,7 +218,7 @@ async def test_nothing_moves_and_nothing_is_built_anew_each_second(chromium: Chr
             await browser.shows(f"{card(node)} .battery", "50 %")
         before = await browser.page.evaluate(PLACES)
         await browser.page.evaluate("document.querySelectorAll('#nodes *').forEach((one) => { one.known = true; })")
-        for level in (100.0, 9.5):
+        for level in (9.5, 100.0):
             drawer.tell(nodes[1], level=level, charging=True, temperature_c=31.0)
             await browser.shows(f"{card(nodes[1])} .battery", f"{round(level)} %")
         await browser.page.click(f"{card(nodes[2])} .foot button")
