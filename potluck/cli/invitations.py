@@ -14,10 +14,10 @@ import typer
 
 from potluck.cli.connection import KeyFile, Url
 from potluck.cli.gateway_calls import AsJson, ask, print_json, records, text
-from potluck.cli.qr_code import drawn
+from potluck.cli.qr_code import columns_of, drawn
 from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
-from potluck.cli.text_table import lines_of
+from potluck.cli.text_table import lines_of, terminal_width
 from potluck.errors import Misuse
 
 SHORTEST_ID = 4  # fewer figures name an invitation by accident
@@ -34,7 +34,7 @@ def invite(
     url: Url = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Show a line, also as a QR code, that brings one phone into the fleet: paste it into Termux there."""
+    """Make a line that brings one phone in. Paste it into Termux there, or scan its QR code."""
     wish = {"minutes": minutes} | ({"model": model} if model else {})
     told = ask(url, key_file, "POST", "/api/phones/invite", wish)
     if as_json:
@@ -42,13 +42,13 @@ def invite(
         return
     command = one_line(str(told.get("command", "")))
     if qr or (qr is None and sys.stdout.isatty()):
-        typer.echo(drawn(command, sys.stdout.encoding))
+        typer.echo(code_for(command, sys.stdout.encoding, terminal_width()))
     for line in invitation_lines(told, minutes):
         typer.echo(line)
 
 
 def invitations(as_json: AsJson = False, url: Url = None, key_file: KeyFile = None) -> None:
-    """Show the invitations that a phone can still join with."""
+    """Show the invitations that are open."""
     told = ask(url, key_file, "GET", PATH)
     if as_json:
         print_json(told)
@@ -70,7 +70,7 @@ def withdraw(
     url: Url = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Void invitations that are open: no phone joins with them any more. Phones that have joined stay."""
+    """Void invitations that are open. No phone joins with them any more; phones that have joined stay."""
     with reporting():
         if every == bool(names):
             raise Misuse("say which: the ids that potluck phones invitations shows, or --all")
@@ -93,6 +93,14 @@ def chosen_invitation(found: Sequence[Mapping[str, Any]], wanted: str) -> Mappin
         raise Misuse(f"'{wanted}' means {len(meant)} invitations; give more figures of the id")
     open_ones = ", ".join(text(one.get("id")) for one in found[:10])
     raise Misuse(f"no invitation '{wanted}' is open" + (f"; open are: {open_ones}" if open_ones else ""))
+
+
+def code_for(command: str, encoding: str | None, width: int | None) -> str:
+    """The QR code, or where it does not fit, words instead."""
+    columns = columns_of(command, encoding)
+    if width is not None and columns > width:
+        return f"(For the QR code this terminal has to be {columns} columns wide.)"
+    return drawn(command, encoding)
 
 
 def invitation_lines(told: Mapping[str, Any], minutes: float) -> list[str]:

@@ -19,11 +19,17 @@ from potluck.cli.connection import KeyFile, Url
 from potluck.cli.gateway_calls import AsJson, ask, print_json, records, text
 from potluck.cli.reports import reporting
 from potluck.cli.safe_text import one_line
-from potluck.cli.text_table import lines_of
+from potluck.cli.text_table import lines_of, terminal_width
 from potluck.errors import Misuse
 
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?", re.ASCII)  # what JSON knows too: not nan, inf or 1_000
 _JOINED_ID = re.compile(r"[0-9a-f]{32}")
+HEAD = ("PHONE", "ID", "STATE", "BATTERY", "HEAT", "SIGNAL", "TOK/S", "MODELS", "ADDRESS")
+# How columns give way in a narrow terminal, and what they keep; with 0 they go.
+GIVES = (
+    ("MODELS", 12), ("ADDRESS", 0), ("SIGNAL", 0), ("PHONE", 12), ("TOK/S", 0), ("MODELS", 0), ("HEAT", 0),
+    ("BATTERY", 0), ("ID", 0), ("PHONE", 6),
+)  # fmt: skip
 SHOWN_OF_ID = 8  # figures: no two phones of a fleet have the same
 SHORTEST_ID = 4  # fewer characters of an id name a phone by accident
 
@@ -44,7 +50,7 @@ app.command()(invitations.withdraw)
 
 @app.command("list")
 def listed(as_json: AsJson = False, url: Url = None, key_file: KeyFile = None) -> None:
-    """Show the phones: where and what they are, battery, heat, signal and speed."""
+    """Show the phones and how they are. A narrow terminal leaves out what is needed least."""
     told = ask(url, key_file, "GET", "/api/phones")
     if as_json:
         print_json(told)
@@ -53,7 +59,7 @@ def listed(as_json: AsJson = False, url: Url = None, key_file: KeyFile = None) -
     if not phones:
         typer.echo("no phones yet; invite one with: potluck phones invite")
         return
-    for line in [*table(phones), *remarks(phones)]:
+    for line in [*table(phones, terminal_width()), *remarks(phones)]:
         typer.echo(line)
 
 
@@ -100,7 +106,7 @@ def keep(
     url: Url = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Say what a phone holds in memory, and for how long."""
+    """Say what a phone holds in memory. And for how long."""
     with reporting():
         wish = kept_wish(warm_up, no_warm_up, keep_alive)
     told = ask(url, key_file, "PATCH", _path(_named(url, key_file, phone)), wish)
@@ -153,11 +159,10 @@ def kept_words(phone: Mapping[str, Any]) -> str:
     return f"{warmed}; keeps a model {'for ever' if seconds.startswith('-') else f'for {seconds}'} after a request"
 
 
-def table(phones: Sequence[Mapping[str, Any]]) -> list[str]:
-    """As wide as it has to be."""
-    head = ("PHONE", "ID", "STATE", "BATTERY", "HEAT", "SIGNAL", "TOK/S", "MODELS", "ADDRESS")
-    rows = [head, *map(_row, phones)]
-    return lines_of(rows)
+def table(phones: Sequence[Mapping[str, Any]], width: int | None = None) -> list[str]:
+    """As wide as it has to be; in a narrower terminal without what is needed least."""
+    gives = [(HEAD.index(title), least) for title, least in GIVES]
+    return lines_of([HEAD, *map(_row, phones)], width, gives)
 
 
 def remarks(phones: Sequence[Mapping[str, Any]]) -> list[str]:

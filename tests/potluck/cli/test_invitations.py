@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from potluck.cli import app
-from potluck.cli.invitations import chosen_invitation, left_words
+from potluck.cli.invitations import chosen_invitation, code_for, left_words
+from potluck.cli.qr_code import drawn
 from potluck.errors import Misuse
 from tests.potluck.loopback import Loopback
 
@@ -53,6 +54,13 @@ def test_an_invitation_is_a_line_and_where_else_it_works() -> None:
 def test_the_code_where_it_is_wanted() -> None:
     with gateway((200, INVITED)) as server:
         assert "█" in phones(server, "invite", "--qr").stdout
+
+
+def test_a_code_that_would_break_is_none() -> None:
+    assert code_for(COMMAND, "utf-8", None) == code_for(COMMAND, "utf-8", 37) == drawn(COMMAND, "utf-8")
+    assert max(map(len, drawn(COMMAND, "utf-8").splitlines())) == 37
+    assert code_for(COMMAND, "utf-8", 36) == "(For the QR code this terminal has to be 37 columns wide.)"
+    assert "74 columns" in code_for(COMMAND, "ascii", 73)
 
 
 def test_a_gateway_on_loopback_refuses_in_its_own_words() -> None:

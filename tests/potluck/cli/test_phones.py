@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 from potluck.cli import app
@@ -53,6 +54,23 @@ def test_phones_are_listed() -> None:
     assert remark.endswith("no route")
     assert "potluck phones invite" in nobody.stdout
     assert json.loads(as_json.stdout) == {"phones": [PHONE]}
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (120, "PHONE ID STATE BATTERY HEAT SIGNAL TOK/S MODELS ADDRESS"),
+        (80, "PHONE ID STATE BATTERY HEAT TOK/S MODELS"),
+        (60, "PHONE ID STATE BATTERY HEAT"),
+        (40, "PHONE ID STATE"),
+    ],
+)
+def test_a_narrow_terminal_leaves_out_what_is_needed_least(width: int, head: str) -> None:
+    long = PHONE | {"name": "Samsung Galaxy S21 Ultra 5G 2", "models": ["qwen2.5:1.5b", "llama3.2:1b", "smollm2:135m"]}
+    lines = table([long, BARE, PHONE | {"id": "28161FDH2000QX", "name": "厨房"}], width)
+    assert lines[0].split() == head.split()
+    assert max(map(cell_len, lines)) <= width
+    assert lines[1].startswith("Samsung Gal")
 
 
 def test_states_and_reasons() -> None:
