@@ -78,6 +78,8 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     except NodeError as error:
         print(f"{error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:  # before the node has begun; a running one ends in order, with 0
+        return 130
 
 
 def _serve(environ: Mapping[str, str], flags: Mapping[str, Any]) -> int:

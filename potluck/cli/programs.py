@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from potluck.cli.reports import reporting
+from potluck.cli.reports import STOPPED, reporting
 from potluck.errors import Misuse, PotluckError
 
 PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -52,9 +52,21 @@ def serve(
     os.environ.update(POTLUCK_HOST=host, POTLUCK_PORT=str(port))
     if devices is not None:
         os.environ.update(POTLUCK_EMBEDDED_DEVICES=devices)
+    _run_server(arguments)
+
+
+def _run_server(arguments: list[str]) -> None:
+    """Ends with what uvicorn makes of it. It takes Ctrl-C itself as soon as it listens."""
+    import click
     import uvicorn.main
 
-    uvicorn.main.main(args=arguments, prog_name="potluck serve")
+    try:
+        uvicorn.main.main(args=arguments, prog_name="potluck serve", standalone_mode=False)
+    except click.Abort as error:
+        raise typer.Exit(STOPPED) from error
+    except click.ClickException as error:
+        error.show()
+        raise typer.Exit(error.exit_code) from error
 
 
 def _check_devices(devices: str) -> None:

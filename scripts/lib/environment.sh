@@ -8,6 +8,14 @@ VENV="$ROOT/.venv"
 python="$VENV/bin/python"
 OLDEST_PYTHON="3.11"
 
+trap 'exit 130' INT  # a program that is stopped by Ctrl-C may look like one that failed, and is no reason to go on
+
+# For what takes a moment: Ctrl-C counts when it is over, instead of a traceback.
+uninterrupted() (
+    trap '' INT
+    "$@"
+)
+
 say() { printf '%s\n' "$*" >&2; }
 
 fail() {
@@ -19,7 +27,7 @@ fail() {
 
 # True for an interpreter that is new enough and can make virtual environments with pip.
 is_fit_python() {
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+    uninterrupted "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 find_python() {
@@ -70,7 +78,7 @@ release_lock() { exec 9<&-; }
 
 # The environment's interpreter runs, is new enough and has pip.
 is_whole_environment() {
-    [ -x "$python" ] && "$python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+    [ -x "$python" ] && uninterrupted "$python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 # What is installed is remembered as the very text of the requirements, written after everything went well.
@@ -120,7 +128,7 @@ install_requirements() {
         paths+=("$ROOT/$file")
         arguments+=(-r "$ROOT/$file")
     done
-    if ! "$python" "$ROOT/scripts/lib/pins_met.py" "${paths[@]}"; then
+    if ! uninterrupted "$python" "$ROOT/scripts/lib/pins_met.py" "${paths[@]}"; then
         say "Installing $* (the first time this takes minutes, mostly for torch)"
         "$python" -m pip install --disable-pip-version-check --no-input "${arguments[@]}" >&2 ||
             fail "the packages could not be installed; the lines above say why" \

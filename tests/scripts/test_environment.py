@@ -150,3 +150,15 @@ def test_a_second_install_waits_for_the_first(tmp_path: Path) -> None:
             first.communicate("\n")
             assert second.stdout.readline() == "held\n"
             second.communicate("\n")
+
+
+@pytest.mark.parametrize("how", ["uninterrupted", ""])
+def test_ctrl_c_ends_a_script_whatever_its_child_makes_of_it(checkout: Checkout, how: str) -> None:
+    child = 'bash -c "kill -INT $$; exit 1"'  # a program that takes its own interruption for a failure
+    done = checkout.run("-c", f". scripts/lib/environment.sh; {how} {child} || echo 'went on'; echo 'and on'")
+    assert (done.returncode, done.stdout) == (130, "")
+
+
+def test_what_takes_a_moment_is_not_interrupted(checkout: Checkout) -> None:
+    done = checkout.run("-c", ". scripts/lib/environment.sh; uninterrupted bash -c 'kill -INT $$; echo done'")
+    assert (done.returncode, done.stdout) == (0, "done\n")
