@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.errors import NodeBroken, NodeError, NodeRefused, NodeUnreachable
+from server.errors import NodeBroken, NodeError, NodeRefused, NodeStalled, NodeUnreachable
 from server.nodes import ModelKey, Node, NodeStatus, model_key
 from server.placement import may_load
 
@@ -23,6 +23,11 @@ MOST_STEPS = 1024  # distinct ones of one node: a model has a few parts, with a 
 LONGEST_WORDS = 400
 _SIGNATURE = re.compile(r"(?<=[^\s])\?[^\s\"']+=[^\s\"']*")  # the library's addresses carry half a page of it
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # half a minute: a phone that changes its Wi-Fi is back by then
+# Ollama tells of a download many times a second, also of one that stands still; nothing comes while it checks gigabytes
+# on a slow phone.
+SILENT_SECONDS = 300.0
+STANDSTILL_SECONDS = 60.0  # while others wait for its place: by then Ollama itself has tried the part several times
+FIRST_STEP = "pulling manifest"
 # What no further try mends, by Ollama's words, and what it means.
 FINAL = (
     ("no space left on device", "its storage is full"),
@@ -47,6 +52,7 @@ class Progress:
     advanced_at: float = 0.0  # when a step or a byte was new
     failures: int = 0  # in a row, without a byte more
     furthest: int = 0  # bytes, at the last failure
+    loads: bool = True  # from the library; else it checks or writes what it has, in which no bytes come
 
     @property
     def completed(self) -> int:
@@ -57,17 +63,34 @@ class Progress:
         digest, completed = record.get("digest", ""), record.get("completed", 0)
         step = (record["status"], digest)
         is_new, is_more = step not in self.steps, bool(digest) and completed > self.parts.get(digest, 0)
+        loads = bool(digest) or record["status"] == FIRST_STEP
         if not is_new and not is_more:
-            return self
+            return self if loads is self.loads else replace(self, loads=loads)
         if is_new and len(self.steps) >= MOST_STEPS:
             raise NodeBroken(f"it told of more than {MOST_STEPS} steps, and none was the last")
         parts = {**self.parts, digest: completed} if is_more else self.parts
-        return replace(self, parts=parts, steps=self.steps | {step} if is_new else self.steps, advanced_at=now)
+        steps = self.steps | {step} if is_new else self.steps
+        return replace(self, parts=parts, steps=steps, advanced_at=now, loads=loads)
+
+    def begun(self, now: float) -> Progress:
+        """At the beginning of a try."""
+        return replace(self, advanced_at=now, loads=True)
+
+    def standstill(self, now: float, *, others_wait: bool) -> NodeStalled | None:
+        """Has it stood still for so long that this try is to be broken off? Sooner where its place is wanted."""
+        limit = STANDSTILL_SECONDS if others_wait and self.loads else SILENT_SECONDS
+        if now - self.advanced_at <= limit:
+            return None
+        return NodeStalled(f"it brought nothing more for {limit:g} s", "load")
 
     def failed(self) -> Progress:
         """After a failure that another try may mend: bytes that came since the last one renew the hope."""
         failures = self.failures + 1 if self.completed <= self.furthest else 1
         return replace(self, failures=failures, furthest=max(self.furthest, self.completed))
+
+    def gives_way(self, error: NodeError, *, others_wait: bool) -> bool:
+        """After the failure: do those that wait go first? Not where it broke off on the way, and may soon be whole."""
+        return others_wait and (isinstance(error, NodeStalled) or self.failures > 1)
 
     @property
     def pause_seconds(self) -> float | None:

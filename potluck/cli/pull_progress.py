@@ -43,12 +43,17 @@ class PhonePull:
         return 100 * self.completed // self.total if self.total else 0
 
     @property
+    def has_begun(self) -> bool:
+        """Nothing is shown of one that has never had its turn; one that lost it says why."""
+        return self.status != WAITING or self.reason is not None
+
+    @property
     def words(self) -> str:
         """What it is at. The names of parts say nothing to people: the bytes do."""
         if self.status.startswith("pulling ") and self.parts:
             return "pulling"
-        if self.status == AGAIN and self.reason:
-            return f"{AGAIN}: {self.reason}"
+        if self.status in (AGAIN, WAITING) and self.reason:
+            return f"{self.status}: {self.reason}"
         return self.status
 
     def take(self, record: Mapping[str, Any]) -> None:
@@ -104,7 +109,7 @@ class Lines:
 
     def show(self, phone: PhonePull) -> None:
         told = (phone.words, phone.percent // STEP_PERCENT)
-        if phone.status == WAITING or self._told.get(phone.name) == told:
+        if not phone.has_begun or self._told.get(phone.name) == told:
             return
         self._told[phone.name] = told
         self._write(f"{phone.name}: {ending(phone) or _way(phone)}")
@@ -129,15 +134,14 @@ class Bars:
         self._progress.stop()
 
     def show(self, phone: PhonePull) -> None:
-        if phone.status == WAITING:
+        if not phone.has_begun:
             return
-        ended = ending(phone)
-        if ended is not None:
+        ended, words = ending(phone), phone.words
+        if ended is not None or phone.status == WAITING:
             if phone.name in self._bars:
                 self._progress.remove_task(self._bars.pop(phone.name))
-            self._tell(f"{phone.name}: {ended}")
+            self._tell(f"{phone.name}: {ended or words}")
             return
-        words = phone.words
         if phone.status == AGAIN:  # a reason beside the bar would leave no room for the bar
             if self._reasons.get(phone.name) != words:
                 self._reasons[phone.name] = words

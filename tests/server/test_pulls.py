@@ -12,6 +12,8 @@ from server.nodes import NodeStatus
 from server.pulls import (
     MOST_STEPS,
     PAUSES_SECONDS,
+    SILENT_SECONDS,
+    STANDSTILL_SECONDS,
     Progress,
     hindrance,
     is_final,
@@ -66,6 +68,51 @@ def test_a_further_byte_renews_the_hope() -> None:
         assert progress.pause_seconds == PAUSES_SECONDS[0]
         progress = progress.failed()
         assert progress.pause_seconds == PAUSES_SECONDS[1]
+
+
+VERIFYING = {"status": "verifying sha256 digest"}
+
+
+@pytest.mark.parametrize(
+    ("last", "others_wait", "limit"),
+    [
+        ({"status": "pulling manifest"}, True, STANDSTILL_SECONDS),
+        (line("a", 5), True, STANDSTILL_SECONDS),
+        (line("a", 5), False, SILENT_SECONDS),
+        (VERIFYING, True, SILENT_SECONDS),  # gigabytes on a slow phone, and not a word
+    ],
+)
+def test_how_long_a_pull_may_stand_still(last: dict[str, Any], others_wait: bool, limit: float) -> None:
+    progress = Progress().begun(100.0).told(shown(last), 200.0)
+    assert progress.standstill(200.0 + limit, others_wait=others_wait) is None
+    error = progress.standstill(200.1 + limit, others_wait=others_wait)
+    assert error is not None and error.message == f"it brought nothing more for {limit:g} s"
+
+
+def test_a_try_begins_anew_where_the_last_one_was_checking() -> None:
+    """And what a further try tells again of what is there is no progress, but shows what it is at."""
+    progress = Progress().told({"status": "pulling manifest"}, 1.0).told(line("a", 5), 2.0).told(VERIFYING, 3.0)
+    assert not progress.loads
+    progress = progress.failed().begun(100.0)
+    assert progress.loads and progress.advanced_at == 100.0
+    for record in ({"status": "pulling manifest"}, line("a", 5)):
+        assert progress.told(record, 150.0) is progress
+    again = progress.told(VERIFYING, 160.0)
+    assert not again.loads and again.advanced_at == 100.0
+
+
+@pytest.mark.parametrize(
+    ("error", "failures", "others_wait", "gives_way"),
+    [
+        (NodeStalled("still", "load"), 1, True, True),
+        (NodeStalled("still", "load"), 6, False, False),
+        (NodeBroken("unexpected EOF"), 1, True, False),  # bytes have come since the last one
+        (NodeBroken("unexpected EOF"), 2, True, True),
+        (NodeUnreachable("refused"), 2, False, False),
+    ],
+)
+def test_who_lets_others_go_first(error: Any, failures: int, others_wait: bool, gives_way: bool) -> None:
+    assert Progress(failures=failures).gives_way(error, others_wait=others_wait) is gives_way
 
 
 @pytest.mark.parametrize(

@@ -82,3 +82,35 @@ def test_what_does_not_change_is_one_line() -> None:
         assert phone is not None
         lines.show(phone)
     assert told == ["x: 5 % of 0 kB"]
+
+
+STILL = "it brought nothing more for 60 s"
+TURNS = [
+    record("Attic", "waiting"),
+    record("Attic", "pulling x", digest="d", total=50_000_000, completed=5_000_000),
+    record("Attic", "waiting", reason=STILL),
+]
+
+
+def test_one_that_others_go_before_says_why_and_has_no_bar() -> None:
+    told = shown(TURNS, 100)
+    assert f"Attic: waiting: {STILL}" in told
+    out, phones = io.StringIO(), Phones()
+    with Bars(Console(file=out, width=100, height=24, highlight=False, color_system=None)) as bars:
+        for one in TURNS:
+            phone = phones.take(one)
+            assert phone is not None
+            bars.show(phone)
+    assert out.getvalue().strip() == f"Attic: waiting: {STILL}", "the bar is gone"
+    resumed = [*TURNS, record("Attic", "pulling x", digest="d", total=50_000_000, completed=9_000_000)]
+    assert "9.0/50.0 MB" in shown(resumed, 100)
+
+
+def test_the_same_in_lines() -> None:
+    told: list[str] = []
+    lines, phones = Lines(told.append), Phones()
+    for one in [*TURNS, *TURNS[1:]]:
+        phone = phones.take(one)
+        assert phone is not None
+        lines.show(phone)
+    assert told == ["Attic: 10 % of 50 MB", f"Attic: waiting: {STILL}"] * 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.api.model_pulling import MOST_WAITING
+from server.api.node_pull import MOST_WAITING
 from server.draining import Draining
 from server.errors import NodeBroken, NodeStalled
 from server.nodes import NodeId
