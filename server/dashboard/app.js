@@ -3,7 +3,7 @@
 
 import { count, make, write } from "./bars.js";
 import { showCable } from "./cable.js";
-import { showCards, summaryOf } from "./cards.js";
+import { chosen, showCards, summaryOf } from "./cards.js";
 import { BROKEN, Refused, STRANGE, Unheard, call, forgetKey, hasKey, keepKey, read, records } from "./gateway.js";
 import { isOpen, prepareInvite } from "./invite.js";
 import { watchPhones } from "./phones.js";
@@ -11,6 +11,7 @@ import { watchSplits } from "./splits.js";
 import { clock, mark, pause, seconds, seen } from "./words.js";
 
 const EVERY_MS = 1000;
+const MANY = 12; // more than these are not looked through one by one
 const element = (id) => document.getElementById(id);
 const messages = []; // the conversation so far, as the gateway wants it
 let nodes = []; // as they were told last
@@ -48,22 +49,30 @@ function showFleet(health) {
   show("figure-hits", health.cache.hits ?? 0);
   show("summary", health.draining ? "The gateway is being stopped." : summaries[health.status] ?? health.status);
   show("version", `Potluck ${health.version}`);
-  showCards(element("nodes"), health.nodes, health.adb);
+  showNodes(health.nodes, health.adb);
   [nodes, adb] = [health.nodes, health.adb]; // now that they could be shown
   heardAt = Date.now();
   mark(element("fleet"), "class", "");
   show("fleet-summary", summaryOf(nodes));
   showCable(adb);
-  const nobody = element("no-nodes");
-  nobody.hidden = health.nodes.length > 0;
-  write(nobody, health.embedded?.reason
-    ?? (health.embedded?.starting ? "The embedded model is starting…" : "No phones are listed yet: invite one, or add it to phones.json."));
+  showNobody(health.embedded);
   showModels(health.nodes);
   notice(health.fleet_file.error ? `${health.fleet_file.path}: ${health.fleet_file.error}` : null);
 }
 
-function showNodes() {
-  showCards(element("nodes"), nodes, adb);
+function showNodes(known = nodes, cables = adb) {
+  const [only, label] = [element("only"), element("only-label")];
+  label.hidden = known.length <= MANY;
+  if (label.hidden) only.value = "";
+  showCards(element("nodes"), chosen(known, only.value), cables);
+}
+
+function showNobody(embedded) {
+  const [nobody, only] = [element("no-nodes"), element("only")];
+  nobody.hidden = element("nodes").childElementCount > 0;
+  if (nodes.length) write(nobody, `None is ${only.selectedOptions[0].text} now.`);
+  else if (embedded?.starting && !embedded.reason) write(nobody, "The embedded model is starting…");
+  else write(nobody, embedded?.reason ?? "No phones are listed yet: invite one, or add it to phones.json.");
 }
 
 const summaries = {
@@ -205,6 +214,11 @@ element("prompt").addEventListener("keydown", (event) => {
     event.preventDefault();
     element("ask-form").requestSubmit();
   }
+});
+
+element("only").addEventListener("change", () => {
+  showNodes();
+  showNobody();
 });
 
 element("stop").addEventListener("click", () => running?.abort());

@@ -30,6 +30,12 @@ function stateOf(node) {
   return node.in_flight ? ["working", "good", "answering"] : ["free", "good", "free"];
 }
 
+/** The nodes of the kinds that are named in `only`; all of them where it names none. */
+export function chosen(nodes, only) {
+  const kinds = only.split(" ");
+  return only ? nodes.filter((node) => kinds.includes(stateOf(node)[0])) : nodes;
+}
+
 const isAble = (node) => ["working", "free"].includes(stateOf(node)[0]);
 const speedOf = (node) => node.tokens_per_second ?? phoneOf(node.id)?.tokens_per_second ?? 0;
 

@@ -14,7 +14,7 @@ from server.backends.relay_split import split_record
 from server.errors import NoNodes
 from server.exchange import NodeShare, Queued, Started, Token
 from server.nodes import NodeId, ResidentModel
-from server.registry import NodeProbed, ProbeFailed
+from server.registry import NodeGone, NodeListed, NodeProbed, ProbeFailed
 from tests.fakes.browser import Chromium, playwright
 from tests.fakes.phone import FakePhone, PhoneSettings
 from tests.server.api.gateway import MODEL, fleet, gateway, report, spec
@@ -55,6 +55,30 @@ async def test_the_fleet_is_shown_live(chromium: Chromium):
         await browser.shows("#summary", "The gateway does not answer.")
         await browser.shows("#fleet-summary", "As it was at")
         await browser.page.unroute_all(behavior="wait")
+
+
+async def test_of_a_large_fleet_those_of_one_kind_are_shown(chromium: Chromium):
+    registry = fleet(*((spec(f"n{number}"), report(MODEL)) for number in range(12)))
+    async with page_of(chromium, gateway(registry=registry)) as browser:
+        cards, only = browser.page.locator(".node"), browser.page.get_by_label("Show")
+        await playwright.expect(cards).to_have_count(12)
+        await playwright.expect(only).to_be_hidden()  # so few are seen at a look
+        registry.emit(NodeListed(spec("n12"), 1_000.0))
+        await only.select_option("in trouble")
+        await playwright.expect(cards).to_have_count(1)
+        await browser.shows("[data-node=n12] .state", "not asked yet")
+        await playwright.expect(browser.page.locator("#no-nodes")).to_be_hidden()
+        registry.emit(NodeProbed(NodeId("n12"), report(MODEL), 1_001.0))
+        await browser.shows("#no-nodes", "None is in trouble now.")
+        for moment in range(3):
+            registry.emit(ProbeFailed(NodeId("n7"), "no route", 2_000.0 + moment))
+        await browser.shows("[data-node=n7] .state", "does not answer")
+        await playwright.expect(cards).to_have_count(1)
+        await only.select_option("in service")
+        await playwright.expect(cards).to_have_count(12)
+        registry.emit(NodeGone(NodeId("n7")))
+        await playwright.expect(only).to_be_hidden()
+        await playwright.expect(cards).to_have_count(12)
 
 
 def split_node(**changes: Any) -> dict[str, Any]:
