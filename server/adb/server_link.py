@@ -62,14 +62,15 @@ class ServerLink:
         async with self._asked("host:list-forward") as line:
             return parse_forwards(await line.text())
 
-    async def create(self, forward: Forward) -> None:
-        """Raises AdbRefused where the local port has an owner already."""
+    async def create(self, forward: Forward, number: int = 0) -> None:
+        """`number`: of the connection, where the serial names several. Raises AdbRefused where the local port has an
+        owner already."""
         ports = f"tcp:{forward.local_port};tcp:{forward.remote_port}"
-        async with self._asked(f"host-serial:{forward.serial}:forward:norebind:{ports}") as line:
+        async with self._asked(f"{_whose(forward, number)}:forward:norebind:{ports}") as line:
             await line.okay()
 
-    async def remove(self, forward: Forward) -> None:
-        async with self._asked(f"host-serial:{forward.serial}:killforward:tcp:{forward.local_port}") as line:
+    async def remove(self, forward: Forward, number: int = 0) -> None:
+        async with self._asked(f"{_whose(forward, number)}:killforward:tcp:{forward.local_port}") as line:
             await line.okay()
 
     async def shell(self, transport: Transport, command: str) -> str:
@@ -229,6 +230,10 @@ def parse_forwards(text: str) -> tuple[Forward, ...]:
 def _port(end: str) -> int | None:
     kind, _, number = end.partition(":")
     return int(number) if kind == "tcp" and number.isdecimal() and len(number) <= 5 else None
+
+
+def _whose(forward: Forward, number: int) -> str:
+    return f"host-transport-id:{number}" if number else f"host-serial:{forward.serial}"
 
 
 def _way_to(transport: Transport) -> str:

@@ -54,6 +54,7 @@ WORDS: Mapping[str, str] = {
     "sideload": "it waits for an update to be side-loaded: start Android",
     "host": "it is a computer, not a phone",
 }
+PASSING = ("offline", "connecting")  # a phone's last connection may be listed beside its new one for a moment
 ADDRESSES = "ip -o addr"
 # The chip's names are those that the set-up script asks for. The last commands may print anything.
 QUESTION = (
@@ -117,10 +118,30 @@ class AdbPhone:
     known: bool = False  # it has told its facts
     advice: str = ""
     told: Facts = Facts()
+    has_twin: bool = False  # another phone of its serial number hangs on this computer
 
     @property
     def usable(self) -> bool:
         return self.known and self.transport.state == READY and not self.advice
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """Among several ways to one phone. See `phones_of`."""
+
+    current: Mapping[str, str]
+    avoided: Collection[str]
+    in_use: Collection[tuple[str, int]]
+
+    def rank(self, phone: str, way: Transport) -> tuple[bool | str, ...]:
+        """The least is the best."""
+        dead, other = way.serial in self.avoided, way.serial != self.current.get(phone)
+        return way.state != READY, dead, other, way.is_network, way.serial, way.key not in self.in_use
+
+    def is_told_apart(self, way: Transport, twins: Iterable[Transport]) -> bool:
+        """Is it the one in use, or the only one that can be, and does adb number its connections?"""
+        alone = way.state == READY and all(twin.state != READY for twin in twins)
+        return way.number > 0 and (way.key in self.in_use or alone)
 
 
 def parse_transports(text: str) -> tuple[Transport, ...]:
@@ -195,11 +216,13 @@ def phones_of(
     facts: Mapping[tuple[str, int], Facts],
     current: Mapping[str, str],
     avoided: Collection[str] = (),
+    in_use: Collection[tuple[str, int]] = (),
 ) -> tuple[AdbPhone, ...]:
     """Each phone once. `current`: the serial used for a phone so far, which is kept while it works; `avoided`: serials
-    that are listed and dead."""
+    that are listed and dead; `in_use`: the connections, of which one stays so where a twin is plugged in."""
     names = _names(_ways_of(list(transports), facts), current)
-    return tuple(_phone(name, found, facts, current.get(name), avoided) for name, found in names.items())
+    used = Preferences(current, avoided, in_use)
+    return tuple(_phone(name, found, facts, used) for name, found in names.items())
 
 
 def _ways_of(
@@ -260,25 +283,20 @@ def _names(phones: Iterable[tuple[str, list[Transport]]], current: Mapping[str, 
 
 
 def _phone(
-    identity: str,
-    ways: list[Transport],
-    facts: Mapping[tuple[str, int], Facts],
-    current: str | None,
-    avoided: Collection[str],
+    identity: str, ways: list[Transport], facts: Mapping[tuple[str, int], Facts], preferences: Preferences
 ) -> AdbPhone:
-    def rank(way: Transport) -> tuple[bool, bool, bool, bool, str]:
-        return way.state != READY, way.serial in avoided, way.serial != current, way.is_network, way.serial
-
-    best = min(ways, key=rank)
+    best = min(ways, key=lambda way: preferences.rank(identity, way))
     told = facts.get(best.key)
     serials = tuple(dict.fromkeys(way.serial for way in ways))
     advice = advice_for(best.state)
+    twins = [way for way in ways if way.serial == best.serial and way is not best]
     if best.serial == UNNAMED_SERIAL:
         advice = advice or "it tells no serial number, so that nothing can be sent to it: plug it in again"
-    elif sum(way.serial == best.serial for way in ways) > 1:
+    elif twins and not preferences.is_told_apart(best, twins):
         advice = TWICE
     name = (told.model if told else "") or plain_word(best.model) or identity
-    return AdbPhone(identity, name, best, serials, told is not None, advice, told or Facts())
+    stale = all(way.state in PASSING for way in twins)
+    return AdbPhone(identity, name, best, serials, told is not None, advice, told or Facts(), bool(twins) and not stale)
 
 
 def _identity(transport: Transport, told: Facts | None) -> str:

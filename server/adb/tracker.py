@@ -14,14 +14,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from server.adb.acquaintances import Acquaintance, Acquaintances
+from server.adb.acquaintances import Acquaintance, Acquaintances, Connection
 from server.adb.binary import start_server
 from server.adb.care_reader import READ_SECONDS, CareReader
 from server.adb.contacts import STEADY_SECONDS, Contacts
 from server.adb.listing import Listing
 from server.adb.plan import Forward, Memory, Place, Plan, plan_forwards
 from server.adb.server_link import ANSWER_SECONDS, ServerLink
-from server.adb.states import HELD_OFF, IN_USE, LOOSE, NOT_ANSWERING, SILENT, AdbPhone, Transport, phones_of, shown
+from server.adb.states import (
+    HELD_OFF,
+    IN_USE,
+    LOOSE,
+    NOT_ANSWERING,
+    READY,
+    SILENT,
+    TWICE,
+    AdbPhone,
+    Transport,
+    phones_of,
+    shown,
+)
 from server.clock import Clock
 from server.errors import AdbError, AdbRefused, AdbServerGone
 from server.nodes import DEFAULT_OLLAMA_PORT, Node, NodeId, NodeStatus
@@ -71,6 +83,7 @@ class AdbTracker:
         self._contacts = Contacts()
         self._transports: tuple[Transport, ...] = ()
         self._current: dict[str, str] = {}  # the way that is used to each phone
+        self._in_use: set[Connection] = set()
         self._seen: dict[str, Acquaintance | None] = {}  # with the connection that it was planned for
         self._made: set[Forward] = set()
         self._left: set[Forward] | None = None  # what was there when we came
@@ -194,7 +207,7 @@ class AdbTracker:
     async def _settle(self) -> None:
         """Make what is, what should be."""
         forwards = await self._link.forwards()
-        phones = phones_of(self._transports, self._acquaintances.facts, self._current, self._dead_ways())
+        phones = phones_of(self._transports, self._acquaintances.facts, self._current, self._dead_ways(), self._in_use)
         self._forget_removed(phones, forwards)
         self._made &= set(forwards)
         for forward in forwards:  # it was another gateway's, made at the same moment: free when it goes
@@ -251,14 +264,14 @@ class AdbTracker:
 
     async def _remove(self, forward: Forward) -> None:
         with suppress(AdbError):
-            await self._link.remove(forward)
+            await self._link.remove(forward, self._number_of(forward))
             if self._left is not None:
                 self._left.discard(forward)
         self._made.discard(forward)
 
     async def _create(self, forward: Forward) -> AdbError | None:
         try:
-            await self._link.create(forward)
+            await self._link.create(forward, self._number_of(forward))
         except AdbError as problem:  # the phone went meanwhile, or another program has the port
             log.info("no forward from port %s to %s: %s", forward.local_port, shown(forward.serial), problem.message)
             if "bind" in problem.message or "in use" in problem.message:
@@ -268,6 +281,16 @@ class AdbTracker:
         self._made.add(forward)
         return None
 
+    def _number_of(self, forward: Forward) -> int:
+        """Of the connection that is meant, where the serial names several; else 0."""
+        twins = [transport for transport in self._transports if transport.serial == forward.serial]
+        if len(twins) < 2:
+            return 0
+        used = [way.number for way in twins if way.key in self._in_use] or [
+            way.number for way in twins if way.state == READY
+        ]
+        return used[0] if len(used) == 1 else 0
+
     def _remember(self, phones: tuple[AdbPhone, ...], plan: Plan) -> None:
         usable = [phone for phone in phones if phone.usable]
         for phone in usable:
@@ -276,6 +299,7 @@ class AdbTracker:
             if phone.id in plan.adopted:
                 self._adopted[phone.id] = plan.adopted[phone.id]
         here = {phone.id for phone in usable}
+        self._in_use = {phone.transport.key for phone in usable}
         self._seen = {phone: met for phone, met in self._seen.items() if phone in here}
         self._current = {phone: serial for phone, serial in self._current.items() if phone in here}
         failed = {forward.local_port for forward in plan.create if forward not in self._made}
@@ -286,6 +310,8 @@ class AdbTracker:
     def _problem(self, phone: AdbPhone, plan: Plan) -> str:
         if phone.advice:
             return phone.advice
+        if phone.has_twin:
+            return TWICE
         if not phone.known:
             return "it is being asked who it is; if that stays so, plug it in again"
         if phone.id in plan.conflicts:
@@ -329,6 +355,7 @@ class AdbTracker:
         self.server_problem = why
         await self._acquaintances.part()
         self._transports, self.phones, self._places = (), (), {}
+        self._in_use.clear()  # another server counts its connections anew
         self._made.clear()
         self.problems = {}
         self._listing.clear(self._clock.wall())
@@ -337,4 +364,4 @@ class AdbTracker:
         await self._acquaintances.part()
         ours = self._made - set(self._adopted.values())
         # All at once: a server that hangs keeps nobody from ending.
-        await asyncio.gather(*map(self._link.remove, ours), return_exceptions=True)
+        await asyncio.gather(*(self._link.remove(each, self._number_of(each)) for each in ours), return_exceptions=True)

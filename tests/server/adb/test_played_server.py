@@ -11,14 +11,14 @@ import pytest
 
 from server.adb.contacts import MOST_BREAKS, STEADY_SECONDS
 from server.adb.ports import preferred_port
-from server.adb.states import LOOSE, QUESTION
+from server.adb.states import LOOSE, QUESTION, TWICE
 from server.adb.tracker import SETTLE_SECONDS, START_SECONDS, AdbOptions, AdbTracker
 from server.clock import Clock
 from server.errors import AdbError
 from server.nodes import NodeId, NodeSpec, NodeStatus
 from server.registry import NodeListed, Registry
 from tests.server.adb.lab import until
-from tests.server.adb.played_server import CUT, HANG, PlayedServer, framed, playing
+from tests.server.adb.played_server import CUT, HANG, LIST, PlayedServer, framed, playing
 
 HALF = b"OKAY00ff29"
 REFUSED = b"FAIL0009not today"
@@ -175,6 +175,19 @@ async def test_a_phone_whose_connection_breaks_off_again_and_again_gets_work_whe
         now += STEADY_SECONDS
         await until(lambda: listed(registry) == ["S1"])
         assert tracker.problems == {}
+
+
+async def test_a_phone_whose_twin_is_plugged_in_stays_and_is_spoken_to_by_its_connections_number() -> None:
+    both = framed(LIST + LIST.replace("transport_id:7", "transport_id:8"))
+    async with playing() as server:
+        async with tracking(server) as (tracker, registry):
+            await until(lambda: listed(registry) == ["S1"])
+            server.said = {"host:devices-l": both, "host:transport-id:8": CUT}
+            await until(lambda: tracker.problems == {"S1": TWICE})
+            server.forwards.clear()  # somebody removed them all
+            await until(lambda: len(server.forwards) == 1)
+            assert listed(registry) == ["S1"] and server.count("host-transport-id:7:forward:norebind:") == 1
+        assert server.count("host-transport-id:7:killforward:") == 1 and server.forwards == {}
 
 
 async def test_an_entry_whose_connection_is_loose_is_told_so_and_stays() -> None:

@@ -138,6 +138,27 @@ def test_one_phone_by_cable_network_and_name_is_one_by_its_boot() -> None:
     assert over_air.id == "S1" and over_air.transport.is_network
 
 
+def test_of_twins_on_cables_the_one_in_use_stays_so() -> None:
+    one, two = Transport("A", "device", number=1), Transport("A", "device", number=2)
+    facts = {way.key: Facts("A") for way in (one, two)}
+    for ways in ((one, two), (two, one)):
+        (phone,) = phones_of(ways, facts, {"A": "A"}, in_use={two.key})
+        assert phone.usable and phone.transport is two and phone.has_twin
+    (phone,) = phones_of((one, two), facts, {"A": "A"}, in_use={("A", 3)})
+    assert phone.advice == TWICE, "the one in use has left, and neither of the others may take its place"
+    unnumbered = (Transport("A", "device"), Transport("A", "device"))
+    (phone,) = phones_of(unnumbered, {("A", 0): Facts("A")}, {"A": "A"}, in_use={("A", 0)})
+    assert phone.advice == TWICE
+
+
+@pytest.mark.parametrize(("state", "has_twin"), [("offline", False), ("unauthorized", True)])
+def test_a_twin_that_cannot_be_used_is_in_nobodys_way(state: str, has_twin: bool) -> None:
+    """Or it is the phone's own last connection, which adb has not given up yet."""
+    ways = (Transport("A", state, number=1), Transport("A", "device", number=2))
+    (phone,) = phones_of(ways, {ways[1].key: Facts("A")}, {"A": "A"}, in_use={ways[0].key})
+    assert phone.usable and phone.transport is ways[1] and phone.has_twin == has_twin
+
+
 HOME = ("192.168.1.7",)
 
 

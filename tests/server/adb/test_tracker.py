@@ -107,6 +107,19 @@ async def test_a_persons_forward_outlives_the_gateway_and_ours_does_not(
         assert await server.link.forwards() == (Forward(one.address, unused_tcp_port),)
 
 
+async def test_a_real_server_takes_a_connections_number_for_its_serial(
+    server: RealAdbServer, unused_tcp_port: int
+) -> None:
+    async with FakeAdbd("S1") as adbd:
+        await server.link.connect(adbd.address)
+        (transport,) = await server.link.transports()
+        forward = Forward(adbd.address, unused_tcp_port)
+        await server.link.create(forward, transport.number)
+        assert transport.number > 0 and await server.link.forwards() == (forward,)
+        await server.link.remove(forward, transport.number)
+        assert await server.link.forwards() == ()
+
+
 async def test_of_stale_forwards_only_ours_are_removed(server: RealAdbServer, ollama: FakePhone) -> None:
     """Left by a run that was killed: ours by its port, somebody's to another port of the phone."""
     registry = Registry()
