@@ -13,7 +13,7 @@ from server.adb.binary import adb_binary
 from server.adb.server_link import ServerLink
 from server.errors import AdbError
 
-START_SECONDS = 15.0
+START_SECONDS = 60.0
 
 
 class RealAdbServer:

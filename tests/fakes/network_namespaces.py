@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 
 
 class LabError(Exception):

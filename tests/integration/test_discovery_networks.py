@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "never")
 
 TOKEN = {"VRM_API_TOKEN": "a token of the test"}
 NO_MULTICAST = ("ip daddr 224.0.0.0/4", "ip6 daddr ff00::/8")
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 class Program:

@@ -21,7 +21,7 @@ from tests.fakes.network_namespaces import Lab, LabError, LabHost, namespaces, w
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "never")
 
 GATEWAY, PHONE, MOVED = "10.78.0.1", "10.78.0.2", "10.78.0.3"
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 HERE = "http://127.0.0.1:8000"
 SERVE = ("-m", "uvicorn", "server:app", "--host", "0.0.0.0", "--port", "8000")
 BODY = {"id": "c" * 32, "name": "Pixel 5", "port": 11434, "chip": "SM8550", "mode": "native", "tokens_per_second": 12.5}

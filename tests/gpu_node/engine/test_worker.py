@@ -49,7 +49,7 @@ def worker_of(work: ScriptedWork, now: Callable[[], float] = lambda: 0.0) -> Ite
     try:
         yield worker
     finally:
-        assert worker.close(5)
+        assert worker.close(60)
 
 
 def die() -> None:
@@ -60,7 +60,7 @@ def test_jobs_run_in_order_in_one_thread() -> None:
     order = list[int]()
     with worker_of(ScriptedWork()) as worker:
         futures = [worker.submit(lambda n=n: order.append(n) or threading.get_ident()) for n in range(20)]
-        idents = {future.result(5) for future in futures}
+        idents = {future.result(60) for future in futures}
     assert order == list(range(20))
     assert len(idents) == 1 and threading.get_ident() not in idents
 
@@ -68,10 +68,10 @@ def test_jobs_run_in_order_in_one_thread() -> None:
 def test_an_error_belongs_to_its_job_alone() -> None:
     with worker_of(ScriptedWork()) as worker:
         with pytest.raises(ZeroDivisionError):
-            worker.submit(lambda: 1 // 0).result(5)
+            worker.submit(lambda: 1 // 0).result(60)
         with pytest.raises(SystemExit):
-            worker.submit(die).result(5)
-        assert worker.submit(lambda: 7).result(5) == 7
+            worker.submit(die).result(60)
+        assert worker.submit(lambda: 7).result(60) == 7
 
 
 def test_a_job_that_was_cancelled_while_waiting_never_runs() -> None:
@@ -80,7 +80,7 @@ def test_a_job_that_was_cancelled_while_waiting_never_runs() -> None:
     waiting = worker.submit(lambda: ran.append(1))
     assert waiting.cancel()
     gate.set()
-    assert worker.close(5)
+    assert worker.close(60)
     assert ran == []
 
 
@@ -89,7 +89,7 @@ def test_closing_says_when_a_job_does_not_end() -> None:
     worker.submit(gate.wait)
     assert not worker.close(0.01)
     gate.set()
-    assert worker.close(5)
+    assert worker.close(60)
 
 
 def test_turns_follow_each_other_until_there_is_nothing_to_do_and_then_only_commands_bring_one() -> None:
@@ -99,7 +99,7 @@ def test_turns_follow_each_other_until_there_is_nothing_to_do_and_then_only_comm
         assert idle.wait(60)
         assert work.turns == 11
         for commands in range(1, 4):
-            assert worker.submit(lambda: work.turns).result(5) <= 10 + commands
+            assert worker.submit(lambda: work.turns).result(60) <= 10 + commands
 
 
 def test_a_command_ends_the_waiting_between_turns() -> None:
@@ -107,7 +107,7 @@ def test_a_command_ends_the_waiting_between_turns() -> None:
     work.script.append(lambda: waited.set() or 3600.0)
     with worker_of(work) as worker:
         assert waited.wait(60)
-        assert worker.submit(lambda: 7).result(5) == 7
+        assert worker.submit(lambda: 7).result(60) == 7
 
 
 def test_a_thread_that_dies_is_replaced_and_the_new_one_revives_first() -> None:
@@ -115,7 +115,7 @@ def test_a_thread_that_dies_is_replaced_and_the_new_one_revives_first() -> None:
     work.script = [die, lambda: None]
     with worker_of(work) as worker:
         assert work.second_turn.wait(60)
-        assert worker.alive and worker.submit(lambda: 7).result(5) == 7
+        assert worker.alive and worker.submit(lambda: 7).result(60) == 7
     assert [type(death) for death in work.revived] == [SystemExit]
 
 
@@ -131,7 +131,7 @@ def test_commands_that_wait_survive_the_death() -> None:
         futures = [worker.submit(lambda n=n: ran.append(n)) for n in range(3)]
         gate.set()
         for future in futures:
-            future.result(5)
+            future.result(60)
         assert work.second_turn.wait(60)
     assert ran == [0, 1, 2] and len(work.revived) == 1
 
@@ -141,7 +141,7 @@ def test_dying_while_reviving_counts_too() -> None:
     work.script, work.fail_to_revive = [die], 2
     with worker_of(work) as worker:
         assert work.second_turn.wait(60)
-        assert worker.submit(lambda: 7).result(5) == 7
+        assert worker.submit(lambda: 7).result(60) == 7
     assert len(work.revived) == 3
 
 
@@ -151,7 +151,7 @@ def test_too_many_deaths_in_short_time_are_final_until_somebody_asks_again() -> 
     with worker_of(work) as worker:
         assert work.given_up.wait(60)
         assert len(work.revived) == MOST_DEATHS
-        assert worker.submit(lambda: 7).result(5) == 7
+        assert worker.submit(lambda: 7).result(60) == 7
         assert worker.alive
 
 
@@ -161,7 +161,7 @@ def test_who_asks_while_it_gives_up_is_heard() -> None:
     work.on_giving_up = lambda: asked.append(worker.submit(lambda: 7))
     with worker_of(work) as worker:
         assert work.given_up.wait(60)
-        assert asked[0].result(5) == 7
+        assert asked[0].result(60) == 7
 
 
 def test_deaths_that_lie_far_apart_are_forgiven() -> None:
@@ -169,9 +169,9 @@ def test_deaths_that_lie_far_apart_are_forgiven() -> None:
     work = ScriptedWork()
     work.script = [die] * (MOST_DEATHS * 3)
     with worker_of(work, lambda: float(next(times))) as worker:
-        assert worker.submit(lambda: 7).result(5) == 7
+        assert worker.submit(lambda: 7).result(60) == 7
         while work.script:
-            worker.submit(lambda: None).result(5)
+            worker.submit(lambda: None).result(60)
     assert not work.given_up.is_set()
     assert len(work.revived) == MOST_DEATHS * 3
 
@@ -181,6 +181,6 @@ def test_a_wait_longer_than_queues_can_wait_harms_nobody(wait: float) -> None:
     work = ScriptedWork()
     work.script = [lambda: wait]
     with worker_of(work) as worker:
-        assert worker.submit(lambda: 7).result(5) == 7
-        assert worker.submit(lambda: 8).result(5) == 8
+        assert worker.submit(lambda: 7).result(60) == 7
+        assert worker.submit(lambda: 8).result(60) == 8
     assert not work.revived

@@ -32,7 +32,7 @@ from tests.gpu_node.engine.driving import GREEDY
 EXACT = LoadOptions("cpu", "float32", kernels="torch", cache=CacheOptions(block_tokens=4, block_count=200))
 # Threads of one process wait for each other's interpreter lock; nobody is frozen but where a test says so.
 PATIENT = SplitOptions(depth=2, silence_seconds=20.0, loading_silence_seconds=20.0, stop_seconds=10.0)
-SECONDS = 30.0
+SECONDS = 60.0
 DEMAND = Demand(64, block_tokens=4, step_tokens=16)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from gpu_node.pipeline.vital_signs import is_at_work
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @contextmanager

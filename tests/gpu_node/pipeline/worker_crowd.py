@@ -42,7 +42,7 @@ from tests.fakes.tiny_model import VOCABULARY
 
 TOKEN = "of this test"
 HIDDEN = 32
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 WORDS = LoadWords(kernels="torch", threads=1)
 BLOCK, BLOCKS = 4, 64
 

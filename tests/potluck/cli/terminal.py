@@ -17,7 +17,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[3]
 # How long a loaded machine may take to start Python; nothing waits this long unless it fails.
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]")
 CTRL_C, CTRL_D = "\x03", "\x04"
 
