@@ -19,6 +19,7 @@ STRANGE = "What answers here is not the gateway"
 # What comes instead of a record, and what the page says then.
 ANSWERS: list[tuple[dict[str, Any], str]] = [
     ({"status": 500, "body": "<h1>oops</h1>"}, "the gateway answered 500"),
+    ({"status": 401, "json": {"error": {"message": "a key is wanted"}}}, "Locked."),
     ({"status": 503, "json": {"error": {"message": f"down {MARKUP}", "hint": "wait"}}}, f"down {MARKUP} wait"),
     ({"status": 200, "body": "<h1>It works!</h1>"}, STRANGE),
     ({"status": 200, "json": None}, STRANGE),
@@ -64,6 +65,7 @@ async def test_errors_and_answers_of_others_are_told_and_end_nothing(chromium: C
         await browser.page.unroute_all(behavior="wait")
         await browser.shows("#summary", "Everything is ready.")
         await playwright.expect(browser.page.locator("#fleet")).not_to_have_class("stale")
+        await playwright.expect(browser.page.locator("#key-form")).to_be_hidden()
         await drawer.joining.enable(node, False)
         await browser.shows(f"{card(node)} .foot button", "Resume")  # by /api/phones alone: that look lives, too
 
