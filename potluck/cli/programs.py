@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from potluck.cli.reports import STOPPED, reporting
+from potluck.cli.reports import FAILED, STOPPED, reporting, tell_error
 from potluck.errors import Misuse, PotluckError
 
 PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -67,6 +67,11 @@ def _run_server(arguments: list[str]) -> None:
     except click.ClickException as error:
         error.show()
         raise typer.Exit(error.exit_code) from error
+    except OSError as error:  # what its flags name: certificates, a socket's folder
+        refusal = PotluckError(f"the server cannot start: {error.strerror or error}")
+        refusal.hint = "do the files exist that the flags name (--ssl-certfile, --ssl-keyfile, the folder of --uds)?"
+        tell_error(refusal)
+        raise typer.Exit(FAILED) from error
 
 
 def _check_devices(devices: str) -> None:

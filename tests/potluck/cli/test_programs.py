@@ -70,6 +70,14 @@ def test_another_program_on_every_ipv4_address_leaves_ipv6_free():
         check_place("::", other.getsockname()[1])
 
 
+@pytest.mark.parametrize("flag", ["--ssl-certfile", "--uds"])
+def test_serve_explains_files_that_are_not_there(flag, tmp_path):
+    done = run(NOWHERE, "serve", "--port", "0", flag, str(tmp_path / "nobody" / "here"), POTLUCK_EMBEDDED_NODE="off")
+    assert done.returncode == 1
+    assert "error: the server cannot start: No such file or directory." in done.stderr and flag in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_serve_passes_unknown_flags_to_uvicorn_which_judges_them():
     done = run(NOWHERE, "serve", "--port", "0", "--no-such-flag")
     assert done.returncode == 2
