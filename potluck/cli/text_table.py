@@ -9,8 +9,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from rich.cells import cell_len, set_cell_size
-
 GAP = "  "
 
 
@@ -27,6 +25,8 @@ def lines_of(
     Where that is wider than `width`, columns give way in the order of `gives`: (which, the least that it keeps; 0: it
     goes). What is left over in the end they get back in the same order.
     """
+    from rich.cells import cell_len
+
     natural = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     widths = natural if width is None else _fitted(natural, width, gives)
     kept = [place for place, cells in enumerate(widths) if cells or not natural[place]]
@@ -52,6 +52,8 @@ def _room(widths: Sequence[int], width: int) -> int:
 
 
 def _cell(text: str, cells: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
     if cell_len(text) > cells:
         return set_cell_size(set_cell_size(text, cells - 1).rstrip() + "…", cells)
     return set_cell_size(text, cells)
