@@ -17,7 +17,8 @@ BOUNCE_SECONDS = 1.0  # breaks in quick succession are one: a plug that makes co
 class Contacts:
     """`broke` tells of a break; `is_loose` whether to wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, steady_seconds: float = STEADY_SECONDS) -> None:
+        self.steady_seconds = steady_seconds
         self.breaks: dict[str, deque[float]] = {}  # when, the latest of each
 
     def broke(self, serial: str, now: float) -> None:
@@ -29,4 +30,6 @@ class Contacts:
     def is_loose(self, serial: str, now: float) -> bool:
         """Did it break off so often, and just now for the last time?"""
         breaks = self.breaks.get(serial, deque())
-        return len(breaks) == MOST_BREAKS and now - breaks[0] < WINDOW_SECONDS and now - breaks[-1] < STEADY_SECONDS
+        return (
+            len(breaks) == MOST_BREAKS and now - breaks[0] < WINDOW_SECONDS and now - breaks[-1] < self.steady_seconds
+        )

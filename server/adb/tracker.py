@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class AdbOptions:
     """`mode` "auto" follows a server that runs and starts none; `read_seconds`: between looks at battery and heat,
-    `look_seconds`: at the list; `patience_seconds`: with one question."""
+    `look_seconds`: at the list; `patience_seconds`: with one question; `steady_seconds`: until a connection that broke
+    off again and again is trusted."""
 
     mode: AdbMode = "auto"
     host: str = "127.0.0.1"
@@ -61,6 +62,7 @@ class AdbOptions:
     read_seconds: float = READ_SECONDS
     look_seconds: float = LOOK_SECONDS
     patience_seconds: float = ANSWER_SECONDS
+    steady_seconds: float = STEADY_SECONDS
 
 
 class AdbTracker:
@@ -80,7 +82,7 @@ class AdbTracker:
         self._news = asyncio.Event()
         self._listing = Listing(registry)
         self._acquaintances = Acquaintances(self._link, self._clock, self._news.set)
-        self._contacts = Contacts()
+        self._contacts = Contacts(options.steady_seconds)
         self._transports: tuple[Transport, ...] = ()
         self._current: dict[str, str] = {}  # the way that is used to each phone
         self._in_use: set[Connection] = set()
@@ -318,7 +320,7 @@ class AdbTracker:
             return IN_USE.format(port=plan.conflicts[phone.id])
         place = plan.places.get(phone.id)
         if self._is_loose(phone):
-            return LOOSE if place is not None else HELD_OFF.format(seconds=STEADY_SECONDS)
+            return LOOSE if place is not None else HELD_OFF.format(seconds=self._options.steady_seconds)
         here = place is None or place.port is not None
         if here and phone.transport.key not in self._acquaintances.serving:
             return NOT_ANSWERING.format(port=DEFAULT_OLLAMA_PORT)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from server.adb.contacts import STEADY_SECONDS
 from server.adb.tracker import AdbMode, AdbOptions, AdbTracker
 from server.backends import Backends
 from server.health import Health, ProbePace
@@ -99,10 +100,11 @@ async def following(
     *,
     probes: bool = True,
     pace: ProbePace | None = None,
+    steady_seconds: float = STEADY_SECONDS,
     **more: object,
 ) -> AsyncIterator[AdbTracker]:
     """Tracker and probes over the registry."""
-    tracker = AdbTracker(registry, AdbOptions(mode, port=port), **more)
+    tracker = AdbTracker(registry, AdbOptions(mode, port=port, steady_seconds=steady_seconds), **more)
     backends = Backends({})
     health = Health(registry, backends, pace or ProbePace())
     loops = [tracker.run, health.run] if probes else [tracker.run]
@@ -118,9 +120,11 @@ async def following(
 
 
 @asynccontextmanager
-async def following_server(server: RealAdbServer, pace: ProbePace | None = None) -> AsyncIterator[Lab]:
+async def following_server(
+    server: RealAdbServer, pace: ProbePace | None = None, steady_seconds: float = STEADY_SECONDS
+) -> AsyncIterator[Lab]:
     registry = Registry()
-    async with following(registry, server.port, pace=pace) as tracker:
+    async with following(registry, server.port, pace=pace, steady_seconds=steady_seconds) as tracker:
         yield Lab(server, registry, tracker)
 
 

@@ -45,7 +45,7 @@ async def test_fifty_phones_that_come_and_go_leave_nothing_behind(
     server: RealAdbServer, ollama: FakePhone, seed: int
 ) -> None:
     draw = random.Random(seed)
-    async with following_server(server) as the_lab:
+    async with following_server(server, steady_seconds=0.5) as the_lab:
         await until(lambda: the_lab.tracker.server_problem is None)
         tasks, opened = len(asyncio.all_tasks()), descriptors()
         phones = [FakeAdbd(f"LAB{number:03}", ports={11434: ollama.port}) for number in range(PHONES)]
