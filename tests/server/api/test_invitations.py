@@ -14,7 +14,7 @@ from tests.server.api.gateway import ask, gateway, get, post
 from tests.server.phones.stand import HOST, Stand, phone
 
 HEADERS = {"host": "192.168.1.2:8000"}
-FROM_PAGE = {"client": ("192.168.1.7", 40_000), "server": ("192.168.1.2", 8000), "headers": HEADERS}
+FROM_PAGE: dict[str, Any] = {"client": ("192.168.1.7", 40_000), "server": ("192.168.1.2", 8000), "headers": HEADERS}
 PATH = "/api/phones/invitations"
 
 
