@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.backends.base import Backend, Call
 from server.clock import Clock
@@ -33,6 +33,7 @@ from server.warmth import (
 )
 
 LOOK_SECONDS = 2.0
+ONLY_EMBEDS = "does not support generate"  # Ollama's words; it says no more than that
 LOADINGS_AT_ONCE = 32  # each is one quiet connection
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,25 @@ class WarmingOptions:
     connect_seconds: float = 5.0
     load_seconds: float = 125.0
     probe_seconds: float = 2.0
+
+
+async def load(backend: Backend, spec: NodeSpec, call: Call, patience: Patience) -> None:
+    """Run an empty call, which loads its model. One that only embeds is asked for embeddings of nothing instead.
+
+    Ollama loads the model for these too before it looks for texts. Raises NodeError.
+    """
+    try:
+        await _run(backend, spec, call, patience)
+    except NodeRefused as refusal:
+        if ONLY_EMBEDS not in refusal.message:
+            raise
+        await _run(backend, spec, replace(call, operation="embed", fields={**call.fields, "input": []}), patience)
+
+
+async def _run(backend: Backend, spec: NodeSpec, call: Call, patience: Patience) -> None:
+    async with aclosing(backend.stream(spec, call, patience)) as batches:
+        async for _ in batches:
+            pass
 
 
 class Warming:
@@ -131,10 +151,7 @@ class Warming:
         backend = self._backends[spec.kind]
         fields = {} if spec.keep_alive is None else {"keep_alive": spec.keep_alive}
         patience = Patience(options.connect_seconds, *[options.load_seconds] * 3)
-        call = Call("generate", node.models[model].name, fields=fields)
-        async with aclosing(backend.stream(spec, call, patience)) as batches:
-            async for _ in batches:
-                pass
+        await load(backend, spec, Call("generate", node.models[model].name, fields=fields), patience)
         await self._look_again(spec, backend)
 
     async def _look_again(self, spec: NodeSpec, backend: Backend) -> None:

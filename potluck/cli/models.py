@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 PULL_PATH = "/api/models/pull"
 SILENT_SECONDS = 660.0  # twice as long as the gateway bears the silence of a phone, and some more
+LEAST_WIDTH = 20  # columns that names are folded into
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
@@ -147,7 +149,7 @@ def held_models(answer: Mapping[str, Any]) -> list[tuple[str, dict[str, dict[str
 
 
 def model_table(models: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], width: int | None) -> list[str]:
-    """A column for each node; where these do not fit the width, the nodes' names in one."""
+    """A column for each node; where these do not fit the width, the nodes' names in one, or below the model."""
     nodes = list(dict.fromkeys(node for _, copies in models for node in copies))
     rows = [("MODEL", "SIZE", *nodes)]
     for name, copies in models:
@@ -155,12 +157,32 @@ def model_table(models: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], w
     lines = lines_of(rows)
     if width is None or max(map(len, lines)) <= width:
         return lines
-    rows = [("MODEL", "SIZE", "IN MEMORY OF", "ALSO ON")]
+    rows, lists = [("MODEL", "SIZE", "IN MEMORY OF", "ALSO ON")], []
     for name, copies in models:
-        loaded = [node for node, copy in copies.items() if copy.get("loaded")]
-        others = [node for node in copies if node not in loaded]
-        rows.append((name, _size(copies), ", ".join(loaded) or "-", ", ".join(others) or "-"))
-    return lines_of(rows)
+        loaded = ", ".join(node for node, copy in copies.items() if copy.get("loaded"))
+        others = ", ".join(node for node, copy in copies.items() if not copy.get("loaded"))
+        rows.append((name, _size(copies), loaded or "-", others or "-"))
+        lists += [
+            f"{name}  {_size(copies)}",
+            *_folded("in memory of", loaded, width),
+            *_folded("also on", others, width),
+        ]
+    lines = lines_of(rows)
+    return lines if max(map(len, lines)) <= width else lists
+
+
+def _folded(what: str, nodes: str, width: int) -> list[str]:
+    """The names over as many rows as they need, none of which a terminal would break in the middle of a word."""
+    if not nodes:
+        return []
+    return wrap(
+        f"{what} {nodes}",
+        max(width, LEAST_WIDTH),
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def model_remarks(

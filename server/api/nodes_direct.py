@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from server.exchange import AskRequest
 from server.nodes import Load, ModelKey, Node, NodeSpec, NodeStatus
 from server.patience import Patience
 from server.registry import NodeProbed
+from server.warming import load
 
 # A fleet of hundreds is told in waves: each call is one connection.
 CALLS_AT_ONCE = 64
@@ -109,9 +109,7 @@ class NodesDirect:
     async def touch(self, target: Target, call: Call, longest_seconds: float) -> None:
         """Run an empty call, which loads or drops the model. Raises NodeError."""
         patience = Patience(self._settings.connect_timeout_s, longest_seconds, longest_seconds, longest_seconds)
-        async with aclosing(target.backend.stream(target.node.spec, call, patience)) as batches:
-            async for _ in batches:
-                pass
+        await load(target.backend, target.node.spec, call, patience)
         await self.look_again(target.node.spec)
 
     async def look_again(self, spec: NodeSpec) -> None:

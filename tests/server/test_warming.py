@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from server.backends import Backends
 from server.nodes import ModelKey, Node, NodeId, NodeSpec
 from server.registry import (
@@ -159,15 +161,27 @@ async def test_a_phone_that_falls_silent_under_a_loading_is_left_in_peace_for_a_
         await here.phone.until(lambda counters: counters.requests["generate"] == 2)
 
 
-async def test_a_model_that_cannot_be_loaded_that_way_is_asked_for_once() -> None:
+async def test_a_model_that_cannot_be_loaded_is_asked_for_once() -> None:
     async with world() as here:
-        here.phone.fail(Fault.error(400, '"a:1b" does not support generate'), paths="generate")
+        here.phone.fail(Fault.error(400, "this model cannot be"), paths="generate")
         await here.enlist()
         await until(lambda: len(here.asked) == 1 and here.phone.counters.in_flight == 0)
         await here.clock.settle()
         for _ in range(10):
             await here.look(1800.0)
-        assert len(here.asked) == 1
+        assert len(here.asked) == 1 and not here.phone.counters.requests["embed"]
+
+
+@pytest.mark.parametrize("version", ["0.6.8", "0.24.0", "0.33.0-rc2"])
+async def test_a_model_that_only_embeds_is_loaded_by_embeddings_of_nothing(version: str) -> None:
+    embedder = FakeModel("a:1b", capabilities=("embedding",))
+    async with world(version=version, models=(embedder, B)) as here:
+        here.phone.fail(Fault.error(400, '"a:1b" does not support generate'), paths="generate")
+        await here.enlist(keep_alive="2h")
+        await until(lambda: here.resident)
+        assert here.resident == {"a:1b"} and len(here.asked) == 1
+        (body,) = [seen.json for seen in here.phone.log if seen.name == "embed"]
+        assert body == {"model": "a:1b", "input": [], "keep_alive": "2h"}
 
 
 async def test_a_phone_that_leaves_is_not_waited_for() -> None:

@@ -100,11 +100,22 @@ def test_which_node_has_which_model() -> None:
 
 
 def test_a_fleet_too_wide_for_the_screen_is_names_in_a_row() -> None:
-    copies = {f"phone {number}": {"loaded": number == 1, "size_bytes": 1000} for number in range(3)}
+    copies = {f"p{number}": {"loaded": number > 1, "size_bytes": 1000} for number in range(5)}
     wide = model_table([("m", copies)], None)
     assert model_table([("m", copies)], max(map(len, wide))) == wide
     narrow = model_table([("m", copies)], max(map(len, wide)) - 1)
-    assert narrow == ["MODEL  SIZE  IN MEMORY OF  ALSO ON", "m      1 kB  phone 1       phone 0, phone 2"]
+    assert narrow == ["MODEL  SIZE  IN MEMORY OF  ALSO ON", "m      1 kB  p2, p3, p4    p0, p1"]
+
+
+@pytest.mark.parametrize("width", [1, 20, 40, 60])
+def test_names_that_fit_no_row_are_below_their_model_and_stay_whole(width: int) -> None:
+    names = [f"Phone-{number} of mine" for number in range(40)]
+    copies = {name: {"loaded": name == names[3], "size_bytes": 1000} for name in names}
+    lines = model_table([("m:1b", copies), ("n:1b", {names[0]: {}})], width)
+    assert lines[0] == "m:1b  1 kB" and lines[1].startswith("  in memory of") and "n:1b  -" in lines
+    assert all(len(line) <= max(width, 20) for line in lines)
+    told = " ".join(" ".join(lines).split())
+    assert "also on " + ", ".join(name for name in names if name != names[3]) + " n:1b" in told
 
 
 def test_odd_words_of_a_node_are_no_fault() -> None:

@@ -114,3 +114,22 @@ def test_the_same_in_lines() -> None:
         assert phone is not None
         lines.show(phone)
     assert told == ["Attic: 10 % of 50 MB", f"Attic: waiting: {STILL}"] * 2
+
+
+def test_small_parts_that_come_late_are_no_steps_back() -> None:
+    """A model's licence and template are told of when the weights are there."""
+    told: list[str] = []
+    lines, phones = Lines(told.append), Phones()
+    for digest, total in (("weights", 9000), ("template", 50), ("licence", 40), ("pictures", 3000)):
+        for completed in (0, total // 2, total):
+            phone = phones.take(record("x", "pulling", digest=digest, total=total, completed=completed))
+            assert phone is not None
+            lines.show(phone)
+    assert [line.split(" of ")[0] for line in told] == [
+        "x: 0 %",
+        "x: 50 %",
+        "x: 100 %",
+        "x: 75 %",
+        "x: 87 %",
+        "x: 100 %",
+    ]

@@ -43,11 +43,11 @@ class InTurn(ScriptedOperations):
     def __init__(self, scripts: Mapping[str, Sequence[Sequence[Said]]]) -> None:
         super().__init__()
         self.scripts = {name: list(each) for name, each in scripts.items()}
-        self.order: list[str] = []
+        self.turns: list[str] = []
         self.most = 0
 
     def _said(self, spec: NodeSpec, path: str) -> Any:
-        self.order.append(spec.name)
+        self.turns.append(spec.name)
         self.most = max(self.most, self.open + 1)
         scripts = self.scripts[spec.name]
         return scripts.pop(0) if len(scripts) > 1 else scripts[0]

@@ -28,7 +28,7 @@ def moment_of(told: list[tuple[float, dict[str, Any]]], node: str, status: str) 
 async def test_a_pull_that_stands_still_lets_others_go_first() -> None:
     here = Several(dead=[[MANIFEST, part(5), asyncio.Event()], [DONE]], quick=[[DONE]], other=[[DONE]])
     told = await here.told()
-    assert here.operations.order == ["dead", "quick", "other", "dead"]
+    assert here.operations.turns == ["dead", "quick", "other", "dead"]
     assert moment_of(told, "other", "success") < STANDSTILL_SECONDS + 5
     gave_way = [record for _, record in told if record.get("node") == "dead" and "reason" in record]
     assert gave_way == [{"node": "dead", "status": "waiting", "reason": "it brought nothing more for 60 s"}]
@@ -49,7 +49,7 @@ async def test_the_last_word_comes_after_the_tries_and_holds_nobody_up() -> None
     """Two phones that stand still for ever, and one place: who is well does not wait for their last tries."""
     here = Several(dead=[[MANIFEST, asyncio.Event()]], dull=[[MANIFEST, asyncio.Event()]], quick=[[DONE]])
     told = await here.told()
-    assert here.operations.order.count("dead") == here.operations.order.count("dull") == TRIES
+    assert here.operations.turns.count("dead") == here.operations.order.count("dull") == TRIES
     assert moment_of(told, "quick", "success") < 2 * STANDSTILL_SECONDS + 10
     assert told[-1][1]["pulled"] == ["quick"] and set(told[-1][1]["failed"]) == {"dead", "dull"}
 
@@ -59,8 +59,8 @@ async def test_pauses_without_a_byte_are_not_waited_out_in_a_place() -> None:
     """No connection: a second try, then others go first, and the pauses are no turns of anybody."""
     here = Several(gone=[[NodeUnreachable("refused")]], slow=[[MANIFEST, NodeBroken("EOF")], [DONE]], quick=[[DONE]])
     told = await here.told()
-    assert here.operations.order[:5] == ["gone", "gone", "slow", "slow", "quick"]
-    assert here.operations.order.count("gone") == TRIES
+    assert here.operations.turns[:5] == ["gone", "gone", "slow", "slow", "quick"]
+    assert here.operations.turns.count("gone") == TRIES
     assert moment_of(told, "quick", "success") == sum(PAUSES_SECONDS[:1]) * 2
     assert told[-1][0] == sum(PAUSES_SECONDS) and here.operations.most == 1
 
@@ -85,7 +85,7 @@ async def test_one_that_checks_what_it_has_is_not_disturbed() -> None:
     await asyncio.sleep(SILENT_SECONDS - 10)
     checked.set()
     told = await pulling
-    assert here.operations.order == ["slow", "quick"]
+    assert here.operations.turns == ["slow", "quick"]
     assert told[-1][1]["pulled"] == ["slow", "quick"]
 
 
@@ -94,7 +94,7 @@ async def test_a_caller_that_leaves_ends_also_those_that_wait_again() -> None:
     here = Several(dead=[[MANIFEST, asyncio.Event()]], dull=[[MANIFEST, asyncio.Event()]])
     pulling = asyncio.create_task(here.told())
     await asyncio.sleep(STANDSTILL_SECONDS + 10)
-    assert here.operations.order == ["dead", "dull"]
+    assert here.operations.turns == ["dead", "dull"]
     pulling.cancel()
     await asyncio.gather(pulling, return_exceptions=True)
     assert here.operations.open == 0
