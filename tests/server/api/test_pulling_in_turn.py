@@ -49,7 +49,7 @@ async def test_the_last_word_comes_after_the_tries_and_holds_nobody_up() -> None
     """Two phones that stand still for ever, and one place: who is well does not wait for their last tries."""
     here = Several(dead=[[MANIFEST, asyncio.Event()]], dull=[[MANIFEST, asyncio.Event()]], quick=[[DONE]])
     told = await here.told()
-    assert here.operations.turns.count("dead") == here.operations.order.count("dull") == TRIES
+    assert here.operations.turns.count("dead") == here.operations.turns.count("dull") == TRIES
     assert moment_of(told, "quick", "success") < 2 * STANDSTILL_SECONDS + 10
     assert told[-1][1]["pulled"] == ["quick"] and set(told[-1][1]["failed"]) == {"dead", "dull"}
 
