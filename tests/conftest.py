@@ -51,6 +51,7 @@ def pytest_configure() -> None:
     # A shell starts what it runs in the background deaf to Ctrl-C, and every child would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()  # until all tests are collected: nothing of them is garbage, and going through them takes seconds
     if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already: read before anything imports torch
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -58,6 +59,7 @@ def pytest_configure() -> None:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # as _settled_heap does after each file
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ NEW = FakeModel("qwen:1b", size=1_000_000)
 async def pull(phone: FakePhone, model: str = "qwen:1b") -> list[dict[str, Any]]:
     """The lines that came, also of a stream that was cut."""
     lines: list[dict[str, Any]] = []
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         try:
             async with http.stream("POST", f"{phone.url}/api/pull", json={"model": model}) as response:
                 assert response.headers["content-type"] == "application/x-ndjson"
@@ -84,6 +84,6 @@ async def test_a_speed_and_a_name_that_is_none() -> None:
     async with FakePhone(settings) as phone:
         weights = [line.get("completed", 0) for line in await pull(phone) if line.get("total") == NEW.size]
         assert weights == [0, 600_000, 1_000_000]
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             refused = await http.post(f"{phone.url}/api/pull", json={"model": "a b"})
             assert (refused.status_code, refused.json()) == (400, {"error": "invalid model name"})

@@ -119,7 +119,7 @@ def phone(tokens_per_second: float) -> FakePhone:
 
 async def test_sigterm_lets_streams_end_and_takes_nothing_new(tmp_path: Path):
     lines: list[dict[str, Any]] = []
-    async with phone(30) as slow, program(tmp_path, slow) as made, httpx.AsyncClient() as http:
+    async with phone(10) as slow, program(tmp_path, slow) as made, httpx.AsyncClient(timeout=60) as http:
         await started(made)
         asking = asyncio.create_task(told_by(http, made, lines, num_predict=20))
         await until(lambda: lines)
@@ -140,7 +140,7 @@ async def test_sigterm_lets_streams_end_and_takes_nothing_new(tmp_path: Path):
 async def test_sigterm_lets_a_whole_batch_end(tmp_path: Path):
     """Its later items begin while the gateway drains: they are running work too."""
     prompts = [f"question {index}" for index in range(14)]
-    async with phone(300) as one, program(tmp_path, one) as made, httpx.AsyncClient() as http:
+    async with phone(300) as one, program(tmp_path, one) as made, httpx.AsyncClient(timeout=60) as http:
         await started(made)
         body = {"prompts": prompts, "num_predict": 30, "stream": True}
         results: list[dict[str, Any]] = []
@@ -158,7 +158,7 @@ async def test_sigterm_lets_a_whole_batch_end(tmp_path: Path):
 async def test_after_its_time_a_stream_ends_with_an_honest_event(tmp_path: Path):
     lines: list[dict[str, Any]] = []
     async with phone(20) as slow, program(tmp_path, slow, POTLUCK_DRAIN_S="0.3") as made:
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             await started(made)
             asking = asyncio.create_task(told_by(http, made, lines))
             await until(lambda: lines)
@@ -173,7 +173,7 @@ async def test_after_its_time_a_stream_ends_with_an_honest_event(tmp_path: Path)
 async def test_a_second_signal_ends_at_once_and_in_order(tmp_path: Path):
     for second in (signal.SIGTERM, signal.SIGINT):
         lines: list[dict[str, Any]] = []
-        async with phone(20) as slow, program(tmp_path, slow) as made, httpx.AsyncClient() as http:
+        async with phone(20) as slow, program(tmp_path, slow) as made, httpx.AsyncClient(timeout=60) as http:
             await started(made)
             asking = asyncio.create_task(told_by(http, made, lines))
             await until(lambda lines=lines: lines)

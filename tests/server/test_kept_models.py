@@ -24,7 +24,7 @@ async def gateway_of(folder: Path, entry: dict[str, Any], phone: FakePhone, **se
     path = folder / "phones.json"
     path.write_text(json.dumps([{"host": phone.host, "port": phone.port, "id": "kitchen", "name": "Kitchen", **entry}]))
     values = Settings(**{"phones_file": path, "embedded_node": "off", "discovery": "off", "adb": "off", **settings})
-    async with running(values, {}) as gateway, served(gateway.app) as address, httpx.AsyncClient() as http:
+    async with running(values, {}) as gateway, served(gateway.app) as address, httpx.AsyncClient(timeout=60) as http:
         registry = gateway.services.registry
         await until(lambda: any(node.models for node in registry.fleet.nodes.values()))
         http.base_url = httpx.URL(address)

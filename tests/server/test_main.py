@@ -22,7 +22,7 @@ from tests.server.live_gateway import live_gateway, program, started, write_phon
 
 
 async def test_a_question_goes_all_the_way(tmp_path: Path):
-    async with FakePhone() as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient() as http:
+    async with FakePhone() as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient(timeout=60) as http:
         answer = await http.post(f"{live.address}/ask", json={"prompt": "hi", "temperature": 0})
         assert answer.status_code == 200
         assert (answer.json()["node"], answer.headers["x-cache"]) == ("phone-0", "miss")
@@ -46,7 +46,7 @@ async def test_the_deepest_body_that_is_taken_gets_through(tmp_path: Path):
     arguments = json.dumps({"a": schema})
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    async with FakePhone() as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient() as http:
+    async with FakePhone() as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient(timeout=60) as http:
         for path, body in (
             ("/ask", {"prompt": "hi", "temperature": 0, "format": schema}),
             ("/api/chat", {"messages": messages[:1], "options": {"seed": 1}, "stream": False, "format": schema}),
@@ -92,7 +92,7 @@ async def test_a_change_of_the_fleet_file_is_seen(tmp_path: Path):
         await until(lambda: nodes.node(NodeId(f"127.0.0.1:{two.port}")) is not None)
         (tmp_path / "phones.json").write_text('[{"host": ]')
         await until(lambda: live.gateway.services.fleet_file().error is not None)
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             health = (await http.get(f"{live.address}/health")).json()
         assert health["fleet_file"]["error"].startswith("line 1, column ")
         assert len(health["nodes"]) == 2
@@ -118,7 +118,7 @@ async def test_no_fleet_file_where_none_was_named_is_no_mistake(tmp_path: Path, 
 
 
 async def test_nothing_to_serve_says_what_to_do(tmp_path: Path):
-    async with live_gateway(tmp_path) as live, httpx.AsyncClient() as http:
+    async with live_gateway(tmp_path) as live, httpx.AsyncClient(timeout=60) as http:
         answer = await http.post(f"{live.address}/ask", json={"prompt": "hi"})
     assert answer.status_code == 503
     assert "potluck phones invite" in str(answer.json())

@@ -61,7 +61,7 @@ def test_every_frame_type_has_its_message() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(MESSAGES), ids=lambda kind: kind.name)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_every_message_comes_back_as_it_was(kind: FrameType, data: st.DataObject) -> None:
     message = data.draw(of_record(MESSAGES[kind]))
@@ -75,7 +75,7 @@ def test_chunks_come_back_as_they_were(chunk: Chunk) -> None:
     assert decode_chunk(b"".join(encode_chunk(chunk))) == chunk
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(FrameType)), st.binary(max_size=64))
 def test_random_bytes_give_only_the_remote_error(kind: FrameType, data: bytes) -> None:
     try:

@@ -134,7 +134,7 @@ def app() -> Any:
     return gateway(ScriptedDispatch(whole("a")), backends={"ollama": ScriptedBackend()})
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(route=st.sampled_from(ROUTES), body=BODIES)
 async def test_no_json_is_a_500(route: tuple[str, str], body: dict[str, Any]):
     made = app()
@@ -149,7 +149,7 @@ async def test_no_json_is_a_500(route: tuple[str, str], body: dict[str, Any]):
         orjson.dumps([asked.messages, asked.options, asked.fields])  # what cannot be sent on must not get here
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(route=st.sampled_from(ROUTES), body=st.binary(max_size=60))
 async def test_no_bytes_are_a_500(route: tuple[str, str], body: bytes):
     made = app()
@@ -158,7 +158,7 @@ async def test_no_bytes_are_a_500(route: tuple[str, str], body: bytes):
     assert answer.status < 500 or answer.status in (501, 503)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     path=st.text(st.characters(blacklist_categories=["Cs"]), max_size=30),
     headers=st.dictionaries(
