@@ -165,7 +165,11 @@ def text_of(body: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_every_dialect_asks_for_a_form(form: Any, tmp_path: Path) -> None:
-    async with FakePhone(settings()) as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient(timeout=60) as http:
+    async with (
+        FakePhone(settings()) as phone,
+        live_gateway(tmp_path, phone) as live,
+        httpx.AsyncClient(timeout=60) as http,
+    ):
         for path, body in asked(form):
             answer = await http.post(f"{live.address}{path}", json=body)
             assert answer.status_code == 200, (path, answer.text)
@@ -178,7 +182,11 @@ async def test_every_dialect_asks_for_a_form(form: Any, tmp_path: Path) -> None:
 async def test_properties_come_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
     """The cache takes part at temperature 0, and must not answer one order with the other."""
     turned = {**SCHEMA, "properties": dict(reversed(SCHEMA["properties"].items()))}
-    async with FakePhone(settings()) as phone, live_gateway(tmp_path, phone) as live, httpx.AsyncClient(timeout=60) as http:
+    async with (
+        FakePhone(settings()) as phone,
+        live_gateway(tmp_path, phone) as live,
+        httpx.AsyncClient(timeout=60) as http,
+    ):
         for form in (SCHEMA, turned):
             answer = await http.post(f"{live.address}/ask", json={"prompt": "hi", "temperature": 0, "format": form})
             assert list(json.loads(answer.json()["response"])) == list(form["properties"])

@@ -125,7 +125,12 @@ def check_phones(exchange: Exchange, phones: list[FakePhone]) -> None:
 async def test_a_model_that_one_phone_has_is_loaded_there_only(tmp_path: Path):
     one = FakePhone(PhoneSettings(models=(FakeModel(), FakeModel(name="other:1b"))))
     two = FakePhone()
-    async with one, two, live_gateway(tmp_path, one, two) as live, httpx.AsyncClient(base_url=live.address, timeout=60) as http:
+    async with (
+        one,
+        two,
+        live_gateway(tmp_path, one, two) as live,
+        httpx.AsyncClient(base_url=live.address, timeout=60) as http,
+    ):
         answer = await http.post("/api/generate", json={"model": "other:1b", "prompt": ""})
         assert answer.json()["done_reason"] == "load"
         assert [seen for seen in one.log if seen.path == "/api/generate"]
