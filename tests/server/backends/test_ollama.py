@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from tests.fakes.phone import FakePhone
 from tests.fakes.phone_settings import PhoneSettings
 from tests.server.backends.ollama_asking import CALL, MODEL, PATIENCE, ask, read, spec_of, text_of
 from tests.server.backends.played_node import Play, bodies, play_of, played, recorded, recording, streamed, whole
+from tests.server.gateway_parts import until
 
 ASKING = ("/api/chat", "/api/generate", "/api/embed")
 
@@ -177,7 +177,7 @@ async def test_a_stream_that_is_left_after_its_last_record_keeps_the_connection(
             stream = backend.stream(node.spec(), CALL, PATIENCE)
             await anext(stream)
             await stream.aclose()
-            await asyncio.sleep(0.01)
+            await until(lambda: any(backend._http._idle.values()))
         assert node.connections == 1
 
 

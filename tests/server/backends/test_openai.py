@@ -16,6 +16,7 @@ from server.errors import NodeBroken, NodeBusy, NodeError, NodeIncapable, NodeRe
 from server.exchange import Embedding, NodeDone, NodeEvent, Token
 from server.nodes import NodeSpec
 from tests.server.backends.played_node import Play, played, recorded, streamed, whole
+from tests.server.gateway_parts import until
 
 PATIENCE = Patience(connect=60, first_token=60, between_tokens=60, total=60)
 CALL = Call("chat", "m", messages=[{"role": "user", "content": "hi"}])
@@ -60,7 +61,7 @@ async def test_a_chat(backend: OpenAIBackend):
         assert done.durations.total >= done.durations.generation > 0
         assert node.head().startswith("POST /v1/chat/completions HTTP/1.1")
         assert "Authorization: Bearer secret" in node.head()
-        await asyncio.sleep(0.02)  # the end of the body comes after the last event
+        await until(lambda: any(backend._http._idle.values()))  # the end of the body comes after the last event
         await read(backend, node.spec(kind="openai"))
         assert node.connections == 1 and "Authorization" not in node.head()
 
