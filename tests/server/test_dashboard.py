@@ -168,7 +168,7 @@ async def test_stop_stops_the_work_too(chromium: Chromium):
         await browser.shows("#thread .told", "Par")
         await browser.page.click("#stop")
         await browser.shows("#thread .facts", "Stopped.")
-        for _ in range(200):
+        for _ in range(6000):
             if made.answer().abandoned:
                 break
             await asyncio.sleep(0.01)

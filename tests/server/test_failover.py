@@ -310,8 +310,8 @@ async def test_a_late_binding_waits_for_the_free_node() -> None:
 
 
 async def test_a_deadline_ends_waiting_and_telling() -> None:
-    async with fake_fleet(1, settings(tokens_per_second=5)) as phones, gateway_over(phones) as bench:
-        first = asyncio.create_task(bench.ask(bench.request("one", deadline_seconds=0.6)))
+    async with fake_fleet(1, settings(tokens_per_second=10)) as phones, gateway_over(phones) as bench:
+        first = asyncio.create_task(bench.ask(bench.request("one", deadline_seconds=1.2)))
         second = asyncio.create_task(bench.ask(bench.request("two", deadline_seconds=0.2)))
         answered = await asyncio.gather(first, second)
         assert [type(one.failed.error) for one in answered] == [DeadlineExceeded, DeadlineExceeded]
