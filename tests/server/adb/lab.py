@@ -26,7 +26,7 @@ from tests.fakes.phone import FakePhone
 
 OWN = f"{os.getpid():X}"  # part of serials: phones of tests that run side by side shall not want one local port
 LocalPorts = dict[str, list[int]]  # of forwards, by the serial of their transport
-PATIENCE = 20.0  # of a test on a busy machine; what is promised in seconds is measured
+PATIENCE = 90.0  # of a test on a busy machine; what is promised in seconds is measured
 
 
 @dataclass

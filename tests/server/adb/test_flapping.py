@@ -56,10 +56,10 @@ async def test_fifty_phones_that_come_and_go_leave_nothing_behind(
             await until(lambda: len(the_lab.ready()) == PHONES)
             await come_and_go(the_lab, phones, draw)
             await the_lab.plug(*phones)  # those that the new server does not know, those that it has given up
-            await until(lambda: len(the_lab.ready()) == PHONES, 40.0)
+            await until(lambda: len(the_lab.ready()) == PHONES)
             await until_one_forward_each(the_lab, phones)
-        await until(lambda: not the_lab.registry.fleet.nodes, 40.0)
-        await the_lab.until_ports({}, 40.0)
+        await until(lambda: not the_lab.registry.fleet.nodes)
+        await the_lab.until_ports({})
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
         await until(lambda: descriptors() <= opened)
 
@@ -89,7 +89,5 @@ async def come_and_go(the_lab: Lab, phones: list[FakeAdbd], draw: random.Random)
 async def until_one_forward_each(the_lab: Lab, phones: list[FakeAdbd]) -> None:
     """And one of its own: a phone's port does not wander off while it comes and goes."""
     own = {phone.address: {preferred_port(phone.serialno, n) for n in range(CHOICES)} for phone in phones}
-    await the_lab.until_ports(
-        lambda now: now.keys() == own.keys() and all(len(ports) == 1 for ports in now.values()), 40.0
-    )
+    await the_lab.until_ports(lambda now: now.keys() == own.keys() and all(len(ports) == 1 for ports in now.values()))
     assert all(set(ports) <= own[way] for way, ports in (await the_lab.local_ports()).items())
