@@ -23,6 +23,8 @@ readonly MEMINFO=${POTLUCK_MEMINFO:-/proc/meminfo}
 readonly OLLAMA_DOWNLOAD=${POTLUCK_OLLAMA_DOWNLOAD:-https://ollama.com/download}
 readonly RETRY_SECONDS=${POTLUCK_RETRY_SECONDS:-5}
 export POTLUCK_START_SECONDS=${POTLUCK_START_SECONDS:-60} # start_ollama.sh reads it too
+# Nobody is there to be asked about files of settings that a newer package brings too: those that are there stay.
+export DEBIAN_FRONTEND=noninteractive DPKG_FORCE=confdef,confold
 # A proxy is for downloads; this phone itself is not reached by one.
 export no_proxy="127.0.0.1,${no_proxy:-${NO_PROXY:-}}"
 
@@ -90,6 +92,7 @@ check_everything() {
     check_processor
     check_build
     check_phantom_killer
+    check_clock
     if [ "$reach" = wifi ]; then say_battery_hint; fi
     choose_model
     check_room
@@ -112,6 +115,9 @@ set_up_mode() {
 
 say() { printf '%s\n' "$*"; }
 note() { printf '  ! %s\n' "$*"; }
+
+# plain TEXT: what another machine said, without what would steer the terminal.
+plain() { printf '%s' "${1//[[:cntrl:]]/ }"; }
 
 readonly TOLD=97 # how a subshell ends that has said why already
 failure_told=no
@@ -223,6 +229,13 @@ check_arguments() {
     [ -z "$model_file" ] || [ -e "$model_file" ] || fail "$(missing_file_words "$model_file")"
 }
 
+# What the gateway called this phone last, as a word for a shell.
+fleet_name() {
+    local called
+    called=$(cat "$FOLDER/fleet_name" 2>/dev/null) || called=NAME
+    printf '%q' "$called"
+}
+
 has_joined() { [ -s "$FOLDER/phone_token" ] && [ -s "$FOLDER/gateway" ]; }
 
 # What an earlier run set up holds until something else is asked for: its way of running, its model, its gateway.
@@ -328,6 +341,14 @@ check_phantom_killer() {
     [ "$sdk" -lt 34 ] || say "      or here: Developer options, Disable child process restrictions"
 }
 
+# A phone out of a drawer may have lost the date, and then trusts no server that it would download from.
+check_clock() {
+    local year
+    year=$(date +%Y 2>/dev/null) || return 0
+    [[ $year =~ ^[0-9]+$ ]] && [ "$year" -lt 2026 ] || return 0
+    note "This phone's date says $year. Downloads fail with that: set it (Settings, System, Date and time), if it is wrong."
+}
+
 say_battery_hint() {
     note "Exempt Termux from battery optimisation (Settings, Apps, Termux, Battery, Unrestricted), or it sleeps."
 }
@@ -386,9 +407,9 @@ parameters_of() {
         printf '0'
         return 0
     }
-    experts=${BASH_REMATCH[3]:-1}
-    if [ "${BASH_REMATCH[7]}" = m ]; then size=${BASH_REMATCH[4]}; else
-        size=$((BASH_REMATCH[4] * 1000 + ${BASH_REMATCH[6]:-0} * 100))
+    experts=$((10#${BASH_REMATCH[3]:-1})) # 08 is no octal number
+    if [ "${BASH_REMATCH[7]}" = m ]; then size=$((10#${BASH_REMATCH[4]})); else
+        size=$((10#${BASH_REMATCH[4]} * 1000 + ${BASH_REMATCH[6]:-0} * 100))
     fi
     printf '%s' "$((experts * size))"
 }
@@ -671,11 +692,21 @@ forget() {
     if [ "$code" -le 1 ]; then mv -f "$RECORD.new" "$RECORD"; else rm -f "$RECORD.new"; fi
 }
 
+# One run at a time: two would write into the same downloads. The kernel lets go of it when this run ends, however it
+# does; nothing that stays, tmux above all, may hold it (8).
+take_turn() {
+    has flock || return 0
+    { : >"$FOLDER/lock"; } 2>/dev/null || return 0 # what is written next says why
+    exec 8>"$FOLDER/lock"
+    flock -n 8 || fail "The set-up runs on this phone already; wait until that run has ended."
+}
+
 fail_full() { fail "Nothing can be written to $FOLDER; is the phone's storage full?"; }
 
 make_folder() {
     mkdir -p "$FOLDER" 2>/dev/null || fail_full
     chmod 700 "$FOLDER"
+    take_turn
     if [ ! -e "$RECORD" ]; then
         { : >"$RECORD"; } 2>/dev/null || fail_full
         [ -e "$HOME/.ollama" ] || record store
@@ -696,7 +727,7 @@ missing_packages() {
 
 # After an installation that was killed, or with lists that are old.
 mend_packages() {
-    if has dpkg; then DEBIAN_FRONTEND=noninteractive dpkg --configure -a || true; fi
+    if has dpkg; then dpkg --configure -a || true; fi
     pkg update -y
 }
 
@@ -709,8 +740,8 @@ install_packages() {
         return 0
     fi
     for package in "${wanted[@]}"; do record "package $package"; done
-    DEBIAN_FRONTEND=noninteractive pkg install -y "${wanted[@]}" ||
-        { mend_packages && DEBIAN_FRONTEND=noninteractive pkg install -y "${wanted[@]}"; } ||
+    pkg install -y "${wanted[@]}" ||
+        { mend_packages && pkg install -y "${wanted[@]}"; } ||
         fail "Termux could not install ${wanted[*]}; check the network, run termux-change-repo, and start again."
     for package in "${wanted[@]}"; do
         has "$package" || fail "Termux installed $package but it is not there; run pkg upgrade and start again."
@@ -817,7 +848,7 @@ fetch_ollama() {
         archive="$FOLDER/ollama-linux-$arch.$suffix"
         if [ "$suffix" = tgz ]; then compression=gzip; else compression=zstd; fi
         url="$OLLAMA_DOWNLOAD/ollama-linux-$arch.$suffix"
-        code=$(curl -sSL -o /dev/null --head --write-out '%{http_code}' "$url" 2>/dev/null) || code=000
+        code=$(curl -sSL -o /dev/null --head --connect-timeout 15 --max-time 60 --write-out '%{http_code}' "$url" 2>/dev/null) || code=000
         if [ "$code" = 404 ]; then continue; fi
         for attempt in 1 2 3 4 5; do
             code=$(curl -fL -C - --connect-timeout 15 --speed-limit 100 --speed-time 60 --write-out '%{http_code}' \
@@ -900,7 +931,7 @@ wait_for_answer() {
         fi
         [ "$SECONDS" -lt "$deadline" ] ||
             fail "Ollama does not answer on port $PORT; see $HERE/ollama.log: $(last_words)"
-        sleep 0.1
+        sleep 0.05
     done
 }
 
@@ -937,9 +968,9 @@ if [ -d "$SVDIR/$SESSION" ] && command -v sv >/dev/null 2>&1; then sv down "$SES
 pid=$(cat "$HERE/server.pid" 2>/dev/null || true)
 if [[ $pid =~ ^[0-9]+$ ]] && is_ours "$pid"; then
     kill -TERM "$pid" 2>/dev/null || true
-    for _ in {1..50}; do
+    for _ in {1..100}; do
         is_ours "$pid" || break
-        sleep 0.1
+        sleep 0.05
     done
     if is_ours "$pid"; then kill -KILL "$pid" 2>/dev/null || true; fi
 fi
@@ -976,6 +1007,8 @@ else
 fi
 if [ -e "$HERE/refused" ]; then
     echo "Removed from the fleet of $(cat "$HERE/gateway"); 'potluck phones invite' there lets this phone in again."
+elif [ -s "$HERE/gateway" ] && [ "$HOST" = 127.0.0.1 ]; then
+    echo "Set up for a cable; its place in the fleet of $(cat "$HERE/gateway") is silent ('potluck phones remove' there takes it out)."
 elif [ -s "$HERE/gateway" ]; then
     echo "Joined: $(cat "$HERE/gateway")"
 fi
@@ -1172,7 +1205,7 @@ check_port() {
 }
 
 start_server() {
-    "$FOLDER/start_ollama.sh" || {
+    "$FOLDER/start_ollama.sh" 8>&- || {
         failure_told=yes # start_ollama.sh said it
         exit 1
     }
@@ -1242,6 +1275,7 @@ pull_model() {
         sleep "$((attempt * RETRY_SECONDS))"
         if ! is_answering; then start_server; fi
     done
+    error=$(plain "$error")
     fail "The download of $model did not finish${error:+ ($error)}; what arrived is kept: run the same command again" \
         "and it goes on."
 }
@@ -1355,7 +1389,7 @@ warm_up() {
 \"prompt\":\"Tell me in two sentences why the sea is salty.\",\"options\":{\"num_predict\":48,\"temperature\":0}}" "" 900)
     status=${answer##*$'\n'}
     if [ "$status" != 200 ]; then
-        fail "$model is there but does not answer: $(json_string error "$answer" || printf 'status %s' "$status");" \
+        fail "$model is there but does not answer: $(plain "$(json_string error "$answer" || printf 'status %s' "$status")");" \
             "a smaller model may fit."
     fi
     count=$(json_number eval_count "$answer") || count=0
@@ -1495,6 +1529,7 @@ ask_to_join() {
 refusal_words() {
     local why
     why=$(json_string message "$1" || json_string error "$1" || json_string detail "$1" || printf 'status %s' "${1##*$'\n'}")
+    why=$(plain "$why")
     if [[ $why == *[.?!] ]]; then printf '%s' "$why"; else printf '%s.' "$why"; fi
     if [[ $1 == *$'\n'401 ]] && [ -z "$token" ]; then
         printf " A new invitation lets it in again: 'potluck phones invite' at the gateway."
@@ -1502,7 +1537,7 @@ refusal_words() {
 }
 
 join_fleet() {
-    local body answer own
+    local body answer own fleet_name
     make_id
     body=$(join_body)
     printf '%s' "$body" | write_file "$FOLDER/join.json" 600
@@ -1513,7 +1548,8 @@ join_fleet() {
             "listen for the network? Ollama itself is set up and runs." ;;
         *) fail "The gateway did not let this phone in: $(refusal_words "$answer") Ollama itself is set up and runs." ;;
     esac
-    if own=$(json_string phone_token "$answer"); then
+    # With other characters in it, it could be words for curl's configuration.
+    if own=$(json_string phone_token "$answer") && [[ $own =~ ^[A-Za-z0-9._~-]+$ ]]; then
         rm -f "$FOLDER/phone_token" # never beside the name of a gateway that did not give it
         printf '%s' "$gateway" | write_file "$FOLDER/gateway" 600
         printf '%s' "$own" | write_file "$FOLDER/phone_token" 600
@@ -1521,7 +1557,9 @@ join_fleet() {
         fail "The gateway $gateway did not answer as a Potluck gateway does. Ollama itself is set up and runs."
     fi
     rm -f "$FOLDER/refused"
-    say "    joined as $(json_string name "$answer" || printf 'this phone')"
+    fleet_name=$(json_string name "$answer" || printf 'this phone')
+    plain "$fleet_name" | write_file "$FOLDER/fleet_name" 600
+    say "    joined as $(plain "$fleet_name")"
 }
 
 # It starts with the server; a server that runs already gets one now, which takes over from an older one.
@@ -1529,7 +1567,7 @@ start_reporter() {
     local pid
     pid=$(cat "$FOLDER/server.pid" 2>/dev/null) || return 0
     tmux kill-session -t "=$SESSION-report" 2>/dev/null || true
-    tmux new-session -d -s "$SESSION-report" "$FOLDER/report.sh" "$pid" || note "The reporter starts with the next start."
+    tmux new-session -d -s "$SESSION-report" "$FOLDER/report.sh" "$pid" 8>&- || note "The reporter starts with the next start."
     if ! has termux-battery-status; then
         note "For battery and heat on the gateway's page: pkg install termux-api, and the Termux:API app."
     fi
@@ -1572,6 +1610,10 @@ say_result() {
     if [ "$reach" = usb ]; then
         say "Done: $model answers on this phone's port $port, for a cable only; a gateway finds it there" \
             "(by hand: adb forward tcp:$port tcp:$port)."
+        if has_joined; then
+            note "Its place over Wi-Fi in the fleet of $(cat "$FOLDER/gateway") is silent from now on. To take it out, there:"
+            say "      potluck phones remove $(fleet_name)"
+        fi
     elif address=$(own_address); then
         say "Done: $model answers at http://$address:$port ($(speed_words "$speed") tokens/s)."
     else
@@ -1655,7 +1697,10 @@ uninstall() {
         say "Nothing is set up on this phone."
         return 0
     fi
-    if [ ! -e "$RECORD" ] && [ "$dry_run" = no ]; then : >"$RECORD"; fi
+    if [ "$dry_run" = no ]; then
+        take_turn
+        [ -e "$RECORD" ] || : >"$RECORD"
+    fi
     say "Brought by this script: $(tr '\n' ',' <"$RECORD" 2>/dev/null | sed 's/,$//; s/,/, /g')"
     act "stop Ollama" stop_server
     act "remove the service and the start script" remove_service_and_boot
@@ -1742,5 +1787,9 @@ is_answering() { is_port_taken && ollama_version >/dev/null; }
 
 # --------------------------------------------------------------------------------------------------------------------
 
-# Read whole before the first step, and deaf to its own text on stdin when it comes by a pipe; 9 is the real stdin.
-if [ "${POTLUCK_SOURCED:-no}" = no ]; then main "$@" 9<&0 </dev/null; fi
+# Read whole before the first step, and deaf to its own text on stdin when it comes by a pipe; 9 is the real stdin. The end
+# stands here, so that nothing is read on in a file that was replaced meanwhile by a newer one.
+if [ "${POTLUCK_SOURCED:-no}" = no ]; then
+    main "$@" 9<&0 </dev/null
+    exit
+fi

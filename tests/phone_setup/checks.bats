@@ -114,6 +114,16 @@ refused() {
     says "battery optimisation"
 }
 
+@test "a phone out of a drawer that has lost the date" {
+    set_up --dry-run
+    says_not "date says"
+    printf '#!/usr/bin/env bash\necho 1970\n' >"$FAKE/bin/date"
+    chmod +x "$FAKE/bin/date"
+    set_up --dry-run
+    went_well
+    says "This phone's date says 1970"
+}
+
 @test "too little RAM: a table, one sentence, nothing done; --yes goes on" {
     ram_gb 4
     set_up llama3.1:8b
@@ -159,11 +169,13 @@ refused() {
 @test "a disk that fills up at other steps; uninstalling works on it all the same" {
     [ "$(id -u)" = 0 ] || skip "a small disk needs root"
     gateway
-    for size in 4 24 32; do # the record; the server's number; what joining wants
-        mount -t tmpfs -o "size=${size}k" none "$HOME" || skip "no tmpfs may be mounted here"
+    for call in "dpkg --print" "pkg install" termux-wake-lock "pm path"; do # the record, scripts, the server's number, joining
+        mount -t tmpfs -o size=400k none "$HOME" || skip "no tmpfs may be mounted here"
+        echo "$call" >"$FAKE/full_at"
         set_up qwen2.5:0.5b --gateway "$GATEWAY" --token abc
         fails_with "is the phone's storage full?"
         says_not "No space left"
+        [ ! -e "$FAKE/full_at" ]
         cat /dev/zero >"$HOME/fill" 2>/dev/null || true
         set_up --uninstall
         went_well
@@ -180,6 +192,12 @@ refused() {
     called "dpkg --configure -a"
 }
 
+@test "packages that would ask about a file of settings" {
+    touch "$FAKE/conffile"
+    set_up qwen2.5:0.5b
+    went_well
+}
+
 @test "a curl without its libraries" {
     printf '#!/usr/bin/env bash\nexit 127\n' >"$FAKE/bin/curl"
     chmod +x "$FAKE/bin/curl"
@@ -188,10 +206,9 @@ refused() {
 }
 
 @test "sizes are read from names" {
-    POTLUCK_SOURCED=yes . "$SCRIPT"
-    set +eu
+    source_script
     for pair in smollm2:135m=135 qwen2.5:1.5b=1500 llama3.2=3000 gemma3:1b=1000 qwen3:30b-a3b=30000 mixtral:8x7b=56000 \
-        gemma3:270m=270 hf.co/x/Llama-3.2-1B-Instruct-GGUF:Q4_K_M=1000 llama3.1:8b-instruct-q8_0=8000 mystery=0 gemma3:latest=4000; do
+        gemma3:270m=270 hf.co/x/Llama-3.2-1B-Instruct-GGUF:Q4_K_M=1000 llama3.1:8b-instruct-q8_0=8000 mystery=0 gemma3:latest=4000 x:08b=8000 x:08x09b=72000; do
         [ "$(parameters_of "${pair%=*}")" = "${pair#*=}" ] || { echo "$pair, not $(parameters_of "${pair%=*}")" && false; }
     done
     [ "$(download_mb qwen2.5:1.5b)" -gt 900 ] && [ "$(download_mb qwen2.5:1.5b)" -lt 1200 ]
@@ -202,8 +219,7 @@ refused() {
 }
 
 @test "every line of the table fits its own phones" {
-    POTLUCK_SOURCED=yes . "$SCRIPT"
-    set +eu
+    source_script
     while IFS='|' read -r sold _ suggested download largest _; do
         ram_gb "$sold"
         [ "$(ram_line "$(ram_mb)" | cut -d '|' -f 1)" = "$sold" ]

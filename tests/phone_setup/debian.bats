@@ -80,6 +80,20 @@ with_downloads() {
     [ "$(head -n 1 "$FAKE/downloads.log")" = "from 0" ]
 }
 
+@test "whatever is asked of the network has an end" {
+    with_downloads
+    cat >"$FAKE/bin/curl" <<'STUB'
+#!/usr/bin/env bash
+printf '%s\n' "$*" >>"$FAKE/curls"
+exec /usr/bin/curl "$@"
+STUB
+    chmod +x "$FAKE/bin/curl"
+    set_up qwen2.5:0.5b --proot --gateway "$GATEWAY" --token invite-1
+    went_well
+    [ "$(wc -l <"$FAKE/curls")" -gt 8 ]
+    not grep -Ev -e '--max-time|--speed-time|^--version$' "$FAKE/curls"
+}
+
 @test "a phone that runs full while Ollama is downloaded" {
     with_downloads
     cat >"$FAKE/bin/curl" <<'STUB'

@@ -104,6 +104,29 @@ load termux
     [ ! -e "$FAKE/debian" ]
 }
 
+@test "two runs at a time: the second one is refused, and what stays running holds no place" {
+    touch "$FAKE/serve_hangs"
+    bash "$SCRIPT" --port "$PORT" qwen2.5:0.5b >"$FAKE/said" 2>&1 3>&- </dev/null &
+    script=$!
+    until_true test -s "$HOME/mobile-llm/server.pid"
+    set_up
+    fails_with "runs on this phone already"
+    set_up --uninstall
+    fails_with "runs on this phone already"
+    set_up --dry-run
+    went_well
+    [ -e "$HOME/mobile-llm/settings" ]
+    kill -KILL "$script"
+    pkill -KILL -P "$script" || true
+    rm "$FAKE/serve_hangs"
+    "$HOME/mobile-llm/stop_ollama.sh"
+    set_up
+    went_well
+    "$HOME/mobile-llm/stop_ollama.sh"
+    set_up # after one that went well, with its tmux
+    went_well
+}
+
 @test "with --usb it listens on the phone itself only, also in a later run without the flag" {
     set_up qwen2.5:0.5b --usb
     went_well
@@ -135,8 +158,7 @@ load termux
 }
 
 @test "a model's files are dropped, but not those that another model names too" {
-    POTLUCK_SOURCED=yes . "$SCRIPT"
-    set +eu
+    source_script
     store="$BATS_TEST_TMPDIR/store"
     mkdir -p "$store/blobs" "$store/manifests/a" "$store/manifests/b"
     one=$(printf 1%.0s {1..64}) two=$(printf 2%.0s {1..64})
@@ -193,6 +215,15 @@ load termux
     went_well
     says "Done: qwen2.5:0.5b answers"
     answers version
+}
+
+@test "a script that is replaced while it runs ends as it began" {
+    cp "$SCRIPT" "$HOME/join"
+    printf '#!/usr/bin/env bash\nprintf "# longer\\nfalse\\n%%.0s" {1..100} >>"$HOME/join"\necho aarch64\n' >"$FAKE/bin/dpkg.new"
+    chmod +x "$FAKE/bin/dpkg.new"
+    mv "$FAKE/bin/dpkg.new" "$FAKE/bin/dpkg"
+    run bash "$HOME/join" --port "$PORT" qwen2.5:0.5b --dry-run 3>&- </dev/null
+    went_well
 }
 
 @test "half of the script does nothing" {

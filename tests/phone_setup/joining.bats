@@ -68,6 +68,10 @@ PYTHON
     set_up --usb
     went_well
     says_not "join the fleet"
+    says "place over Wi-Fi in the fleet of $GATEWAY is silent"
+    says 'potluck phones remove attic\ \"5\"' # as a shell takes it
+    run "$HOME/mobile-llm/status.sh"
+    says "Set up for a cable; its place in the fleet of $GATEWAY is silent"
     [ ! -e "$HOME/mobile-llm/report.pid" ]
     : >"$FAKE/gateway.log"
     set_up --wifi
@@ -122,6 +126,24 @@ PYTHON
     fails_with "did not answer as a Potluck gateway does"
     set_up --gateway "http://127.0.0.1:$(free_port)" --token old
     fails_with "cannot be reached from this phone"
+}
+
+@test "a gateway's words neither steer the terminal nor become words for curl" {
+    gateway
+    echo "{\"name\":\"a\\u001b[2Jb\\nc\",\"phone_token\":\"x\\\"\\noutput = $HOME/stolen\"}" >"$FAKE/gateway_answer"
+    set_up qwen2.5:0.5b --gateway "$GATEWAY" --token invite-1
+    fails_with "did not answer as a Potluck gateway does"
+    [ ! -e "$HOME/mobile-llm/phone_token" ]
+    echo '{"name":"a\u001b[2Jb\nc","phone_token":"sound-1"}' >"$FAKE/gateway_answer"
+    set_up --gateway "$GATEWAY" --token invite-1
+    went_well
+    says "joined as a [2Jb c"
+    echo "403 Forbidden" >"$FAKE/gateway_status"
+    echo '{"error":{"message":"no\u001b]0;title\u0007"}}' >"$FAKE/gateway_answer"
+    set_up --gateway "$GATEWAY" --token invite-1
+    fails_with "did not let this phone in: no ]0;title"
+    says_not $'\e'
+    [ ! -e "$HOME/stolen" ]
 }
 
 @test "no token is seen in any list of processes" {
@@ -303,8 +325,7 @@ reports() { grep -qF "POST /api/phones/report own-secret $1" "$FAKE/gateway.log"
 }
 
 @test "JSON: what is escaped comes back" {
-    POTLUCK_SOURCED=yes . "$SCRIPT"
-    set +eu
+    source_script
     text=$'a "b" \\ c\td\ne\r\x01é}'
     escaped=$(json_escape "$text")
     [ "$(json_string key "{\"x\":1,\"key\" : \"$escaped\",\"y\":2}")" = $'a "b" \\ c\td\ne\ré}' ]
@@ -317,8 +338,7 @@ reports() { grep -qF "POST /api/phones/report own-secret $1" "$FAKE/gateway.log"
 }
 
 @test "the address: ifconfig where ip is denied, else curl's own end, Wi-Fi first" {
-    POTLUCK_SOURCED=yes . "$SCRIPT"
-    set +eu
+    source_script
     [ "$(own_address)" = 192.168.7.31 ]
     [ "$(address_in <<<'3: rmnet0    inet 10.1.1.1/30 scope global
 24: wlan0    inet 192.168.1.9/24 brd 192.168.1.255 scope global wlan0')" = 192.168.1.9 ]

@@ -8,31 +8,35 @@ SCRIPT="$REPOSITORY/phone_setup/phone_setup.sh"
 # Once a file: what every phone has.
 setup_file() {
     export FAKE_STUBS="$REPOSITORY/tests/fakes/termux/bin" FAKE="$BATS_FILE_TMPDIR"
+    # How a server of tests/fakes/termux is started: KIND HOST PORT follow.
+    export FAKE_SERVER="import sys; sys.path[0] = '$REPOSITORY/tests/fakes/termux'; import server; server.main(*sys.argv[1:])"
     mkdir "$FAKE/bin"
     local command
     for command in pkg dpkg getprop df ip ifconfig pm termux-wake-lock termux-wake-unlock; do have "$command"; done
     ln -s "$(command -v bash)" "$FAKE/bin/bash"
+    export FAKE_PYTHON=${FAKE_PYTHON:-$(command -v python3)}
+    mkdir "$FAKE/props"
+    ram_gb 6
+    android 11 30
+    echo 20000000 >"$FAKE/df"
 }
 
 setup() {
     export FAKE="$BATS_TEST_TMPDIR/fake" HOME="$BATS_TEST_TMPDIR/data/home" PREFIX="$BATS_TEST_TMPDIR/data/usr"
-    mkdir -p "$FAKE/props" "$HOME" "$PREFIX/var/lib"
-    cp -a "$BATS_FILE_TMPDIR/bin" "$FAKE/bin"
+    mkdir -p "$HOME" "$PREFIX/var/lib"
+    cp -a "$BATS_FILE_TMPDIR" "$FAKE"
     ln -s "$FAKE/bin" "$PREFIX/bin"
-    export PATH="$PREFIX/bin:/usr/bin:/bin" FAKE_PYTHON=${FAKE_PYTHON:-$(command -v python3)}
+    export PATH="$PREFIX/bin:/usr/bin:/bin"
     export TMUX_TMPDIR="$BATS_TEST_TMPDIR" TERMUX_VERSION=0.118.3 EXTERNAL_STORAGE="$BATS_TEST_TMPDIR/sdcard"
     export POTLUCK_MEMINFO="$FAKE/meminfo" POTLUCK_RETRY_SECONDS=0 POTLUCK_START_SECONDS=20 POTLUCK_REPORT_SECONDS=0.2
     export POTLUCK_THERMAL="$FAKE/thermal" # none, as on phones that let nobody read them
     unset TMUX POTLUCK_GATEWAY POTLUCK_TOKEN POTLUCK_MODEL SVDIR OLLAMA_HOST OLLAMA_MODELS TERMUX_APP__TARGET_SDK
-    ram_gb 6
-    android 11 30
-    echo 20000000 >"$FAKE/df"
     PORT=$(free_port)
     cd "$HOME" || return 1
 }
 
 teardown() {
-    tmux kill-server 2>/dev/null || true
+    if [ -d "$TMUX_TMPDIR/tmux-$UID" ]; then tmux kill-server 2>/dev/null || true; fi
     local pid
     for pid in $(cat "$FAKE"/pids "$HOME/mobile-llm/server.pid" "$HOME/mobile-llm/report.pid" 2>/dev/null); do
         # One that has ended may have left its number to another test's process.
@@ -65,12 +69,19 @@ android() {
     echo 'Pixel "5"' >"$FAKE/props/ro.product.model"
 }
 
+# The functions of the script, without bats looking at every step in them.
+source_script() {
+    # shellcheck source=/dev/null
+    POTLUCK_SOURCED=yes . "$SCRIPT"
+    set +euT
+}
+
 # set_up ARGUMENTS...: the script, as a person would run it; its words are in $output, errors too.
 set_up() { run bash "$SCRIPT" --port "$PORT" "$@" 3>&- </dev/null; }
 
 # A server beside the phone: gateway, or whoever else holds a port. serve_beside KIND PORT
 serve_beside() {
-    "$FAKE_PYTHON" -S -E "$REPOSITORY/tests/fakes/termux/server.py" "$1" 127.0.0.1 "$2" 3>&- </dev/null >/dev/null 2>&1 &
+    "$FAKE_PYTHON" -S -E -c "$FAKE_SERVER" "$1" 127.0.0.1 "$2" 3>&- </dev/null >/dev/null 2>&1 &
     echo "$!" >>"$FAKE/pids"
     until is_open "$2"; do sleep 0.02; done
 }
@@ -94,7 +105,14 @@ called() { grep -qF -- "$1" "$FAKE/calls" || { cat "$FAKE/calls" && return 1; };
 not_called() { not grep -F -- "$1" "$FAKE/calls"; }
 # Where errors end the test, "! command" never does.
 not() { if "$@" 2>/dev/null; then return 1; fi; }
-answers() { curl -fsS --max-time 3 "http://127.0.0.1:$PORT/api/$1"; }
+
+# What the phone's Ollama says, if anything; by the shell itself, since curl takes longer to start than to ask.
+answers() (
+    exec 4<>"/dev/tcp/127.0.0.1/$PORT" || exit 1
+    printf 'GET /api/%s HTTP/1.0\r\n\r\n' "$1" >&4
+    IFS= read -r -d '' -t 3 said <&4 || true
+    [[ $said == HTTP/1.?' 200 '* ]] && printf '%s\n' "$said"
+) 2>/dev/null
 
 # An ended process may still be listed, but without its command line.
 is_running() { IFS= read -r -d '' _ <"/proc/$1/cmdline"; }

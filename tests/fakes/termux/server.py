@@ -1,31 +1,35 @@
 """Two small servers of the fake Termux: the Ollama that a stub `ollama serve` becomes, and a gateway that lets in.
 
-    python server.py ollama PORT        its models are the manifests below $HOME/.ollama/models
-    python server.py gateway PORT       logs to $FAKE/gateway.log, answers as $FAKE/gateway_answer says
+    main("ollama", HOST, PORT)        its models are the manifests below $HOME/.ollama/models
+    main("gateway", HOST, PORT)       logs to $FAKE/gateway.log, answers as $FAKE/gateway_answer says
 
-The standard library only and little of it, because every test of the set-up script starts some. Faults are files below
-$FAKE: `pull_breaks` (how many downloads break off), `pull_error`, `slow_speed`, `mute` (generates nothing).
+Two hundred of them are started in a run of the set-up script's tests, so a start must cost little: no module that is
+not part of the interpreter or nearly so (pathlib and socket take three times as long as all else), and imported rather
+than run, so that it is compiled once. Faults are files below $FAKE: `pull_breaks` (how many downloads break off),
+`pull_error`, `slow_speed`, `mute` (generates nothing).
 """
 
 from __future__ import annotations
 
 import os
-import socket
-import sys
-from pathlib import Path
+from _socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 
-FAKE = Path(os.environ["FAKE"])
-STORE = Path(os.environ.get("OLLAMA_MODELS") or Path(os.environ["HOME"]) / ".ollama" / "models")
+FAKE = os.environ["FAKE"]
+STORE = os.environ.get("OLLAMA_MODELS") or os.environ["HOME"] + "/.ollama/models"
+LIBRARY = STORE + "/manifests/registry.ollama.ai/library"
 PART_BYTES = 4_000_000
 
 
 def fault(name: str) -> str:
-    path = FAKE / name
-    return path.read_text().strip() if path.exists() else ""
+    try:
+        with open(f"{FAKE}/{name}") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def log(name: str, text: str) -> None:
-    with (FAKE / name).open("a") as file:
+    with open(f"{FAKE}/{name}", "a") as file:
         file.write(text + "\n")
 
 
@@ -34,14 +38,15 @@ def field(body: str, name: str) -> str:
     return rest.partition('"')[0]
 
 
-def manifest_of(model: str) -> Path:
+def manifest_of(model: str) -> str:
     name, _, tag = model.partition(":")
-    return STORE / "manifests" / "registry.ollama.ai" / "library" / name / (tag or "latest")
+    return f"{LIBRARY}/{name}/{tag or 'latest'}"
 
 
 def names() -> list[str]:
-    library = STORE / "manifests" / "registry.ollama.ai" / "library"
-    return sorted(f"{path.parent.name}:{path.name}" for path in library.glob("*/*"))
+    if not os.path.isdir(LIBRARY):
+        return []
+    return sorted(f"{name}:{tag}" for name in os.listdir(LIBRARY) for tag in os.listdir(f"{LIBRARY}/{name}"))
 
 
 def reply(status: str, body: str) -> bytes:
@@ -53,22 +58,25 @@ def pull(model: str) -> bytes:
     """Half of the file in a first try that breaks off, the rest in the next one; only what is new counts as sent."""
     if error := fault("pull_error"):
         return reply("200 OK", f'{{"error":"{error}"}}')
-    partial = STORE / "blobs" / "sha256-fake-partial"
-    had = partial.stat().st_size if partial.exists() else 0
+    partial = f"{STORE}/blobs/sha256-fake-partial"
+    had = os.path.getsize(partial) if os.path.exists(partial) else 0
     log("pulls.log", f"{model} from {had}")
     breaks = int(fault("pull_breaks") or 0)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    os.makedirs(f"{STORE}/blobs", exist_ok=True)
     lines = ['{"status":"pulling manifest"}', f'{{"status":"pulling","total":{PART_BYTES},"completed":{had}}}']
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n"
     if breaks:
-        (FAKE / "pull_breaks").write_text(str(breaks - 1))
-        with partial.open("ab") as file:
+        with open(f"{FAKE}/pull_breaks", "w") as left:
+            left.write(str(breaks - 1))
+        with open(partial, "ab") as file:
             file.truncate(had + 1000)
         return head + ("\n".join(lines) + "\n").encode()
-    partial.unlink(missing_ok=True)
+    if os.path.exists(partial):
+        os.unlink(partial)
     path = manifest_of(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as manifest:
+        manifest.write("{}")
     lines += [f'{{"status":"pulling","total":{PART_BYTES},"completed":{PART_BYTES}}}', '{"status":"success"}']
     return head + ("\n".join(lines) + "\n").encode()
 
@@ -92,7 +100,7 @@ def answer_ollama(method: str, path: str, body: str, headers: str) -> bytes:
         log("generated.log", body)
         return generate()
     if path == "/api/delete" and method == "DELETE":
-        manifest_of(field(body, "model")).unlink(missing_ok=True)
+        os.unlink(manifest_of(field(body, "model")))
         return reply("200 OK", "")
     return reply("404 Not Found", "404 page not found")
 
@@ -111,7 +119,7 @@ def download(headers: str) -> bytes:
     status = f"206 Partial Content\r\nContent-Range: bytes {start}-{len(data) - 1}/{len(data)}" if start else "200 OK"
     head = f"HTTP/1.1 {status}\r\nContent-Length: {len(rest)}\r\nConnection: close\r\n\r\n".encode()
     if fault("cut"):
-        (FAKE / "cut").unlink()
+        os.unlink(f"{FAKE}/cut")
         return head + rest[: len(rest) // 2]
     return head + rest
 
@@ -133,7 +141,7 @@ def answer_gateway(method: str, path: str, body: str, headers: str) -> bytes:
     return reply(fault("gateway_status") or "200 OK", fault("gateway_answer") or known)
 
 
-def read_request(connection: socket.socket) -> tuple[str, str, str, str]:
+def read_request(connection: socket) -> tuple[str, str, str, str]:
     data = b""
     while b"\r\n\r\n" not in data:
         more = connection.recv(65536)
@@ -152,17 +160,18 @@ def read_request(connection: socket.socket) -> tuple[str, str, str, str]:
     return method, path, body.decode(), headers
 
 
-def main(kind: str, host: str, port: int) -> None:
+def main(kind: str, host: str, port: str) -> None:
     answer = answer_ollama if kind == "ollama" else answer_gateway
-    with socket.create_server((host, port)) as server:
-        while True:
-            connection, _ = server.accept()
-            with connection:
-                try:
-                    connection.sendall(answer(*read_request(connection)))
-                except (ConnectionError, OSError):
-                    continue
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    server = socket(AF_INET, SOCK_STREAM)
+    server.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    server.bind((host, int(port)))
+    server.listen(16)
+    while True:
+        descriptor, _ = server._accept()  # type: ignore[attr-defined]  # what socket.accept() is made of
+        connection = socket(fileno=descriptor)
+        try:
+            connection.sendall(answer(*read_request(connection)))
+        except OSError:
+            pass
+        finally:
+            connection.close()
