@@ -27,4 +27,6 @@ async def main(node: str, model: str | None) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     asyncio.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))

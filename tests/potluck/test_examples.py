@@ -44,6 +44,18 @@ def test_generate_and_pipeline(node):
     assert re.search(r"ids: \[\[\d", told) and "text: The capital of France is" in told and "chat: " in told
 
 
+def test_without_a_node_it_says_what_it_wants():
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "relay_stream.py")],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "relay_stream.py HOST[:PORT] [MODEL]" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_explained_and_run_here(path):
     assert f"`{path.name} " in (EXAMPLES / "README.md").read_text(encoding="utf-8")
