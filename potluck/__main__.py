@@ -14,11 +14,22 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        from potluck.cli import app
-
-        app(prog_name="potluck")
-    except KeyboardInterrupt:  # while it is still being imported; later each command has its own way to stop
+        _run()
+    except KeyboardInterrupt:  # while it is still being imported
         sys.exit(STOPPED)
+
+
+def _run() -> None:
+    import typer
+
+    from potluck.cli import app
+    from potluck.cli.reports import reporting
+
+    try:
+        with reporting():  # for what no command reports itself, such as a disk that is full behind stdout
+            app(prog_name="potluck")
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
 
 
 if __name__ == "__main__":

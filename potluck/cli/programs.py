@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from potluck.cli.reports import FAILED, STOPPED, reporting, tell_error
+from potluck.cli.reports import FAILED, reporting, tell_error
 from potluck.errors import Misuse, PotluckError
 
 PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -56,17 +56,13 @@ def serve(
 
 
 def _run_server(arguments: list[str]) -> None:
-    """Ends with what uvicorn makes of it. It takes Ctrl-C itself as soon as it listens."""
-    import click
+    """Ends with what uvicorn makes of it. It takes Ctrl-C itself as soon as it has begun."""
     import uvicorn.main
 
+    import server.main  # noqa: F401  # what takes longest, and uvicorn would call Ctrl-C meanwhile a failure
+
     try:
-        uvicorn.main.main(args=arguments, prog_name="potluck serve", standalone_mode=False)
-    except click.Abort as error:
-        raise typer.Exit(STOPPED) from error
-    except click.ClickException as error:
-        error.show()
-        raise typer.Exit(error.exit_code) from error
+        uvicorn.main.main(args=arguments, prog_name="potluck serve")
     except OSError as error:  # what its flags name: certificates, a socket's folder
         refusal = PotluckError(f"the server cannot start: {error.strerror or error}")
         refusal.hint = "do the files exist that the flags name (--ssl-certfile, --ssl-keyfile, the folder of --uds)?"

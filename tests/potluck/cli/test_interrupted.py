@@ -1,9 +1,10 @@
-"""Ctrl-C before a command has begun: no traceback, and the exit code of shells."""
+"""How the command ends where no part of it has begun, or none looks after it: Ctrl-C, and a full disk behind stdout."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,11 @@ def test_an_import_that_is_interrupted_ends_quietly(name: str, code: str) -> Non
     interrupted = INTERRUPTED_AT.format(name=name, code=code)
     done = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_list_that_cannot_be_written_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        listing = [sys.executable, "-m", "potluck", "models", "recommend"]
+        done = subprocess.run(listing, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, "error: cannot write the answer: No space left on device.\n")
