@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 # Long enough for importing torch on a machine that is busy with something else.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 200.0
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:

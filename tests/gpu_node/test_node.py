@@ -31,9 +31,9 @@ def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = write_tiny_model(
-        tmp_path / "Tiny-Llama", max_position_embeddings=2048, eos_token_id=5000
+        tmp_path / "Tiny-Llama", max_position_embeddings=65_536, eos_token_id=5000
     )  # which it never says
-    small = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "4MB"}
+    small = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "64MB"}
     with running(model, tmp_path, **small) as (process, event), client_of(event) as client:
         ports = {"port": event["port"], "relay_port": event["relay_port"]}
         assert event == {"event": "listening", "host": "127.0.0.1", **ports, "model": "tiny-llama"}
