@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+# the micro sign and the Greek letter that looks like it: Go knows both
+_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9}
 
 
 def duration_seconds(value: str) -> float | None:
@@ -13,7 +14,7 @@ def duration_seconds(value: str) -> float | None:
     total = 0.0
     while rest:
         digits = _leading(rest, "0123456789.")
-        unit = _leading(rest[len(digits) :], "hmsnuµ")
+        unit = _leading(rest[len(digits) :], "hmsnu\u00b5\u03bc")
         if unit not in _UNIT_SECONDS or digits.count(".") > 1 or digits in ("", "."):
             return None
         total += float(digits) * _UNIT_SECONDS[unit]

@@ -156,6 +156,30 @@ async def test_a_phone_loads_by_an_empty_prompt():
     )
 
 
+class OnlyEmbeds(ScriptedBackend):
+    """As Ollama is with a model for embeddings."""
+
+    async def stream(self, node: Any, call: Any, patience: Any) -> Any:
+        self.failing = {node.name: NodeRefused(f'"{call.model}" does not support generate', 400)}
+        if call.operation == "embed":
+            self.failing = {}
+        async for batch in super().stream(node, call, patience):
+            yield batch
+
+
+async def test_a_model_that_only_embeds_is_loaded_by_embeddings_of_nothing():
+    stand, backend = Stand(), OnlyEmbeds()
+    backends: Any = {"ollama": backend}
+    made = gateway(registry=stand.registry, backends=backends, operations=stand.operations)
+    answer = await post(made.app, LOAD, {"model": MODEL, "node": "attic", "keep_alive": "1h"})
+    assert answer.json()["status"] == "success"
+    calls = [(call.operation, call.model, call.fields) for _, _, call in backend.calls]
+    assert calls == [
+        ("generate", MODEL, {"keep_alive": "1h"}),
+        ("embed", MODEL, {"keep_alive": "1h", "input": []}),
+    ]
+
+
 async def test_a_phone_is_the_fittest_where_only_phones_have_the_model():
     stand = Stand()
     assert (await post(stand.made.app, LOAD, {"model": MODEL})).json()["node"] == "kitchen", "it holds the model"
