@@ -221,7 +221,7 @@ def advice_lines(advice: Advice) -> list[str]:
     if advice.taken != advice.line:
         lines.append(f"{advice.line.model} would fit the memory too, and be slower than people read.")
     others = f"Also fit: {', '.join(advice.others)}.  " if advice.others else ""
-    lines.append(f"{others}Set up with: bash phone_setup.sh {advice.model}")
+    lines.append(f"{others}Set up with: potluck phones invite --model {advice.model}")
     return lines
 
 

@@ -25,6 +25,8 @@ _SENSOR = re.compile(r"Temperature\{([^{}\n]{0,300})\}")
 _TYPE, _SEVERITY = re.compile(r"\bmType=(-?\d{1,4})\b"), re.compile(r"\bmStatus=(\d{1,4})\b")
 SKIN = 3  # Temperature.TYPE_SKIN, the only type that Android's status follows
 MOST_ZONES = 256  # a phone has up to a hundred
+# A battery's figures that are no temperature and still stand among the zones of some phones.
+_NO_WARMTH = re.compile(r"cycle|soc|level|lvl|volt|curr|capacity|percent|power|[_-]id$")
 MILLI_FROM = 1000.0  # zones are in thousandths of a degree; old kernels' in tenths or whole ones
 
 
@@ -78,9 +80,13 @@ def _battery_zones(zones: Any) -> Iterator[float]:
     if not isinstance(zones, Mapping):
         return
     for name, value in islice(zones.items(), MOST_ZONES):
-        if isinstance(name, str) and ("batt" in name.lower() or name.lower() == "bms"):
+        if isinstance(name, str) and _is_warmth(name.lower()):
             told = number(value)
             parts = (1000.0,) if told is None or abs(told) >= MILLI_FROM else (1.0, 10.0)
             degrees = celsius(told, *parts)
             if degrees is not None:
                 yield degrees
+
+
+def _is_warmth(zone: str) -> bool:
+    return zone == "bms" or ("batt" in zone and not _NO_WARMTH.search(zone))

@@ -25,7 +25,7 @@ def test_a_model_for_so_much_memory() -> None:
     done = models("recommend", "--ram", "6")
     assert done.exit_code == 0
     assert done.stdout.startswith("qwen2.5:1.5b  (986 MB to download)\n")
-    assert "bash phone_setup.sh qwen2.5:1.5b" in done.stdout
+    assert "potluck phones invite --model qwen2.5:1.5b" in done.stdout
     assert "6 GB" in done.stdout and "8 GB" not in done.stdout  # lines that do not fit are no advice
     assert "Tensor" not in done.stdout
 

@@ -101,6 +101,8 @@ def test_a_reported_status(told: object, number: int | None) -> None:
         ({"battery": -273000}, None),
         ({"battery": 2_147_483_647}, None),
         ({"cpu-0-0": 88000}, None),
+        ({"battery_cycle": 450, "batt_soc": 80, "battery_id": 60, "battery": 36000}, 36.0),  # the first three no warmth
+        ({"battery-level": 60}, None),
         ({"battery": {"temp": 3}}, None),
         (["battery", 36000], None),
         (None, None),
