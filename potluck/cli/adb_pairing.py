@@ -39,8 +39,8 @@ def pair_by_code(pair: Pair, place: str, code: str) -> str:
     said = pair(place, code.strip())
     if "Successfully paired" not in said:
         raise Misuse(
-            f"{place} did not pair: {said.rstrip('. ') or 'no reason given'}. Is the code right, are this computer and the phone in"
-            " one network? The port changes each time that the phone shows a code"
+            f"{place} did not pair: {said.rstrip('. ') or 'no reason given'}. Is the code right, are this computer and"
+            " the phone in one network? The port changes each time that the phone shows a code"
         )
     return said
 
