@@ -171,7 +171,7 @@ def test_one_that_is_frozen_is_killed(nursery: Nursery, template: int, workers: 
 def test_another_number_of_threads_is_another_process(nursery: Nursery, template: int, tmp_path: Path) -> None:
     """Libraries have read it when they were loaded."""
     plain: list[WorkerWords] = []
-    found = Nursery(pieces("line.recv(1)"), lambda words: plain.append(words) or Plain(words))  # type: ignore[func-returns-value]
+    found = Nursery(pieces("while line.recv(1): pass"), lambda words: plain.append(words) or Plain(words))  # type: ignore[func-returns-value]
     try:
         pending = found.start(NOBODY)
         assert not plain and pending.pid is None and pending.ending == ""
