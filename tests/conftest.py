@@ -82,6 +82,14 @@ async def chromium() -> AsyncIterator[Any]:
         yield made
 
 
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """pytest-asyncio's own may be handed out to another program before the test has used it."""
+    from tests.fakes.ports import free_port
+
+    return free_port()
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     """Whatever ran before, torch draws the same numbers in a test: none is one in ten thousand beyond its tolerance."""

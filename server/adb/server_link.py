@@ -17,7 +17,6 @@ from server.adb.states import Transport, parse_transports, shown
 from server.errors import AdbError, AdbRefused, AdbServerGone
 
 DEFAULT_SERVER = ("127.0.0.1", 5037)
-CONNECT_SECONDS = 2.0  # on this machine
 ANSWER_SECONDS = 5.0
 MOST_BYTES = 1 << 18  # of what a command on a phone prints: a dump has some thousand
 MOST_HTTP = 4096
@@ -146,7 +145,7 @@ class ServerLink:
     @asynccontextmanager
     async def _line(self) -> AsyncIterator[Line]:
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with self.limit():
                 reader, writer = await asyncio.open_connection(self.host, self.port)
         except (OSError, TimeoutError) as problem:
             raise AdbServerGone(f"no adb server answers at {self.host}:{self.port}") from problem

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,20 +11,32 @@ from pathlib import Path
 from server.adb.binary import adb_binary
 from server.adb.server_link import ServerLink
 from server.errors import AdbError
+from tests.fakes.ports import free_port
 
 START_SECONDS = 60.0
+ANSWER_SECONDS = 60.0  # of what a test itself asks, on a busy machine
 
 
 class RealAdbServer:
     """Killed and started anew on the same port as a test likes. `link` asks it."""
 
     def __init__(self, home: Path) -> None:
-        self.port = _free_port()
-        self.link = ServerLink(port=self.port)
+        self.port = free_port()
+        self.link = ServerLink(port=self.port, patience=ANSWER_SECONDS)
         self._home = home
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
+        if self._process is not None:  # it was told to end by others, and may not have let go of its port
+            await self._process.wait()
+        await self._launch()
+        async with asyncio.timeout(START_SECONDS):
+            while not await self._answers():
+                if self._process is None or self._process.returncode is not None:
+                    await self._launch()
+                await asyncio.sleep(0.02)
+
+    async def _launch(self) -> None:
         program = adb_binary()
         assert program is not None
         apart = {
@@ -42,9 +53,6 @@ class RealAdbServer:
                 str(program), "-P", str(self.port), "server", "nodaemon",
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environ,
             )  # fmt: skip
-        async with asyncio.timeout(START_SECONDS):
-            while not await self._answers():  # noqa: ASYNC110  # another program starts; nobody tells when
-                await asyncio.sleep(0.02)
 
     async def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -67,9 +75,3 @@ async def real_adb_server(home: Path) -> AsyncIterator[RealAdbServer]:
         yield server
     finally:
         await server.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

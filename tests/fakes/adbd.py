@@ -14,6 +14,8 @@ Protocol: adb's OVERVIEW.TXT, SYNC.TXT and protocol.txt.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import struct
 from collections.abc import Mapping
 
@@ -45,6 +47,7 @@ class FakeAdbd:
         self.host, self.port = host, 0
         self.connections = 0  # made so far
         self._server: asyncio.Server | None = None
+        self._placeholder: socket.socket | None = None  # the port stays ours while the daemon is dead
         self._sessions: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()  # not to be cancelled a second time
         self._heard = asyncio.Event()
@@ -65,17 +68,37 @@ class FakeAdbd:
 
     async def __aexit__(self, *_: object) -> None:
         await self.die()
+        if self._placeholder is not None:
+            self._placeholder.close()
+            self._placeholder = None
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, self.host, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        bound, self._placeholder = self._placeholder or self._bound_socket(), None
+        self.port = bound.getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, sock=bound)
 
     async def die(self) -> None:
         """The daemon ends: every connection is closed and nobody listens."""
         if self._server is not None:
             self._server.close()
             self._server = None
+            while self._placeholder is None:
+                await asyncio.sleep(0)  # the loop closes the listening socket in its own time
+                with contextlib.suppress(OSError):
+                    self._placeholder = self._bound_socket()
         await self.unplug()
+
+    def _bound_socket(self) -> socket.socket:
+        """Who calls it while nobody listens is refused."""
+        made = socket.socket()
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((self.host, self.port))
+        except OSError:
+            made.close()
+            raise
+        made.setblocking(False)
+        return made
 
     async def unplug(self) -> None:
         """Every connection is cut; a new one is taken."""
@@ -179,8 +202,8 @@ class _Session:
         finally:
             stream.close()
             self._streams.pop(ours, None)
-            if self._heard.is_set():
-                self._send(CLSE, ours if accepted else 0, theirs)  # a stream that was refused has no number here
+        await self._heard.wait()  # a link that is dead for a moment loses nothing
+        self._send(CLSE, ours if accepted else 0, theirs)  # a stream that was refused has no number here
 
     async def _write(self, ours: int, theirs: int, piece: bytes) -> None:
         await self._heard.wait()

@@ -22,7 +22,8 @@ if CHROMIUM is None:
 QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: the page is not tested")
 # A browser beside other tests on two cores is slow at times; who waits in vain has waited long enough by then.
-playwright.expect.set_options(timeout=40_000)
+PATIENCE_MS = 60_000
+playwright.expect.set_options(timeout=PATIENCE_MS)
 
 
 class Browser:
@@ -65,6 +66,7 @@ class Chromium:
         """The page of the gateway at the address. What it must never do fails the test at the end."""
         page = await self._browser.new_page(**context)
         try:
+            page.set_default_timeout(PATIENCE_MS)
             made = Browser(page, address)
             await page.goto(address)
             yield made
@@ -78,7 +80,9 @@ class Chromium:
 async def launched() -> AsyncIterator[Chromium]:
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *arguments])
+        browser = await driver.chromium.launch(
+            executable_path=CHROMIUM, args=[*QUIET, *arguments], timeout=2 * PATIENCE_MS
+        )
         try:
             yield Chromium(browser)
         finally:

@@ -23,7 +23,7 @@ from tests.fakes.network_namespaces import ROOT
 STUBS = ROOT / "tests" / "fakes" / "termux" / "bin"
 COMMANDS = "pkg dpkg getprop df ip ifconfig pm termux-wake-lock termux-wake-unlock termux-battery-status"
 NEEDED = ("bash", "tmux", "curl")
-PATIENCE_SECONDS = 30.0  # of a busy machine with two cores
+PATIENCE_SECONDS = 90.0  # of a busy machine with two cores
 LOOK_SECONDS = 0.05
 
 Found = TypeVar("Found")

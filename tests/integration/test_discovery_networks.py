@@ -86,7 +86,7 @@ def _gateway(programs: list[Program], host: LabHost) -> Program:
     return program
 
 
-def _discover(*asked: tuple[LabHost, str] | LabHost, seconds: str = "0.6") -> list[list[dict]]:
+def _discover(*asked: tuple[LabHost, str] | LabHost, seconds: str = "3") -> list[list[dict]]:
     """What `potluck discover` finds at these hosts, each asked with an address besides or without one; all at once."""
     started = []
     for each in asked:

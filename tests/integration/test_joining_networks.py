@@ -59,7 +59,7 @@ def program(host: LabHost, folder: Path, *words: str, **environ: str) -> Iterato
 
 
 def told(host: LabHost, *words: str) -> Any:
-    return json.loads(host.run("curl", "-sS", "--max-time", "20", *words))
+    return json.loads(host.run("curl", "-sS", "--max-time", "60", *words))
 
 
 def until_answered(host: LabHost, url: str) -> None:

@@ -21,55 +21,57 @@ from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd_of_debian import RealAdbd, why_not
 from tests.fakes.adbd_services import BATTERY
 from tests.fakes.phone import FakePhone, PhoneSettings, verify_answer
+from tests.fakes.ports import own_serial
 from tests.server.adb.lab import Lab, until
 from tests.server.api.gateway import served
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "never")
+REAL1 = own_serial("REAL")  # it gets the first of its ports
 SLOW = PhoneSettings(template="open", tokens_per_second=40, time_scale=1.0)
 
 
 @pytest.fixture
 async def phone(tmp_path: Path) -> AsyncIterator[RealAdbd]:
-    async with FakePhone() as ollama, RealAdbd(tmp_path / "one", "REAL1", ollama.port) as adbd:
+    async with FakePhone() as ollama, RealAdbd(tmp_path / "one", REAL1, ollama.port) as adbd:
         yield adbd
 
 
 async def test_a_phone_joins_tells_what_it_is_and_leaves(the_lab: Lab, phone: RealAdbd) -> None:
     phone.dump("battery", BATTERY.format(usb="true", status=2, level=61, tenths=305))
     await the_lab.server.link.connect(phone.address)
-    assert await until(lambda: the_lab.is_ready("REAL1")) < 3.0
-    node = the_lab.node("REAL1")
-    assert (node.name, node.spec.port, node.spec.details["android"]) == ("Pixel 6", preferred_port("REAL1"), "13")
+    await until(lambda: the_lab.is_ready(REAL1))
+    node = the_lab.node(REAL1)
+    assert (node.name, node.spec.port, node.spec.details["android"]) == ("Pixel 6", preferred_port(REAL1), "13")
     assert int(node.spec.details["ram_bytes"]) > 1 << 28  # of /proc/meminfo, as on a phone
-    await until(lambda: the_lab.node("REAL1").condition is not None)
-    condition = the_lab.node("REAL1").condition
+    await until(lambda: the_lab.node(REAL1).condition is not None)
+    condition = the_lab.node(REAL1).condition
     assert (condition.level, condition.temperature_c, condition.charging) == (61.0, 30.5, True)
 
     await phone.die()
-    assert await until(lambda: the_lab.node("REAL1") is None) < 3.0
+    await until(lambda: the_lab.node(REAL1) is None)
     assert await the_lab.local_ports() == {}
 
 
 async def test_forwards_are_made_again_after_every_return(the_lab: Lab, phone: RealAdbd) -> None:
     await the_lab.server.link.connect(phone.address)
-    await until(lambda: the_lab.is_ready("REAL1"))
+    await until(lambda: the_lab.is_ready(REAL1))
     for _ in range(2):
         await phone.die()
-        await until(lambda: the_lab.node("REAL1") is None)
+        await until(lambda: the_lab.node(REAL1) is None)
         await phone.start()
         await the_lab.server.link.connect(phone.address)
-        await until(lambda: the_lab.is_ready("REAL1"))
-        assert await the_lab.local_ports() == {phone.address: [preferred_port("REAL1")]}
+        await until(lambda: the_lab.is_ready(REAL1))
+        assert await the_lab.local_ports() == {phone.address: [preferred_port(REAL1)]}
 
 
 async def test_a_dead_link_that_nobody_tells_of_is_found_and_its_return(the_lab: Lab, phone: RealAdbd) -> None:
     await the_lab.server.link.connect(phone.address)
-    await until(lambda: the_lab.is_ready("REAL1"))
+    await until(lambda: the_lab.is_ready(REAL1))
     phone.pause()
-    await until(lambda: the_lab.node("REAL1").status is NodeStatus.SILENT)
+    await until(lambda: the_lab.node(REAL1).status is NodeStatus.SILENT)
     assert (await the_lab.server.link.transports())[0].state == "device"
     phone.go_on()
-    await until(lambda: the_lab.is_ready("REAL1"))
+    await until(lambda: the_lab.is_ready(REAL1))
 
 
 async def test_files_are_pushed_as_to_a_phone(server: RealAdbServer, phone: RealAdbd, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ async def test_an_answer_goes_on_elsewhere_when_its_daemon_is_killed(server: Rea
     async with (
         FakePhone(SLOW) as one,
         FakePhone(SLOW) as two,
-        RealAdbd(tmp_path / "one", "REAL1", one.port) as first,
+        RealAdbd(tmp_path / "one", REAL1, one.port) as first,
         RealAdbd(tmp_path / "two", "REAL2", two.port) as second,
         running(values, {}, io.StringIO()) as gateway,
         served(gateway.app) as address,

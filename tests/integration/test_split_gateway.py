@@ -49,12 +49,12 @@ CHAT = {
 }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_the_default_model_over_two_budgets_serves_and_is_shown(tmp_path: Path) -> None:
     async with program(tmp_path, **SETTINGS) as gateway:
         await started(gateway)
-        reading = asyncio.create_task(gateway.end(280))
-        async with httpx.AsyncClient(base_url=gateway.address, timeout=200) as http:
+        reading = asyncio.create_task(gateway.end(800))
+        async with httpx.AsyncClient(base_url=gateway.address, timeout=600) as http:
             reply = await http.post("/api/chat", json=CHAT)
             assert "Paris" in reply.json()["message"]["content"], reply.text
             (node,) = (await http.get("/api/pipeline/status")).json()["nodes"]
@@ -63,7 +63,8 @@ async def test_the_default_model_over_two_budgets_serves_and_is_shown(tmp_path: 
         assert len(below) >= 3, "the node and its two workers"
         gateway.send(signal.SIGTERM)
         assert await reading in (0, -signal.SIGTERM)  # uvicorn ends by the signal that it was sent
-    assert not [pid for pid in below if is_alive(pid)]
+    while any(map(is_alive, below)):  # noqa: ASYNC110 - other processes: they see the end a moment later
+        await asyncio.sleep(0.05)
 
 
 def descendants(pid: int) -> list[int]:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager
 
@@ -22,15 +21,10 @@ from potluck import (
     Token,
 )
 from tests.fakes.phone import FakePhone, Fault, PhoneSettings, fake_fleet
+from tests.fakes.ports import free_port
 from tests.potluck.cli.terminal import CTRL_C, PATIENCE_SECONDS, Terminal, environment, run
 
 MODEL = "smollm2:135m"
-
-
-def free_port():
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.ports import free_port
 from tests.scripts.checkout import ROOT
 
 PATIENCE_SECONDS = 60.0
@@ -98,13 +99,6 @@ def start(checkout: Path) -> Iterator[Callable[..., Running]]:
         running.process.stdout.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -124,7 +118,7 @@ def _ask(port: int) -> dict[str, object]:
 def test_a_simulated_fleet_answers_and_ends_with_the_server(
     start: Callable[..., Running], checkout: Path, number: int
 ) -> None:
-    port = _free_port()
+    port = free_port()
     running = start("--demo-phones", "2", "--port", str(port))
     running.wait_until_ready()
     assert f"curl -X POST http://127.0.0.1:{port}/ask" in running.said

@@ -81,7 +81,7 @@ class Program:
                 return line
         raise AssertionError("\n".join([f"no {words!r} in the output:", *self.lines]))
 
-    async def end(self, timeout_seconds: float = 30.0) -> int:
+    async def end(self, timeout_seconds: float = 120.0) -> int:
         """Read what is left and wait for the end."""
         assert self.process.stderr is not None
         async with asyncio.timeout(timeout_seconds):

@@ -12,7 +12,7 @@ import pytest
 
 from server.api.invitations import qr_svg
 from tests.fakes.browser import Browser, Chromium, playwright
-from tests.server.api.gateway import gateway
+from tests.server.api.gateway import gateway, until
 from tests.server.dashboard_page import MARKUP, Drawer, page_of
 
 # The loop is the one that drives the browser of this file.
@@ -68,6 +68,7 @@ async def test_an_invitation_is_a_code_and_a_line_and_is_forgotten(chromium: Chr
         await browser.page.route("**/api/phones/invite", lambda route: held.append(route))
         await browser.page.keyboard.press("Enter")
         await browser.shows("#invite-news", "Making an invitation")
+        await until(lambda: held)  # the page says so before the browser has asked
         await browser.page.click("#invite-close")
         answer = await held[0].fetch()
         async with browser.page.expect_response("**/api/phones/invite"):
@@ -211,7 +212,7 @@ async def test_an_invitation_that_expires_goes_by_the_gateways_clock(chromium: C
     drawer = Drawer.in_folder(tmp_path)
 
     def soon(told: dict[str, Any]) -> None:
-        told["expires_at"] = datetime.fromtimestamp(time.time() + 3, UTC).isoformat()
+        told["expires_at"] = datetime.fromtimestamp(time.time() + 12, UTC).isoformat()
 
     async with page_of(chromium, drawer.page()) as browser:
         await browser.page.clock.set_system_time(datetime.now(UTC).timestamp() + 3600.0)  # the browser is ahead

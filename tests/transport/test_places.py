@@ -5,14 +5,9 @@ import socket
 
 import pytest
 
+from tests.fakes.ports import free_port
 from transport.errors import ConnectFailed
 from transport.places import Access, Place, _interleaved, reach
-
-
-def free_port():
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
 
 
 async def test_a_name_is_tried_at_all_its_addresses():

@@ -6,7 +6,6 @@ The fixtures at its end are those of every test that has to do with adb: the `co
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from server.adb.contacts import STEADY_SECONDS
+from server.adb.server_link import ANSWER_SECONDS
 from server.adb.tracker import AdbMode, AdbOptions, AdbTracker
 from server.backends import Backends
 from server.health import Health, ProbePace
@@ -24,7 +24,6 @@ from tests.fakes.adb_server import RealAdbServer, real_adb_server
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
 
-OWN = f"{os.getpid():X}"  # part of serials: phones of tests that run side by side shall not want one local port
 LocalPorts = dict[str, list[int]]  # of forwards, by the serial of their transport
 PATIENCE = 90.0  # of a test on a busy machine; what is promised in seconds is measured
 
@@ -101,10 +100,12 @@ async def following(
     probes: bool = True,
     pace: ProbePace | None = None,
     steady_seconds: float = STEADY_SECONDS,
+    patience_seconds: float = ANSWER_SECONDS,
     **more: object,
 ) -> AsyncIterator[AdbTracker]:
     """Tracker and probes over the registry."""
-    tracker = AdbTracker(registry, AdbOptions(mode, port=port, steady_seconds=steady_seconds), **more)
+    options = AdbOptions(mode, port=port, steady_seconds=steady_seconds, patience_seconds=patience_seconds)
+    tracker = AdbTracker(registry, options, **more)
     backends = Backends({})
     health = Health(registry, backends, pace or ProbePace())
     loops = [tracker.run, health.run] if probes else [tracker.run]
@@ -120,11 +121,9 @@ async def following(
 
 
 @asynccontextmanager
-async def following_server(
-    server: RealAdbServer, pace: ProbePace | None = None, steady_seconds: float = STEADY_SECONDS
-) -> AsyncIterator[Lab]:
+async def following_server(server: RealAdbServer, pace: ProbePace | None = None, **more: float) -> AsyncIterator[Lab]:
     registry = Registry()
-    async with following(registry, server.port, pace=pace, steady_seconds=steady_seconds) as tracker:
+    async with following(registry, server.port, pace=pace, **more) as tracker:
         yield Lab(server, registry, tracker)
 
 

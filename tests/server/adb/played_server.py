@@ -1,7 +1,8 @@
 """An adb server that is played: one phone, `S1`, whose Ollama answers; each question may be answered otherwise.
 
-`said[question] = bytes` (or a prefix of the question) takes the place of the good answer; HANG says nothing at all,
-CUT ends the connection. The real server is met in the other tests; this one does what that never does on request.
+`said[question] = bytes` (or a prefix of the question) takes the place of the good answer, a list those of the next
+ones; HANG says nothing at all, CUT ends the connection. The real server is met in the other tests; this one does what
+that never does on request.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class PlayedServer:
     def __init__(self) -> None:
         self.port = 0
         self.asked: list[str] = []
-        self.said: dict[str, bytes] = {}
+        self.said: dict[str, bytes | list[bytes]] = {}
         self.forwards: dict[str, str] = {}  # local -> the line of the list
         self._ended = asyncio.Event()
         self._good = {
@@ -64,8 +65,12 @@ class PlayedServer:
 
     def _answer(self, question: str) -> bytes:
         for start, answer in self.said.items():
-            if question.startswith(start):
+            if not question.startswith(start):
+                continue
+            if isinstance(answer, bytes):
                 return answer
+            if answer:
+                return answer.pop(0)
         _, _, rest = question.partition(":forward:norebind:")
         if rest:
             local, remote = rest.split(";")

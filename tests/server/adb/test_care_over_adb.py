@@ -99,7 +99,7 @@ async def test_a_phone_becomes_warm_and_hot_rests_cools_and_returns(
     hot_phone.services.tell_battery(celsius=36.0)
     await until(lambda: not ward.rests(HOT))
     assert ward.shares() == {HOT: 10, COOL: 10}
-    assert caplog.messages == [
+    assert [one.getMessage() for one in caplog.records if one.name == "server.rests"] == [
         f"the phone {ward.node(HOT).name} rests: hot: 43.2 °C, rests until 39 °C",
         f"the phone {ward.node(HOT).name} works again: it last told 36.0 °C, thermal status none, charged to 80 %",
     ]

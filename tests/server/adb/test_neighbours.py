@@ -15,9 +15,10 @@ from server.registry import NodeListed, NodeProbed, ProbeFailed, Registry
 from tests.fakes.adb_server import RealAdbServer
 from tests.fakes.adbd import FakeAdbd
 from tests.fakes.phone import FakePhone
-from tests.server.adb.lab import OWN, following, following_server, until, until_ports
+from tests.fakes.ports import own_serial
+from tests.server.adb.lab import following, following_server, until, until_ports
 
-SERIAL = f"NEIGHBOUR{OWN}"
+SERIAL = own_serial("NEIGHBOUR")
 OURS = preferred_port(SERIAL)
 
 

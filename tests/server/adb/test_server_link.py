@@ -33,7 +33,7 @@ async def answering(*pieces: bytes, hold: bool = False) -> AsyncIterator[tuple[S
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
-        yield ServerLink(port=server.sockets[0].getsockname()[1], patience=0.2), asked
+        yield ServerLink(port=server.sockets[0].getsockname()[1], patience=0.2 if hold else 60.0), asked
         ended.set()
         await asyncio.sleep(0.01)
 

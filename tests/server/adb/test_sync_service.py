@@ -48,7 +48,9 @@ async def test_a_phone_that_is_not_there_is_the_servers_own_sentence(server: Rea
 
 
 @asynccontextmanager
-async def saying(*pieces: bytes, read: int = 0, hold: bool = False) -> AsyncIterator[ServerLink]:
+async def saying(
+    *pieces: bytes, read: int = 0, hold: bool = False, patience: float = 60.0
+) -> AsyncIterator[ServerLink]:
     """A server that grants the sync service, reads so many bytes of it, says these and ends or holds on."""
     ended = asyncio.Event()
 
@@ -66,7 +68,7 @@ async def saying(*pieces: bytes, read: int = 0, hold: bool = False) -> AsyncIter
             writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield ServerLink(port=server.sockets[0].getsockname()[1], patience=0.3)
+        yield ServerLink(port=server.sockets[0].getsockname()[1], patience=patience)
         ended.set()
         await asyncio.sleep(0.01)
 
@@ -98,7 +100,7 @@ async def test_what_no_phone_says_is_an_error(said: bytes, words: str, file: Pat
 async def test_a_phone_that_takes_nothing_more_is_found(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.write_bytes(bytes(32 << 20))
-    async with saying(hold=True) as link:
+    async with saying(hold=True, patience=0.3) as link:
         with pytest.raises(AdbError, match="no answer within"):
             await push(link, HERE, large, THERE, lambda _: None)
         with pytest.raises(AdbError, match="no answer within"):
