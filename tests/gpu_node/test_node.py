@@ -27,12 +27,8 @@ from tests.fakes.tiny_model import write_tiny_model
 from tests.gpu_node.process import PATIENCE_SECONDS, client_of, command, environment, running
 
 
-def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    model = write_tiny_model(
-        tmp_path / "Tiny-Llama", max_position_embeddings=65_536, eos_token_id=5000
-    )  # which it never says
+def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "Tiny-Llama", max_position_embeddings=65_536)
     small = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "64MB"}
     with running(model, tmp_path, **small) as (process, event), client_of(event) as client:
         ports = {"port": event["port"], "relay_port": event["relay_port"]}
@@ -44,13 +40,13 @@ def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error_line
         answer = client.post("/api/generate", json=body).json()
         assert (answer["eval_count"], answer["done_reason"]) == (4, "length")
         assert client.get("/ready").status_code == 200
-        endless = {"model": "tiny-llama", "prompt": "the", "options": {"temperature": 2.0, "num_predict": -1}}
-        with client.stream("POST", "/api/generate", json=endless) as reply:
-            records = reply.iter_lines()
-            assert json.loads(next(records))["done"] is False
+        endless = {"model": "tiny-llama", "prompt": "the", "temperature": 2, "max_tokens": 60_000, "ignore_eos": True}
+        with client.stream("POST", "/v1/completions", json={**endless, "stream": True}) as reply:
+            lines = filter(None, reply.iter_lines())
+            assert json.loads(next(lines).removeprefix("data: "))["choices"][0]["finish_reason"] is None
             process.send_signal(signal.SIGTERM)
-            last = json.loads(list(records)[-1])
-        assert last == {"error": "the node is shutting down"}
+            last = list(lines)[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["message"] == "the node is shutting down"
         out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     assert out == "", "one line on stdout and no more"
