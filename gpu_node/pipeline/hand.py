@@ -19,6 +19,8 @@ from gpu_node.pipeline.orders import Busy, Done, Failed, Hello, Loaded, Progress
 from gpu_node.pipeline.process import WorkerProcess
 from gpu_node.pipeline.vital_signs import is_at_work
 
+# A process that dies hangs up first; on a busy machine its end is some way behind that.
+EXIT_SECONDS = 0.5
 Answer = Loaded | Taken | Done | Failed
 
 
@@ -145,7 +147,7 @@ class Hand:
             try:
                 said = control.receive()
             except LinkError as error:
-                self.process.wait(0.05)  # its exit tells more than the link's end
+                self.process.wait(EXIT_SECONDS)  # its exit tells more than the link's end
                 self.lose(str(error))
                 return
             with self._changed:

@@ -19,8 +19,10 @@ from contextlib import suppress
 from gpu_node.pipeline.births import CODEC, Birth
 from gpu_node.pipeline.process import KILLED_SECONDS, StartWorker, WorkerLog, WorkerProcess, WorkerWords
 
-# Between the end of a process and the word of the template how it ended.
-WORD_SECONDS = 0.5
+# What a process said last is read within this, however busy the machine; a child of it may hold its stderr for longer.
+LINES_SECONDS = 1.0
+# Between the end of a process and the word of the template how it ended, the last lines among it.
+WORD_SECONDS = 3.0
 log = logging.getLogger("gpu_node.pipeline")
 
 
@@ -53,7 +55,9 @@ class NursedWorker:
             self._pid, self._handle = pid, handle
             if self._killed:
                 self._strike()
-            else:
+            if self._over:  # nobody waits for it any more
+                os.close(handle)
+            elif not self._killed:
                 with suppress(OSError):  # it died at once; its end is told where it is waited for
                     os.write(self._input, self._words.token.encode() + b"\n")
             self._close_input()
@@ -72,7 +76,7 @@ class NursedWorker:
 
     def ended(self, code: int) -> None:
         """`code`: negative for a signal."""
-        self._log.join(WORD_SECONDS)
+        self._log.join(LINES_SECONDS)
         with self._changed:
             self._end(self._log.ending(code))
 
@@ -82,6 +86,7 @@ class NursedWorker:
             self._orphan = True
             if self._plain is None and self._handle is None:
                 self._end("its process was never started")
+            self._changed.notify_all()
 
     # For whoever asked for it
 
@@ -133,8 +138,8 @@ class NursedWorker:
     def _await_word(self) -> None:
         """The process is gone; how, only the template knows, and it may be gone itself."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._over, WORD_SECONDS):
-                self._end("its process ended")
+            self._changed.wait_for(lambda: self._over or self._orphan, WORD_SECONDS)
+            self._end("its process ended")  # unless more is known
 
     def _strike(self) -> None:
         assert self._handle is not None, "only who is born is struck"

@@ -49,8 +49,8 @@ BORN_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 # One that dies may have been somebody's mistake; several have a reason.
 MOST_TEMPLATES = 3
-# A template that is told to end gives its workers a moment.
-CLOSE_SECONDS = 3.0
+# A template that is told to end gives its workers a moment; one that takes longer than this is sick.
+CLOSE_SECONDS = 10.0
 # A process that dies hangs up first.
 DEATH_SECONDS = 0.2
 log = logging.getLogger("gpu_node.pipeline")
@@ -69,8 +69,10 @@ class Nursery:
         plainly: StartWorker = start_process,
         possible: bool = is_possible(),
         patience_seconds: float = BORN_SECONDS,
+        close_seconds: float = CLOSE_SECONDS,
     ) -> None:
-        self._command, self._plainly, self._patience = tuple(command), plainly, patience_seconds
+        self._command, self._plainly = tuple(command), plainly
+        self._patience, self._close_seconds = patience_seconds, close_seconds
         self._lock = threading.Lock()
         self._house: House | None = None
         self._closed, self._left = False, MOST_TEMPLATES if possible else 0
@@ -111,7 +113,7 @@ class Nursery:
             return None
         self._left -= 1
         try:
-            self._house = House(self._command, self._plainly, self._patience)
+            self._house = House(self._command, self._plainly, self._patience, self._close_seconds)
         except OSError as error:
             log.warning("Workers are started plainly: %s", error)
         return self._house
@@ -120,9 +122,11 @@ class Nursery:
 class House:
     """A running template and those who came of it."""
 
-    def __init__(self, command: Sequence[str], plainly: StartWorker, patience_seconds: float) -> None:
+    def __init__(
+        self, command: Sequence[str], plainly: StartWorker, patience_seconds: float, close_seconds: float
+    ) -> None:
         """Raises OSError."""
-        self._plainly, self._patience = plainly, patience_seconds
+        self._plainly, self._patience, self._close_seconds = plainly, patience_seconds, close_seconds
         self._environ = dict(os.environ)
         self._its_environ = {**surroundings(Device("cpu:0", "cpu", 0), os.environ), **CALM}
         self._line, its_line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -247,7 +251,7 @@ class House:
             self._workers.clear()
         self._line.close()
         try:
-            self._process.wait(CLOSE_SECONDS if self._closing or self.unfit else DEATH_SECONDS)
+            self._process.wait(self._close_seconds if self._closing or self.unfit else DEATH_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -257,4 +261,6 @@ class House:
             if not self._closing:
                 worker.start_plainly()
             worker.abandoned()
+            if self._closing:  # by the template, where it was well
+                worker.kill()
         self._log.join()

@@ -28,7 +28,7 @@ tell(asking="torch")
 """
 GOOD = "print('a word of a library', flush=True); tell(asking='cpu'); tell(device=CPU); tell(done=True)"
 PATIENT = ProbeTimes(60.0, 60.0)
-QUICK = ProbeTimes(60.0, 1.0)
+QUICK = ProbeTimes(60.0, 3.0)
 
 
 def run_of(tmp_path: Path, script: str, **more: Any) -> ProbeRun:
@@ -52,7 +52,7 @@ def test_a_driver_that_hangs_costs_its_device_only(tmp_path: Path) -> None:
         "tell(asking='cuda:1'); tell(device={**CARD, 'number': 1}); tell(done=True)"
     )
     found = probed(run_of(tmp_path, script, times=QUICK))
-    assert found == Findings((CPU, replace(CARD, number=1)), (LeftOut("cuda:0", "it did not answer within 1 s"),))
+    assert found == Findings((CPU, replace(CARD, number=1)), (LeftOut("cuda:0", "it did not answer within 3 s"),))
     assert [line.partition("--skip ")[2] for line in runs(tmp_path)] == ["", "cuda:0"]
 
 
@@ -79,7 +79,7 @@ def test_broken_output_is_told(tmp_path: Path) -> None:
             PATIENT,
             "ImportError: no torch",
         ),
-        ("time.sleep(600)", ProbeTimes(0.3, 0.3), "it did not answer within 0 s"),
+        ("time.sleep(600)", ProbeTimes(3.0, 3.0), "it did not answer within 3 s"),
         ("sys.exit(3)", PATIENT, "the probe ended while it asked, with code 3"),
     ],
 )

@@ -224,16 +224,17 @@ async def test_stopping_ends_running_and_waiting_requests_with_an_error() -> Non
 
 
 async def test_stopping_ends_those_who_wait_for_the_load() -> None:
-    gate = threading.Event()
+    gate, loading = threading.Event(), threading.Event()
     runner = ScriptedRunner()
 
     def load() -> ScriptedRunner:
+        loading.set()
         gate.wait(60)
         return runner
 
     engine = Engine(load)
     waiting = asyncio.create_task(engine.load())
-    await asyncio.sleep(0.01)
+    await until(loading)
     engine.stop()
     with pytest.raises(NodeStopping):
         await waiting

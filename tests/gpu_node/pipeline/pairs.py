@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,8 @@ ENDS = LinkEnds(0, 1, epoch=3)
 # Silence is the kernel's to measure; tests that wait for it wait so long.
 SILENCE_SECONDS = 0.08
 PATIENT = LinkSettings(frame_bytes=1 << 16, beat_seconds=1.0, silence_seconds=20.0)
-# Where heartbeats must keep something alive meanwhile, also on a loaded machine.
-BRISK = LinkSettings(frame_bytes=1 << 22, beat_seconds=0.02, silence_seconds=1.0)
+# Where heartbeats must keep something alive meanwhile; `Pulse` says whether they came in time.
+BRISK = LinkSettings(frame_bytes=1 << 22, beat_seconds=0.02, silence_seconds=0.4)
 HASTY = LinkSettings(frame_bytes=1 << 16, beat_seconds=0.02, silence_seconds=SILENCE_SECONDS)
 
 
@@ -72,3 +73,32 @@ def frame_bytes(data: bytes, sequence: int = 0, epoch: int = ENDS.epoch, **more:
 
 
 BEAT = pack_tensor_header(header(0), crc32)
+
+
+class Pulse(threading.Thread):
+    """Says BEAT again and again, and knows for how long it did not: a machine may stand still."""
+
+    def __init__(self, line: socket.socket, beat_seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._line, self._every = line, beat_seconds
+        self._longest, self._last, self._stop_it = 0.0, time.monotonic(), threading.Event()
+
+    @property
+    def longest_pause(self) -> float:
+        """Seconds; that of now among them."""
+        return max(self._longest, time.monotonic() - self._last)
+
+    def run(self) -> None:
+        while not self._stop_it.wait(self._every):
+            began = time.monotonic()
+            self._line.sendall(BEAT)
+            self._longest = max(self._longest, time.monotonic() - self._last)
+            self._last = began
+
+    def __enter__(self) -> Pulse:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_it.set()
+        self.join()

@@ -75,7 +75,7 @@ def test_a_neighbour_in_another_epoch_is_asked_again(tmp_path: Path) -> None:
 
 def test_a_neighbour_that_refuses_for_good_is_told_as_such(tmp_path: Path) -> None:
     with gate(tmp_path, "own") as own, Gate(str(tmp_path / "next"), "another token", RING_SETTINGS) as following:
-        epoch = Epoch(take(str(tmp_path / "next"), 0, 2, seconds=0.5))
+        epoch = Epoch(take(str(tmp_path / "next"), 0, 2, seconds=3.0))  # for the head to come, too
         with (
             beside(lambda: epoch.join(own, TOKEN)) as made,
             connected(str(tmp_path / "own"), LinkEnds(HEAD, 0, 3)),

@@ -77,10 +77,10 @@ def test_a_link_that_is_waited_on_is_left_to_its_receiver() -> None:
     with linked() as (left, right):
         heart.add(left)
         with beside(left.receive) as waiting:
-            while left.listen():  # until the thread has begun to receive, this says no
-                if left._receiving.locked():
-                    break
+            while not left._receiving.locked():
+                waiting.join(0.001)
             clock.now += SILENCE * 3
+            assert heart.tick() == ()
             right.beat()
             right.send(header(1), b"x")
         assert bytes(waiting.value.data) == b"x"

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from gpu_node.engine.step import Row, Step
 from gpu_node.pipeline.nursery import Nursery
 from gpu_node.pipeline.process import ChildWorker, WorkerWords
 from tests.fakes.tiny_model import write_tiny_model
-from tests.gpu_node.pipeline.worker_crowd import BLOCK, BLOCKS, TOKEN, Crowd, crowd, ring_of
+from tests.gpu_node.pipeline.worker_crowd import BLOCK, BLOCKS, TOKEN, Crowd, crowd, eventually, ring_of
 
 ROWS = (Row(1, (5, 6, 7, 8, 9), 0, (3, 9), "logits", 2),)
 # Importing torch takes seconds, on a machine with much to do some tens of them.
@@ -74,12 +75,21 @@ def await_end(*pids: int, within_seconds: float = END_SECONDS) -> bool:
     return True
 
 
+def descriptors(pid: int) -> dict[str, str]:
+    """What each is; but for those that are closed meanwhile."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found[entry.name] = os.readlink(entry)
+    return found
+
+
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
     """The real one, which imports for seconds, once."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
-    found = Nursery()
+    found = Nursery(patience_seconds=START_SECONDS)
     try:
         yield found
     finally:
@@ -137,8 +147,7 @@ def test_a_copy_has_nothing_of_others(nursery: Nursery, template: int, workers: 
     try:
         workers.admit(0, 1, within_seconds=START_SECONDS)
         for process in processes:
-            held = Path(f"/proc/{process.pid}/fd")
-            links = {entry.name: os.readlink(entry) for entry in held.iterdir()}
+            links = descriptors(process.pid or 0)
             assert links["0"].startswith("pipe:") and links["1"] == "/dev/null" and links["2"].startswith("pipe:")
             # The worker's own: its control link, its gate and what waits at it.
             assert not any(
@@ -149,7 +158,8 @@ def test_a_copy_has_nothing_of_others(nursery: Nursery, template: int, workers: 
             )
             assert TOKEN.encode() not in known
             assert Path(f"/proc/{process.pid}/comm").read_text() == "worker cpu:7\n"
-        assert len(list(Path(f"/proc/{template}/fd").iterdir())) == 6  # the line, and two handles
+        # The line, and two handles, once what it gave to them is closed and who came before is buried.
+        assert eventually(lambda: len(descriptors(template)) == 6)
         assert "Threads:\t1\n" in Path(f"/proc/{template}/status").read_text()
     finally:
         for process in processes:
@@ -213,9 +223,9 @@ def test_the_last_words_of_a_copy_are_the_reason_that_people_are_told() -> None:
 @pytest.mark.parametrize(
     ("does", "told"),
     [
-        ("line.send(births.CODEC.pack(Unfit('it has 3 threads'))); line.close()", "plainly"),
-        ("sys.exit(9)", "plainly"),
-        ("line.send(b'something else'); time.sleep(60)", "plainly"),
+        ("line.send(births.CODEC.pack(Unfit('it has 3 threads'))); line.recv(1)", "plainly"),
+        ("line.recv(1); sys.exit(9)", "plainly"),
+        ("line.recv(1); line.send(b'something else'); time.sleep(60)", "plainly"),
         ("line.send(births.CODEC.pack(Ready(0.1))); time.sleep(60)", "plainly"),
     ],
     ids=["threads", "dies", "raves", "freezes"],
@@ -233,7 +243,7 @@ def test_where_no_template_is_workers_are_started_plainly(does: str, told: str) 
 
 
 def test_a_template_that_dies_again_and_again_is_not_asked_any_more() -> None:
-    nursery = Nursery(pieces("sys.exit(9)"), Plain)
+    nursery = Nursery(pieces("line.recv(1); sys.exit(9)"), Plain)
     try:
         workers = [nursery.start(NOBODY)]
         for _ in range(3):
@@ -281,18 +291,34 @@ def test_workers_outlive_their_template() -> None:
         nursery.close()
 
 
-def test_who_is_killed_before_it_begins_ends_when_it_does() -> None:
-    nursery = Nursery(pieces("time.sleep(0.3)" + COPIES.format(then="time.sleep(60)")), Plain)
+def test_who_is_killed_before_it_begins_ends_when_it_does(tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    waits = f"while not os.path.exists({str(go_on)!r}): time.sleep(0.01)\n"
+    nursery = Nursery(pieces(waits + COPIES.format(then="time.sleep(60)")), Plain, patience_seconds=END_SECONDS)
     try:
         worker, other = nursery.start(NOBODY), nursery.start(NOBODY)
         worker.kill()
-        assert worker.wait(0.0) and worker.ending == "its process was killed by signal 9"
+        assert worker.wait(0.0) and worker.ending == "its process was killed by signal 9" and worker.pid is None
+        go_on.touch()
         while other.pid is None:
             other.wait(0.05)
-        assert await_end(worker.pid or 0)
+        assert worker.pid is not None and await_end(worker.pid)
     finally:
         nursery.close()
     assert await_end(other.pid, within_seconds=0.0)
+
+
+def test_workers_end_though_their_template_does_not() -> None:
+    """It is frozen when the node is closed, and ends nobody."""
+    nursery = Nursery(copying("time.sleep(60)"), Plain, close_seconds=0.1)
+    try:
+        worker = nursery.start(NOBODY)
+        while worker.pid is None:
+            worker.wait(0.05)
+        os.kill(nursery.pid or 0, signal.SIGSTOP)
+    finally:
+        nursery.close()
+    assert await_end(worker.pid, within_seconds=0.0) and worker.wait(0.0)
 
 
 HEAD = """
@@ -326,9 +352,9 @@ def test_a_node_that_is_killed_leaves_nothing(command: tuple[str, ...], waits: b
         sessions = {pid for pid in pids if pid}
         assert all(map(is_alive, sessions))
         node.kill()
-    left = of_sessions(sessions)
-    assert await_end(*left)
-    assert not [pid for pid in of_sessions(sessions) if is_alive(pid)]
+    deadline = time.monotonic() + END_SECONDS  # less than what hangs there hangs for
+    while left := [pid for pid in of_sessions(sessions) if is_alive(pid)]:
+        assert time.monotonic() < deadline and await_end(*left)
 
 
 def of_sessions(sessions: set[int]) -> list[int]:

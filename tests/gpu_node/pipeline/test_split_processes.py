@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def test_one_is_killed_another_freezes_and_the_last_goes_on(folder: Path, nurser
         frozen = pid_of(runner, "cpu:2")
         os.kill(frozen, signal.SIGSTOP)
         assert story.go(4) == expected
-        assert "has said nothing for 2." in lost_devices(fleet)[1]
+        assert re.search(r"has said nothing for \d+\.\d s", lost_devices(fleet)[1])
         assert not Path(f"/proc/{frozen}").exists()
         assert [stage.device for stage in runner.pipeline.stages] == ["cpu:0"] and len(story.changes) == 2
     finally:

@@ -47,11 +47,12 @@ async def test_devices_come_and_go_while_answers_are_written(folder: Path, alone
         await scene.after_steps(2)
         scene.fleet.add("cpu:64MiB")
         assert await asking == alone
+        await settled(lambda: scene.runner.pipeline.epoch == 2)
         asking = asyncio.gather(*(ids_of(engine, replace(request, cache_salt="2")) for request in REQUESTS))
         scene.fleet.remove("cpu:0")
         assert await asking == alone
         asking = asyncio.gather(*(ids_of(engine, replace(request, cache_salt="3")) for request in REQUESTS))
-        await settled(lambda: scene.fleet.find("cpu:0").state == "gone")
+        await settled(lambda: scene.fleet.find("cpu:0").state == "gone" and scene.runner.pipeline.epoch == 3)
         scene.fleet.ask("cpu:0")
         await settled(lambda: scene.runner.pipeline.epoch == 4)
         await asyncio.to_thread(scene.threads.kill, "cpu:2")

@@ -50,7 +50,7 @@ async def follow(link: Link, number: int, job: bytes, heard: Heard) -> None:
 
 
 def take(steps: threading.Semaphore) -> None:
-    assert steps.acquire(timeout=10), "a client cuts and comes again as long as it lacks something"
+    assert steps.acquire(timeout=60), "a client cuts and comes again as long as it lacks something"
 
 
 @pytest.mark.parametrize("seed", range(3))

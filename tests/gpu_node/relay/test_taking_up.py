@@ -53,8 +53,8 @@ async def test_an_answer_goes_on_while_nobody_is_connected_and_is_kept_until_it_
         heard = await hear(await link.open(request), most=1)
         await here.cut(link)
         script.go_on.set()
-        await until_true(lambda: not script.running)
         session = here.sessions.all[0]
+        await until_true(lambda: not script.running and not session.jobs.running)
         assert (session.state, len(session.jobs), session.jobs.running) == ("cut", 1, 0)
         for _ in range(2):  # also twice, when the end itself was lost
             link = await here.connect(session.key)
