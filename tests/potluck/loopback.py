@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from tests.fakes.ports import free_port
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -82,11 +84,11 @@ Respond = Callable[[Exchange], None]
 class Loopback:
     """`Loopback(respond)` in a `with` block; `url` is where it listens, `exchanges` what happened."""
 
-    def __init__(self, respond: Respond, port: int = 0) -> None:
+    def __init__(self, respond: Respond, port: int | None = None) -> None:
         self.respond = respond
         self.exchanges: list[Exchange] = []
         self._stop = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener = socket.create_server(("127.0.0.1", port or free_port()))
         self._listener.settimeout(0.05)
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -187,8 +187,10 @@ def test_a_cancelled_reader(server, loop_factory):
 def test_a_reader_that_runs_out_of_time(server):
     async def main():
         async with AsyncGateway(server.url) as gateway:
+            stream = gateway.stream("hi")
+            await anext(stream)  # else a slow machine might not have asked yet
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(gateway.stream("hi").finish(), 0.1)
+                await asyncio.wait_for(stream.finish(), 0.1)
             assert await all_left_async(server)
 
     assert finished(main) == []

@@ -51,7 +51,7 @@ async def test_figures_of_the_node():
     async with fake_relay_node() as node, relay_of(node) as relay:
         stats = await relay.stats()
         assert stats.values["slots"] == 4
-        assert 0 < await relay.ping() < 5
+        assert 0 < await relay.ping() < 60
 
 
 @pytest.mark.parametrize(
@@ -162,5 +162,5 @@ async def test_nodes_are_discovered():
     transport.close()
     assert (found.name, found.addresses, found.models) == ("attic", (("127.0.0.1", 8765),), ("tiny",))
     assert (found.free_bytes, found.total_bytes, found.load) == (5_000, 9_000, 0.5)
-    assert found.token_wanted and found.signed and found.seconds < 10
+    assert found.token_wanted and found.signed and found.seconds < 60
     assert AsyncRelay(found).place == "127.0.0.1:8765"

@@ -24,6 +24,15 @@ from server.seating import Seating, SeatingLimits
 from tests.fakes.phone import FakePhone
 
 MODEL = "smollm2:135m"
+# No fault of a phone is told by its silence here: the machine may stand still for seconds.
+PATIENT = PatienceLimits(
+    connect_seconds=60.0,
+    first_token_floor_seconds=60.0,
+    between_tokens_floor_seconds=60.0,
+    load_allowance_seconds=0.0,
+    ceiling_seconds=60.0,
+)
+# Where a phone does fall silent.
 QUICK = PatienceLimits(
     connect_seconds=2.0,
     first_token_floor_seconds=1.0,
@@ -139,7 +148,7 @@ async def gateway_over(
     strategy: Any = "weighted_round_robin",
     affinity: bool = True,
     seating: SeatingLimits | None = None,
-    patience: PatienceLimits = QUICK,
+    patience: PatienceLimits = PATIENT,
     breaker: BreakerLimits | None = None,
     budget: RetryBudget | None = None,
     aliases: dict[str, str] | None = None,

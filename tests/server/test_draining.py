@@ -119,7 +119,7 @@ def phone(tokens_per_second: float) -> FakePhone:
 
 async def test_sigterm_lets_streams_end_and_takes_nothing_new(tmp_path: Path):
     lines: list[dict[str, Any]] = []
-    async with phone(10) as slow, program(tmp_path, slow) as made, httpx.AsyncClient(timeout=60) as http:
+    async with phone(2) as slow, program(tmp_path, slow) as made, httpx.AsyncClient(timeout=60) as http:
         await started(made)
         asking = asyncio.create_task(told_by(http, made, lines, num_predict=20))
         await until(lambda: lines)
@@ -131,6 +131,7 @@ async def test_sigterm_lets_streams_end_and_takes_nothing_new(tmp_path: Path):
             assert refused.status_code == 503
         except httpx.TransportError:
             pass  # nobody listens any more
+        slow.settings.tokens_per_second = 1000  # all that had to happen in mid-answer has happened
         await asking
         await made.end()
     assert lines[-1]["done"] is True

@@ -15,10 +15,11 @@ from server.breaker import BreakerState
 from server.errors import AnswerBroken, DeadlineExceeded, ModelNotFound, NoNodes, QueueFull, RequestInvalid
 from server.exchange import Done, Queued, Token
 from server.nodes import NodeId
+from server.patience import PatienceLimits
 from server.retry import RetryBudget
 from server.seating import SeatingLimits
 from tests.fakes.phone import FakeModel, FakePhone, Fault, PhoneSettings, expected_answer, fake_fleet, verify_answer
-from tests.server.gateway_parts import MODEL, Answered, Bench, gateway_over, until
+from tests.server.gateway_parts import MODEL, PATIENT, QUICK, Answered, Bench, gateway_over, until
 
 BEFORE_THE_FIRST_TOKEN = {
     "refuse": Fault.refuse(),
@@ -47,8 +48,15 @@ IN_MID_ANSWER = {
 }
 
 
+WAITING = SeatingLimits(no_node_seconds=60.0)  # for a phone that comes back
+
+
 def settings(**changes: Any) -> PhoneSettings:
     return PhoneSettings(**{"burst": 1, "answer_tokens": (24, 40), **changes})
+
+
+def patience_with(fault: Fault) -> PatienceLimits:
+    return QUICK if fault.kind.startswith("hang") else PATIENT
 
 
 def assert_whole(bench: Bench, answered: Answered, request: Any, phone: PhoneSettings | None = None) -> None:
@@ -61,7 +69,7 @@ def assert_whole(bench: Bench, answered: Answered, request: Any, phone: PhoneSet
 
 @pytest.mark.parametrize("fault", BEFORE_THE_FIRST_TOKEN.values(), ids=BEFORE_THE_FIRST_TOKEN.keys())
 async def test_before_the_first_token_another_node_takes_it(fault: Fault) -> None:
-    async with fake_fleet(2, settings()) as phones, gateway_over(phones) as bench:
+    async with fake_fleet(2, settings()) as phones, gateway_over(phones, patience=patience_with(fault)) as bench:
         phones[0].fail(fault, paths="chat")
         request = bench.request()
         answered = await bench.ask(request)
@@ -75,7 +83,7 @@ async def test_before_the_first_token_another_node_takes_it(fault: Fault) -> Non
 @pytest.mark.parametrize("fault", IN_MID_ANSWER.values(), ids=IN_MID_ANSWER.keys())
 async def test_in_mid_answer_another_node_goes_on(fault: Fault, template: Any, version: str) -> None:
     phone = settings(version=version, template=template)
-    async with fake_fleet(2, phone) as phones, gateway_over(phones) as bench:
+    async with fake_fleet(2, phone) as phones, gateway_over(phones, patience=patience_with(fault)) as bench:
         phones[0].fail(fault, paths="chat")
         request = bench.request(options={"temperature": 0.7, "seed": 3})
         answered = await bench.ask(request)
@@ -214,7 +222,7 @@ async def test_the_clients_own_assistant_message_is_extended() -> None:
 
 async def test_delivered_tokens_renew_the_attempts() -> None:
     """Three phones that each die twice after three tokens: more failures than one outage allows, a whole answer."""
-    async with fake_fleet(3, settings()) as phones, gateway_over(phones) as bench:
+    async with fake_fleet(3, settings()) as phones, gateway_over(phones, seating=WAITING) as bench:
         for phone in phones:
             phone.fail(Fault.cut(3), paths=("chat", "generate"), times=2)
         request = bench.request()
@@ -243,7 +251,7 @@ async def test_the_fleets_retry_budget_stops_a_storm() -> None:
 
 
 async def test_busy_answers_cost_nothing_and_are_waited_out() -> None:
-    async with fake_fleet(1, settings()) as phones, gateway_over(phones) as bench:
+    async with fake_fleet(1, settings()) as phones, gateway_over(phones, seating=WAITING) as bench:
         phones[0].fail(Fault.too_many_requests("0.05"), paths="chat", times=4)
         request = bench.request()
         answered = await bench.ask(request)
@@ -310,8 +318,8 @@ async def test_a_late_binding_waits_for_the_free_node() -> None:
 
 
 async def test_a_deadline_ends_waiting_and_telling() -> None:
-    async with fake_fleet(1, settings(tokens_per_second=10)) as phones, gateway_over(phones) as bench:
-        first = asyncio.create_task(bench.ask(bench.request("one", deadline_seconds=1.2)))
+    async with fake_fleet(1, settings(tokens_per_second=4)) as phones, gateway_over(phones) as bench:
+        first = asyncio.create_task(bench.ask(bench.request("one", deadline_seconds=4.0)))
         second = asyncio.create_task(bench.ask(bench.request("two", deadline_seconds=0.2)))
         answered = await asyncio.gather(first, second)
         assert [type(one.failed.error) for one in answered] == [DeadlineExceeded, DeadlineExceeded]

@@ -18,6 +18,7 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[3]
 # How long a loaded machine may take to start Python; nothing waits this long unless it fails.
 PATIENCE_SECONDS = 60.0
+PRESS_SECONDS = 5.0  # a second Ctrl-C must not meet the command while it ends
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]")
 CTRL_C, CTRL_D = "\x03", "\x04"
 
@@ -62,9 +63,9 @@ class Terminal:
     def press_until(self, key: str, text: str) -> None:
         """Press until the text comes: Python's prompt overlooks a Ctrl-C in the moment in which it draws a letter."""
         self.type(key)
-        for _ in range(int(PATIENCE_SECONDS)):
+        for _ in range(int(PATIENCE_SECONDS / PRESS_SECONDS)):
             try:
-                self.wait_for(text, patience_seconds=1.0)
+                self.wait_for(text, patience_seconds=PRESS_SECONDS)
                 return
             except AssertionError:
                 self.type(key)

@@ -220,7 +220,7 @@ def test_at_a_terminal_there_is_a_bar_for_each_phone() -> None:
     def answer(exchange: Exchange) -> None:
         exchange.begin()
         exchange.record(*GOOD[:20], step("Attic", "pulling 17", 1_000_000))
-        held.wait(30.0)
+        held.wait(60.0)
         exchange.record(*GOOD[20:])
         exchange.end()
 
@@ -246,4 +246,4 @@ def test_ctrl_c_says_that_nothing_is_lost_and_hangs_up() -> None:
             seen.wait_for("Kitchen ━")
             seen.press_until(CTRL_C, "stopped; the phones keep what they have")
             assert seen.end() == 130
-        assert server.exchanges[0].left.wait(30.0)
+        assert server.exchanges[0].left.wait(60.0)

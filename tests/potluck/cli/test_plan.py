@@ -70,7 +70,7 @@ def test_speeds_give_a_plan_by_speed(folder: Path, tmp_path: Path) -> None:
     asked = ("-m", str(folder), "--strategy", "profiled", "--json", "-d")
     measured = plan(*asked, "cpu:64MiB@0.5,cpu:64MiB", cache=tmp_path)
     assert (measured.exit_code, measured.stderr) == (0, "")
-    assert 0 < json.loads(measured.stdout)["latency_seconds"] < 1
+    assert 0 < json.loads(measured.stdout)["latency_seconds"] < 60
     without = plan(*asked, "cpu:64MiB,cpu:64MiB,xpu:0:1GiB", cache=tmp_path)
     assert without.exit_code == 2
     assert "the speed of xpu:0, which could not be measured: state it, as in cpu:2GiB@1.0" in without.stderr
