@@ -28,7 +28,7 @@ from tests.gpu_node.process import PATIENCE_SECONDS, client_of, command, environ
 
 
 def test_it_announces_itself_serves_and_ends_a_running_stream_with_an_error(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "Tiny-Llama", max_position_embeddings=65_536)
+    model = write_tiny_model(tmp_path / "Tiny-Llama", max_position_embeddings=8192)
     small = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "64MB"}
     with running(model, tmp_path, **small) as (process, event), client_of(event) as client:
         ports = {"port": event["port"], "relay_port": event["relay_port"]}

@@ -41,7 +41,7 @@ from wire.messages_work import (
 )
 
 TOKEN = "a-token-that-nobody-guesses"
-SMALL = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "4MB", "VRM_API_TOKEN": TOKEN}
+SMALL = {"POTLUCK_NODE_MAX_RUNNING": "4", "POTLUCK_NODE_KV_MEMORY": "64MB", "VRM_API_TOKEN": TOKEN}
 TRUSTING = Access(TOKEN, trusting_context())
 
 
@@ -101,7 +101,7 @@ async def test_a_client_does_everything_over_tls_and_finds_it_again_after_a_rest
     tiny_folder: Path, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     """Two nodes one after the other for all of it: starting one takes seconds."""
-    other = files_of(write_tiny_model(tmp_path / "other", max_position_embeddings=2048, eos_token_id=0))
+    other = files_of(write_tiny_model(tmp_path / "other", max_position_embeddings=8192, eos_token_id=0))
     packed = await asyncio.to_thread(tiny_gguf.read_bytes)
     half = offer_of("half", {**other, "README.md": b"changed"})
     tls = ("--tls-certificate", str(NODE_PEM), "--name", "attic")
@@ -169,7 +169,7 @@ async def takes_a_packed_model_and_another_in_its_place(visit: Visit, packed: by
     assert await answer(link, greedy("packed", 4))
     await push(link, "packed", files)
     anew = await link.ask(Load("packed"))
-    assert isinstance(anew, Loaded) and anew.context_tokens == 2048, "it was loaded, and is another one now"
+    assert isinstance(anew, Loaded) and anew.context_tokens == 8192, "it was loaded, and is another one now"
     assert isinstance(await link.ask(Unload("packed")), Ack)
 
 
