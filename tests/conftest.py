@@ -37,6 +37,10 @@ GRACE_SECONDS = 20.0
 TASK_GRACE_SECONDS = 5.0
 LOOK_SECONDS = 0.01
 
+# Files that take half a minute each begin first, or one worker has them left while the others have nothing to do. xdist
+# would sort by the number of tests, so scripts/test tells it not to.
+LONG = ("phone_setup/", "integration/", "server/test_dashboard", "scripts/", "gpu_node/test_node", "gpu_node/test_rel")
+
 # Examples are the same in every run, however long one takes on a busy machine. Who looks for others says so:
 # `scripts/test --hypothesis-profile=search`.
 SLOW = (hypothesis.HealthCheck.too_slow,)
@@ -54,6 +58,11 @@ def pytest_configure() -> None:
     gc.disable()  # until all tests are collected: nothing of them is garbage, and going through them takes seconds
     if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already: read before anything imports torch
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    items.sort(key=lambda item: not item.path.relative_to(here).as_posix().startswith(LONG))
 
 
 def pytest_collection_finish() -> None:
