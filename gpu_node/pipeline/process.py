@@ -150,7 +150,10 @@ class ChildWorker:
     @property
     def ending(self) -> str:
         code = self._child.poll()
-        return "" if code is None else self._log.ending(code)
+        if code is None:
+            return ""
+        self._log.join()  # its last words come with its end, and are read a moment later
+        return self._log.ending(code)
 
     def kill(self) -> None:
         if self._child.poll() is None:

@@ -90,6 +90,19 @@ def test_a_process_that_ends_before_it_says_hello(folder: Path) -> None:
         assert lost.device == "cpu:1" and lost.detail == "its process ended with code 3: no luck today"
 
 
+class Talkative(ChildWorker):
+    command = (sys.executable, "-S", "-c", "import sys; sys.stderr.write('a word\\n' * 8000 + 'the last'); sys.exit(3)")
+
+
+def test_the_last_words_are_told_however_soon_it_is_asked() -> None:
+    """A process has ended before all that it wrote is read."""
+    (device,) = parse_devices("cpu:1GiB")
+    worker = Talkative(WorkerWords("/nowhere", 0, device, "token"))
+    while not (ending := worker.ending):
+        pass
+    assert ending == "its process ended with code 3: the last"
+
+
 class Ended(ChildWorker):
     command = (sys.executable, "-c", "import sys; print('no luck today', file=sys.stderr); sys.exit(3)")
 
