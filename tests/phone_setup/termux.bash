@@ -51,7 +51,7 @@ have() { ln -sf "$FAKE_STUBS/stub" "$FAKE/bin/$1"; }
 free_port() {
     local candidate
     while true; do
-        candidate=$((20000 + RANDOM % 12000))
+        candidate=$((12000 + RANDOM % 8000)) # neither the system's nor those of phones on cables
         if not is_open "$candidate"; then break; fi
     done
     echo "$candidate"
@@ -110,16 +110,16 @@ not() { if "$@" 2>/dev/null; then return 1; fi; }
 answers() (
     exec 4<>"/dev/tcp/127.0.0.1/$PORT" || exit 1
     printf 'GET /api/%s HTTP/1.0\r\n\r\n' "$1" >&4
-    IFS= read -r -d '' -t 3 said <&4 || true
+    IFS= read -r -d '' -t 20 said <&4 || true
     [[ $said == HTTP/1.?' 200 '* ]] && printf '%s\n' "$said"
 ) 2>/dev/null
 
 # An ended process may still be listed, but without its command line.
 is_running() { IFS= read -r -d '' _ <"/proc/$1/cmdline"; }
 
-# until_true COMMAND...: within half a minute, for a machine that is busy otherwise.
+# until_true COMMAND...: within a minute and a half, for a machine that is busy otherwise.
 until_true() {
-    local deadline=$((SECONDS + 30))
+    local deadline=$((SECONDS + 90))
     until "$@"; do
         [ "$SECONDS" -lt "$deadline" ] || return 1
         sleep 0.05

@@ -87,7 +87,7 @@ class Bench:
 
     async def probe(self, node_id: NodeId) -> None:
         node = self.registry.fleet.nodes[node_id]
-        report = await self.backends[node.spec.kind].probe(node.spec, 5.0)
+        report = await self.backends[node.spec.kind].probe(node.spec, 60.0)
         self.registry.emit(NodeProbed(node_id, report, 0.0))
 
     def request(self, prompt: str = "Tell me about the sea.", **changes: Any) -> AskRequest:
