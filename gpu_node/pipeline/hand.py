@@ -13,7 +13,7 @@ from typing import Any
 
 from gpu_node.devices import Device
 from gpu_node.pipeline.control import ControlLink
-from gpu_node.pipeline.errors import LinkError
+from gpu_node.pipeline.errors import LinkClosed, LinkError
 from gpu_node.pipeline.links import Link
 from gpu_node.pipeline.orders import Busy, Done, Failed, Hello, Loaded, Progress, Report, Taken
 from gpu_node.pipeline.process import WorkerProcess
@@ -147,7 +147,8 @@ class Hand:
             try:
                 said = control.receive()
             except LinkError as error:
-                self.process.wait(EXIT_SECONDS)  # its exit tells more than the link's end
+                if isinstance(error, LinkClosed):
+                    self.process.wait(EXIT_SECONDS)  # its exit tells more than the link's end
                 self.lose(str(error))
                 return
             with self._changed:
